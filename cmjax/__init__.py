@@ -1,0 +1,98 @@
+"""cmjax: few-step samplers for JAX. What optax is to optimizers, cmjax is to consistency models.
+
+    state = cmjax.cm.init(config, num_steps=2)
+    images = jax.jit(cmjax.generate, static_argnames="shape")(model, state, key, shape=(16, 28, 28, 1), cond=labels)
+
+Samplers: `cm` (consistency models), `tcd` (trajectory consistency distillation), `lcm` (latent consistency models).
+Everything loads on first use, so that `import cmjax` costs nothing, and samplers never import flax or optax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cmjax._version import __version__
+
+if TYPE_CHECKING:
+    from cmjax import (
+        curricula,
+        editing,
+        guidance,
+        io,
+        losses,
+        models,
+        parameterization,
+        plots,
+        samplers,
+        schedules,
+        training,
+        types,
+    )
+    from cmjax.io import Checkpoint, load, save
+    from cmjax.parameterization import consistency_fn
+    from cmjax.samplers import cm, lcm, tcd
+    from cmjax.samplers.base import Prediction, step
+    from cmjax.sampling import Trajectory, add_noise, generate, model_input, prior, sample, skip, trajectory
+
+__all__ = [
+    # samplers
+    "cm",
+    "tcd",
+    "lcm",
+    "samplers",
+    "schedules",
+    # the loop
+    "prior",
+    "add_noise",
+    "model_input",
+    "step",
+    "skip",
+    "sample",
+    "trajectory",
+    "generate",
+    "Prediction",
+    "Trajectory",
+    # around the loop
+    "guidance",
+    "editing",
+    # models and files
+    "load",
+    "save",
+    "Checkpoint",
+    "models",
+    "io",
+    "plots",
+    # training
+    "consistency_fn",
+    "parameterization",
+    "losses",
+    "curricula",
+    "training",
+    # words
+    "types",
+    "__version__",
+]
+
+_HOME = {
+    "samplers": ("cm", "tcd", "lcm"),
+    "samplers.base": ("Prediction", "step"),
+    "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "sample", "trajectory", "generate"),
+    "parameterization": ("consistency_fn",),
+    "io": ("Checkpoint", "load", "save"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"cmjax.{module}"), name)
+            break
+    else:
+        if name not in __all__:
+            raise AttributeError(f"module 'cmjax' has no attribute {name!r}")
+        value = importlib.import_module(f"cmjax.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

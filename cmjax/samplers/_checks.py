@@ -1,0 +1,53 @@
+"""The gate of `init`: values are checked here, on the host, and never inside a compiled step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cmjax._numerics import is_traced
+
+__all__ = ["concrete", "count_steps", "exactly_one", "strictly_decreasing"]
+
+
+def exactly_one(**options: Any) -> None:
+    """Raise ValueError unless one option, and only one, is given."""
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        names = list(options)
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise ValueError(f"Give exactly one of {listed}, got {' and '.join(given) or 'none'}.")
+
+
+def count_steps(num_steps: Any, limit: int, why: str) -> int:
+    """Check a number of steps against the size of the grid; `why` says where the limit comes from."""
+    try:
+        count = operator.index(num_steps)
+    except TypeError as error:
+        raise TypeError(f"num_steps must be an integer, got {num_steps!r}.") from error
+    if not 1 <= count <= limit:
+        raise ValueError(f"num_steps must be between 1 and {why}, got {count}.")
+    return count
+
+
+def concrete(name: str, values: Any) -> np.ndarray:
+    """Bring values to the host in float64, or say why that cannot be."""
+    if is_traced(values):
+        raise TypeError(f"{name} decides the shape of the path, so it must be concrete under jit, got {values}.")
+    return np.asarray(values, np.float64)
+
+
+def strictly_decreasing(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Check a path: at least one value, each below the one before. Returns f64[n]."""
+    path = np.asarray(values, np.float64)
+    if path.ndim != 1 or path.size == 0:
+        raise ValueError(f"{name} must be a list of at least one value, got shape {path.shape}.")
+    for i in range(1, path.size):
+        if not path[i] < path[i - 1]:
+            raise ValueError(
+                f"{name} must be strictly decreasing, but {name}[{i}] = {path[i]:.12g} follows {path[i - 1]:.12g}."
+            )
+    return path

@@ -1,0 +1,180 @@
+"""What every sampler is: a state with `predict` and `renoise`, and the one step that is made of them."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax._numerics import f32, is_traced, read
+from cmjax._random import flat_noise
+from cmjax._struct import Struct
+from cmjax.types import Array, Edit, Key
+
+__all__ = ["Prediction", "SamplerConfig", "SamplerState", "advance", "step"]
+
+
+class Prediction(NamedTuple):
+    """What a model says of a noisy x = alpha x0 + sigma eps.
+
+    Attributes:
+      x0: f32[B, *S], the clean estimate.
+      eps: f32[B, *S], the unit noise estimate.
+    """
+
+    x0: Array
+    eps: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """A `scheduler_config.json`: its keys and their defaults. Hashable; checked by `init`, where it is used.
+
+    Attributes:
+      scheduler: what the file calls the sampler.
+      extra: keys of the file that this config does not know, kept to be written back.
+    """
+
+    scheduler: ClassVar[str]
+
+    extra: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), repr=False)
+
+
+class SamplerState(Struct, abc.ABC):
+    """Where a sampler is on its path: tables, knobs, and the index of the next step. A pytree.
+
+    A leaf with an axis is a table along the path; a leaf without one is a knob. New values in a leaf never recompile.
+    Every method works at the current `index`, and gives NaN past the end of the path.
+
+    Attributes:
+      index: i32[], the next step, from 0.
+      timesteps: f32[n] or i32[n], what the network is told of each level.
+    """
+
+    index: Array
+    timesteps: Array
+
+    @property
+    def num_steps(self) -> int:
+        """The number of model calls on the whole path, n."""
+        return self.timesteps.shape[-1]
+
+    @property
+    def init_noise_sigma(self) -> Array:
+        """The standard deviation of the prior, f32[]."""
+        return jnp.ones((), jnp.float32)
+
+    @abc.abstractmethod
+    def rates(self) -> tuple[Array, Array]:
+        """The pair (alpha, sigma) now, f32[] each, with x = alpha x0 + sigma eps."""
+
+    def model_input(self, x: Array) -> tuple[Array, Array]:
+        """What the network is given now: x, scaled if need be, f[B, *S], and the timestep, f32[] or i32[]."""
+        return x, self.now(self.timesteps)
+
+    @abc.abstractmethod
+    def predict(self, model_out: Array, x: Array) -> Prediction:
+        """Read x0 and eps off the network's output and the x behind it, both f[B, *S]."""
+
+    @abc.abstractmethod
+    def renoise(self, pred: Prediction, z: Array) -> Array:
+        """Return to the next level with fresh noise z ~ N(0, I), f[B, *S]; on the last step its weight is exactly 0."""
+
+    def now(self, table: Array) -> Array:
+        """A table's entry for this step."""
+        return read(table, self.index)
+
+    def next(self, table: Array) -> Array:
+        """A table's entry for the step after this one."""
+        return read(table, self.index + 1)
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        if is_traced(self.index) or not isinstance(self.index, jax.Array | np.ndarray) or self.index.ndim:
+            return text
+        return text.replace("index=i32[]", f"index={int(self.index)}/{self.num_steps}", 1)
+
+
+# ---- one step --------------------------------------------------------------------------------------------------------
+
+StateT = TypeVar("StateT", bound=SamplerState)
+
+
+def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | None = None) -> tuple[StateT, Array]:
+    """Take one step: predict x0, edit it, return to the next noise level.
+
+    The model is the caller's: `x_in, t = model_input(state, x)`, then `model_out = model(x_in, t, cond)`.
+
+    Args:
+      state: where the path is now.
+      model_out: f[B, *S], what the network said of `model_input(state, x)`.
+      x: f[B, *S], the noisy sample now.
+      key: one key, or one for each image.
+      edit: x0 -> x0, applied to the (clipped) clean estimate; eps is then re-derived, so that the two still explain x.
+        The last step returns the edited x0.
+
+    Returns:
+      The pair (state, x): one step further, and the sample there, in x's dtype. Arithmetic is in float32.
+
+    Raises:
+      ValueError: model_out has not the shape of x, or there are neither one key nor as many as images.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
+      >>> state, x = step(state, jnp.zeros((1, 4)), jnp.ones((1, 4)), jax.random.key(0))
+      >>> state
+      CMState(index=1/2, timesteps=f32[2], sigmas=f32[3], sigma_data=f32[], s_noise=f32[], clip_denoised=True)
+    """
+    state, x, _ = advance(state, model_out, x, key, edit)
+    return state, x
+
+
+def advance(
+    state: StateT, model_out: Array, x: Array, key: Key, edit: Edit | None = None
+) -> tuple[StateT, Array, Prediction]:
+    """`step`, and the prediction that it used."""
+    _check_shapes(model_out, x)
+    pred = state.predict(model_out, x)
+    if edit is not None:
+        pred = _apply(edit, state, pred, x)
+    x_next = state.renoise(pred, _fresh_noise(state, key, x.shape))
+    if edit is not None:  # a path may end just above clean data; an edited picture is returned as it was edited
+        x_next = jnp.where(_is_last(state), pred.x0, x_next)
+    return state.replace(index=state.index + 1), x_next.astype(x.dtype), pred
+
+
+def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Prediction:
+    """Edit x0, and re-derive eps: the pair must still explain x."""
+    x0 = f32(edit(pred.x0))
+    if x0.shape != x.shape:
+        raise ValueError(f"edit returned shape {x0.shape} for x0 of shape {x.shape}; it must keep the shape.")
+    alpha, sigma = state.rates()
+    return Prediction(x0, (f32(x) - alpha * x0) / sigma)
+
+
+def _fresh_noise(state: SamplerState, key: Key, shape: tuple[int, ...]) -> Array:
+    """Draw z ~ N(0, I), f32[B, *S]; under `jit` not for the last step: its weight is 0 there, and drawing is dear."""
+    draw = partial(flat_noise, shape=shape)
+    if not is_traced(state.index):
+        return draw(key).reshape(shape)  # outside of jit a cond would be compiled anew at each call
+    drawn = jax.eval_shape(draw, key)  # both branches must agree, on the sharding too
+    return jax.lax.cond(_is_last(state), lambda _: jnp.zeros_like(drawn), draw, key).reshape(shape)
+
+
+def _is_last(state: SamplerState) -> Array:
+    return state.index == state.num_steps - 1
+
+
+def _check_shapes(model_out: Array, x: Array) -> None:
+    if model_out.shape == x.shape:
+        return
+    remedy = "the network must return the shape that it is given."
+    if model_out.shape[:-1] == x.shape[:-1] and model_out.shape[-1] == 2 * x.shape[-1]:
+        remedy = "a network with a learned variance returns twice the channels: pass on the first half."
+    raise ValueError(f"model_out has shape {model_out.shape} for x of shape {x.shape}; {remedy}")

@@ -1,0 +1,189 @@
+"""Consistency models (Song et al. 2023): jump from a noise level to clean data, add less noise, jump again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax import schedules
+from cmjax._numerics import f32, is_traced, safe_sqrt
+from cmjax._struct import static
+from cmjax.parameterization import c_in, c_noise, c_out, c_skip
+from cmjax.samplers._checks import concrete, count_steps, exactly_one, strictly_decreasing
+from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState
+from cmjax.types import Array
+
+__all__ = ["CMConfig", "CMState", "init"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CMConfig(SamplerConfig):
+    """The keys of a `CMStochasticIterativeScheduler`'s `scheduler_config.json`.
+
+    Attributes:
+      num_train_timesteps: N, the size of the Karras grid: 40 for distilled models, 201 or 151 for those trained alone.
+      sigma_min: the noise level at which a picture counts as clean; f(x, sigma_min) = x.
+      sigma_max: the noise level of the prior.
+      sigma_data: the standard deviation of the data that the preconditioning assumes.
+      s_noise: scale of the noise that is added between steps; 1 is the paper's.
+      rho: how strongly the grid crowds towards sigma_min.
+      clip_denoised: whether x0 is clipped to [-1, 1].
+    """
+
+    scheduler: ClassVar[str] = "CMStochasticIterativeScheduler"
+
+    num_train_timesteps: int = 40
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    s_noise: float = 1.0
+    rho: float = 7.0
+    clip_denoised: bool = True
+
+
+class CMState(SamplerState):
+    """The path of a consistency model; alpha is 1, so x = x0 + sigma eps.
+
+    Attributes:
+      sigmas: f32[n + 1], noise levels, descending; the last is sigma_min.
+      sigma_data: f32[].
+      s_noise: f32[].
+      clip_denoised: whether x0 is clipped to [-1, 1].
+    """
+
+    sigmas: Array
+    sigma_data: Array
+    s_noise: Array
+    clip_denoised: bool = static()
+
+    @property
+    def init_noise_sigma(self) -> Array:
+        """The path's first noise level, f32[]."""
+        return self.sigmas[0]
+
+    def rates(self) -> tuple[Array, Array]:
+        """(1, σ), f32[] each."""
+        return jnp.ones((), jnp.float32), self.now(self.sigmas)
+
+    def model_input(self, x: Array) -> tuple[Array, Array]:
+        """(c_in(σ) x, 250 ln σ): x at unit variance, f[B, *S], and the noise level as the network knows it, f32[]."""
+        x_in = c_in(self.now(self.sigmas), self.sigma_data) * f32(x)
+        return x_in.astype(x.dtype), self.now(self.timesteps)
+
+    def predict(self, model_out: Array, x: Array) -> Prediction:
+        """x0 = c_skip(σ) x + c_out(σ) F, clipped; ε = (x - x0) / σ. Each f32[B, *S]."""
+        model_out, x = f32(model_out), f32(x)
+        sigma, sigma_min = self.now(self.sigmas), self.sigmas[-1]
+        x0 = c_skip(sigma, self.sigma_data, sigma_min) * x + c_out(sigma, self.sigma_data, sigma_min) * model_out
+        if self.clip_denoised:
+            x0 = jnp.clip(x0, -1.0, 1.0)
+        return Prediction(x0, (x - x0) / sigma)
+
+    def renoise(self, pred: Prediction, z: Array) -> Array:
+        """Add noise, x' = x0 + s_noise √(σ'² - σ_min²) z, f32[B, *S]. At the end σ' = σ_min: exactly none."""
+        sigma, sigma_min = self.next(self.sigmas), self.sigmas[-1]
+        std = safe_sqrt((sigma - sigma_min) * (sigma + sigma_min))  # σ² - σ_min² would cancel to less than 0
+        return pred.x0 + self.s_noise * std * f32(z)
+
+
+def init(
+    config: CMConfig,
+    num_steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | Array | None = None,
+    s_noise: float | Array | None = None,
+) -> CMState:
+    """Plan the path of a consistency model. Give exactly one of num_steps, timesteps and sigmas.
+
+    Args:
+      config: the model's numbers.
+      num_steps: n in [1, N]; every ⌊N / n⌋-th point of the grid, from the noisiest.
+      timesteps: grid indices, strictly decreasing, in [0, N - 1]; index 0 is sigma_max, and it is written last:
+        `[22, 0]` visits sigma 80, then 1.38. Fractions lie between grid points.
+      sigmas: noise levels to visit, strictly decreasing, in [sigma_min, sigma_max]. May be traced, f32[n]: then
+        they are not checked.
+      s_noise: in place of the config's. May be traced.
+
+    Returns:
+      A state at index 0.
+
+    Raises:
+      ValueError: an argument is out of its range, or not exactly one of the three is given.
+      TypeError: num_steps is not an integer, or timesteps are traced.
+
+    Example:
+      >>> [f"{sigma:.4g}" for sigma in init(CMConfig(), timesteps=[22, 0]).sigmas]
+      ['80', '1.382', '0.002']
+
+    References:
+      Song et al. 2023, algorithm 1 and appendix C; Karras et al. 2022, equation 5.
+
+    Differs from diffusers:
+      The prior of `timesteps=[22]` has that level's sigma (there it stays sigma_max). Fractional timesteps are not
+      truncated. Sigmas may be given. The last step adds no noise at all, whatever sigma_min is.
+    """
+    exactly_one(num_steps=num_steps, timesteps=timesteps, sigmas=sigmas)
+    _check(config)
+    s_noise = config.s_noise if s_noise is None else s_noise
+    if not is_traced(s_noise) and not np.all(np.asarray(s_noise) >= 0):
+        raise ValueError(f"s_noise must not be negative, got {s_noise}.")
+    if is_traced(sigmas):
+        levels = f32(jnp.asarray(sigmas))
+        path, told = jnp.append(levels, jnp.float32(config.sigma_min)), c_noise(levels)
+    else:
+        levels = _levels(config, num_steps, timesteps, sigmas)
+        path, told = np.append(levels, config.sigma_min), schedules.sigma_to_timestep(levels)
+    return CMState(
+        index=jnp.zeros((), jnp.int32),
+        timesteps=f32(told),
+        sigmas=f32(path),
+        sigma_data=f32(config.sigma_data),
+        s_noise=f32(s_noise),
+        clip_denoised=config.clip_denoised,
+    )
+
+
+def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any) -> np.ndarray:
+    """The noise levels to visit, f64[n], from any of the three ways to say it."""
+    if sigmas is not None:
+        return _check_sigmas(config, strictly_decreasing("sigmas", concrete("sigmas", sigmas)))
+    size = config.num_train_timesteps
+    if num_steps is not None:
+        count = count_steps(num_steps, size, f"num_train_timesteps = {size}")
+        indices = np.arange(count) * (size // count)
+    else:
+        indices = strictly_decreasing("timesteps", concrete("timesteps", timesteps))[::-1]
+        if not 0 <= indices[0] <= indices[-1] <= size - 1:
+            bad = indices[0] if indices[0] < 0 else indices[-1]
+            raise ValueError(
+                f"timesteps must be grid indices in [0, {size - 1}] (num_train_timesteps = {size}), got {bad:.12g}."
+            )
+    return schedules.karras_sigmas(indices, size, config.sigma_min, config.sigma_max, config.rho)
+
+
+def _check_sigmas(config: CMConfig, sigmas: np.ndarray) -> np.ndarray:
+    lowest, highest = np.float32(config.sigma_min), np.float32(config.sigma_max)
+    if not lowest * (1 - 1e-6) <= sigmas[-1] <= sigmas[0] <= highest * (1 + 1e-6):  # room for float32 tables given back
+        bad = sigmas[0] if sigmas[0] > highest else sigmas[-1]
+        raise ValueError(
+            f"sigmas must lie in [sigma_min, sigma_max] = [{config.sigma_min:g}, {config.sigma_max:g}], got {bad:.12g}."
+        )
+    return sigmas
+
+
+def _check(config: CMConfig) -> None:
+    if not config.num_train_timesteps >= 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, got {config.num_train_timesteps}.")
+    if not 0 < config.sigma_min < config.sigma_max:
+        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {config.sigma_min:g} and {config.sigma_max:g}.")
+    for name in ("sigma_data", "rho"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name):g}.")
+
+
+Config, State = CMConfig, CMState

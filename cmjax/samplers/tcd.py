@@ -1,0 +1,149 @@
+"""Trajectory consistency distillation (Zheng et al. 2024): jump below the next level, then add fresh noise up to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax import schedules
+from cmjax._numerics import f32, is_traced, read, safe_sqrt
+from cmjax._struct import static
+from cmjax.parameterization import x0_eps
+from cmjax.samplers import _vp
+from cmjax.samplers.base import Prediction, SamplerState
+from cmjax.types import Array
+
+__all__ = ["TCDConfig", "TCDState", "init"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TCDConfig(_vp.VPConfig):
+    """The keys of a `TCDScheduler`'s `scheduler_config.json`: those of `VPConfig`.
+
+    Differs from diffusers:
+      `clip_sample`, `thresholding` and their numbers act as their documentation says; there TCD ignores them.
+    """
+
+    scheduler: ClassVar[str] = "TCDScheduler"
+
+
+class TCDState(SamplerState):
+    """The path of TCD. Each step lands at s, at or below the next timestep p, and is then noised up to p.
+
+    Attributes:
+      landings: i32[n], s for each step. eta lives here: to sweep it, `vmap` over `init`, or call it again.
+      alphas, sigmas: f32[n + 1], the rates at the timesteps, then at 0, where the path ends.
+      landing_alphas, landing_sigmas: f32[n], the rates at the landings.
+      prediction_type: what the network says.
+      bound: how x0 is kept in range.
+    """
+
+    landings: Array
+    alphas: Array
+    sigmas: Array
+    landing_alphas: Array
+    landing_sigmas: Array
+    prediction_type: str = static()
+    bound: _vp.Bound = static(default=_vp.Bound())
+
+    def rates(self) -> tuple[Array, Array]:
+        """(α_t, σ_t), f32[] each."""
+        return self.now(self.alphas), self.now(self.sigmas)
+
+    def predict(self, model_out: Array, x: Array) -> Prediction:
+        """x0 (bounded) and ε, f32[B, *S] each, from what the network says at t."""
+        x0, eps = x0_eps(self.prediction_type, f32(model_out), f32(x), *self.rates())
+        return Prediction(self.bound(x0), eps)
+
+    def land(self, pred: Prediction) -> Array:
+        """x_s = α_s x0 + σ_s ε: the sample at the landing time, before fresh noise. f32[B, *S]."""
+        return self.now(self.landing_alphas) * pred.x0 + self.now(self.landing_sigmas) * pred.eps
+
+    def renoise(self, pred: Prediction, z: Array) -> Array:
+        """x_p = r x_s + √(σ_p² - r² σ_s²) z with r = α_p / α_s, f32[B, *S]. Where s = p, exactly no noise is added."""
+        r = self.next(self.alphas) / self.now(self.landing_alphas)
+        sigma_p, sigma_s = self.next(self.sigmas), self.now(self.landing_sigmas)
+        std = safe_sqrt((sigma_p - r * sigma_s) * (sigma_p + r * sigma_s))
+        return r * self.land(pred) + std * f32(z)
+
+
+def init(
+    config: TCDConfig,
+    num_steps: int | None = None,
+    *,
+    eta: float | Sequence[float] | Array = 0.3,
+    timesteps: Sequence[int] | None = None,
+    original_inference_steps: int | None = None,
+    strength: float = 1.0,
+) -> TCDState:
+    """Plan the path of TCD. Give exactly one of num_steps and timesteps.
+
+    Args:
+      config: the model's numbers.
+      num_steps: n; that many points, evenly spread over the grid that the model was distilled on.
+      eta: η in [0, 1], the paper's γ: 0 is deterministic (DDIM), 1 lands at timestep 0 before it adds noise again. A
+        scalar, or one value per step; one per image through `vmap`. May be traced: then out of range gives NaN. The
+        landing s = ⌊(1 - η) p⌋ is exact for the number you pass: float32(0.3) is not 0.3, and may land one index away.
+      timesteps: in place of num_steps: strictly decreasing integers in [0, T - 1].
+      original_inference_steps: O, the size of the grid, in place of the config's; T gives every timestep.
+      strength: in (0, 1]; keeps the clean end of the grid, and still takes n steps. Of a path given by timesteps, it
+        keeps the last ⌊n · strength⌋. (`skip` instead drops the first steps of a path.)
+
+    Returns:
+      A state at index 0.
+
+    Raises:
+      ValueError: an argument or a number of the config is out of its range.
+      TypeError: num_steps is not an integer, or timesteps are traced.
+
+    Example:
+      >>> state = init(TCDConfig(), num_steps=4, eta=0.3)
+      >>> state.timesteps, state.landings
+      (Array([999, 759, 499, 259], dtype=int32), Array([531, 349, 181,   0], dtype=int32))
+
+    References:
+      Zheng et al. 2024, algorithm 4; Kim et al. 2024, algorithm 3 (γ-sampling, the same idea in noise levels).
+
+    Differs from diffusers:
+      An original_inference_steps passed here makes the grid that its documentation describes; the reference takes every
+      timestep then, whatever the number. Negative timesteps and a strength above 1 are refused.
+    """
+    alpha, sigma = _vp.rate_tables(config)
+    path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
+    _vp.check_noisy(path, sigma)
+    arrivals = np.append(path[1:], 0)
+    landings = _landings(eta, arrivals)
+    stops = np.append(path, 0)
+    return TCDState(
+        index=jnp.zeros((), jnp.int32),
+        timesteps=jnp.asarray(path, jnp.int32),
+        landings=landings,
+        alphas=f32(alpha[stops]),
+        sigmas=f32(sigma[stops]),
+        landing_alphas=read(f32(alpha), landings),
+        landing_sigmas=read(f32(sigma), landings),
+        prediction_type=config.prediction_type,
+        bound=_vp.bound(config),
+    )
+
+
+def _landings(eta: Any, arrivals: np.ndarray) -> Array:
+    """Land at s = ⌊(1 - η) p⌋, i32[n]; for a traced η out of range at -1, which reads as NaN."""
+    if np.shape(eta) not in ((), arrivals.shape):
+        raise ValueError(
+            f"eta must be a scalar or have one value per step, {arrivals.shape}, got shape {np.shape(eta)}."
+        )
+    if is_traced(eta):
+        eta = eta if eta.dtype == jnp.float64 else f32(eta)
+        return jnp.where((eta >= 0) & (eta <= 1), schedules.landing(eta, arrivals, jnp), -1)
+    values = np.asarray(eta, np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"eta must lie in [0, 1], got {eta}. (The TCD paper calls it gamma.)")
+    return jnp.asarray(schedules.landing(values, arrivals))
+
+
+Config, State = TCDConfig, TCDState

@@ -1,0 +1,263 @@
+"""Where models and samplers meet: the prior, the verbs of a hand-written loop, and the whole loop in one `lax.scan`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from cmjax._numerics import f32, is_traced
+from cmjax._random import has_key_per_image, noise
+from cmjax.samplers.base import SamplerState, advance, step
+from cmjax.types import Array, Cond, Edit, Key, ModelFn
+
+__all__ = ["Trajectory", "add_noise", "generate", "model_input", "prior", "sample", "skip", "step", "trajectory"]
+
+StateT = TypeVar("StateT", bound=SamplerState)
+
+
+class Trajectory(NamedTuple):
+    """Every step of a path.
+
+    Attributes:
+      x: f[n + 1, B, *S], the samples, from the start to the result.
+      x0: f32[n, B, *S], the clean estimate of each step, as edited.
+    """
+
+    x: Array
+    x0: Array
+
+
+# ---- the start -------------------------------------------------------------------------------------------------------
+
+
+def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Draw starting noise at the state's first noise level.
+
+    Args:
+      state: a path.
+      key: one key, or one for each image.
+      shape: (B, *S).
+      dtype: of the result.
+
+    Returns:
+      f[B, *S].
+
+    Raises:
+      ValueError: the number of keys is not the size of the batch.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=1)
+      >>> prior(state, jax.random.key(0), (1, 8, 8, 3)).std().round(-1)
+      Array(80., dtype=float32)
+    """
+    return (state.init_noise_sigma * noise(key, tuple(shape))).astype(dtype)
+
+
+def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
+    """Noise an image to the state's current level: alpha x0 + sigma z. Where image-to-image starts, after `skip`.
+
+    Args:
+      state: a path; its current level counts.
+      x0: f[B, *S], clean.
+      key: one key, one for each image, or the noise z itself, f[B, *S].
+
+    Returns:
+      f[B, *S], in the dtype of x0.
+
+    Raises:
+      TypeError: x0 is not of a float dtype.
+      ValueError: the noise has not the shape of x0, or the number of keys is not the size of the batch.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), sigmas=[3.0])
+      >>> add_noise(state, jnp.ones((1, 2)), jnp.ones((1, 2)))
+      Array([[4., 4.]], dtype=float32)
+    """
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise TypeError(f"x0 must be a float array (images in [-1, 1]), got {x0.dtype}.")
+    is_noise = jnp.issubdtype(key.dtype, jnp.floating)
+    if is_noise and key.shape != x0.shape:
+        raise ValueError(f"The noise has shape {key.shape} for x0 of shape {x0.shape}; they must be equal.")
+    z = f32(key) if is_noise else noise(key, x0.shape)
+    alpha, sigma = state.rates()
+    return (alpha * f32(x0) + sigma * z).astype(x0.dtype)
+
+
+def skip(state: StateT, k: int) -> StateT:
+    """Start the path at step k: num_steps - k steps are left, and the index is 0 again.
+
+    Args:
+      state: a path that has not been stepped.
+      k: a Python int in [0, num_steps - 1].
+
+    Returns:
+      A shorter path. `add_noise` then takes an image to its first level: image-to-image.
+
+    Raises:
+      TypeError: k is not a Python int: it changes shapes.
+      ValueError: k is out of range, or the state has already stepped.
+
+    Example:
+      >>> import cmjax
+      >>> skip(cmjax.lcm.init(cmjax.lcm.LCMConfig(), num_steps=4), 1).timesteps
+      Array([759, 499, 259], dtype=int32)
+    """
+    if not isinstance(k, int):
+        raise TypeError(f"k must be a Python int, since it changes shapes, got {type(k).__name__}.")
+    if not 0 <= k < state.num_steps:
+        raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
+    _refuse_used(state, "skip")
+    return jax.tree.map(lambda leaf: leaf[k:] if leaf.ndim else leaf, state)
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def model_input(state: SamplerState, x: Array) -> tuple[Array, Array]:
+    """What the network is given now.
+
+    Args:
+      state: where the path is now.
+      x: f[B, *S], the noisy sample.
+
+    Returns:
+      The pair (x_in, t): x, scaled if the sampler says so, f[B, *S], and the timestep, f32[] (cm) or i32[] (tcd, lcm).
+
+    Example:
+      >>> import cmjax
+      >>> _, t = model_input(cmjax.tcd.init(cmjax.tcd.TCDConfig(), num_steps=4), jnp.zeros((1, 2)))
+      >>> t
+      Array(999, dtype=int32)
+    """
+    return state.model_input(x)
+
+
+def sample(
+    model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond = None, *, edit: Edit | None = None
+) -> Array:
+    """Walk the whole path. Equal to the loop by hand over `jax.random.split(key, state.num_steps)`.
+
+    Args:
+      model: a callable pytree `model(x, t, cond)`.
+      state: a path at index 0.
+      x: f[B, *S], noisy: from `prior` or `add_noise`.
+      key: one key, or one for each image.
+      cond: passed on to the model: any pytree, or None.
+      edit: x0 -> x0, a callable pytree, applied at each step.
+
+    Returns:
+      f[B, *S], the sample at the end of the path, in x's dtype.
+
+    Raises:
+      ValueError: the state has already stepped, shapes disagree, or the number of keys is not the size of the batch.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
+      >>> sample(lambda x, t, cond: jnp.zeros_like(x), state, jnp.zeros((1, 2)), jax.random.key(0)).shape
+      (1, 2)
+    """
+    x, _ = _walk(model, state, x, key, cond, edit, keep=False)
+    return x
+
+
+def trajectory(
+    model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond = None, *, edit: Edit | None = None
+) -> Trajectory:
+    """Walk the whole path as `sample` does, and keep every step.
+
+    Args:
+      model: as for `sample`.
+      state: as for `sample`.
+      x: as for `sample`.
+      key: as for `sample`.
+      cond: as for `sample`.
+      edit: as for `sample`.
+
+    Returns:
+      x: f[n + 1, B, *S], from the start to the result; and x0: f32[n, B, *S], the clean estimates.
+
+    Raises:
+      ValueError: as `sample`.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
+      >>> trajectory(lambda x, t, cond: jnp.zeros_like(x), state, jnp.zeros((1, 5)), jax.random.key(0)).x.shape
+      (3, 1, 5)
+    """
+    _, kept = _walk(model, state, x, key, cond, edit, keep=True)
+    return Trajectory(jnp.concatenate([x[None], kept[0]]), kept[1])
+
+
+def generate(
+    model: ModelFn,
+    state: SamplerState,
+    key: Key,
+    shape: tuple[int, ...],
+    cond: Cond = None,
+    *,
+    edit: Edit | None = None,
+) -> Array:
+    """Draw from the prior and walk the whole path: noise in, pictures out.
+
+    Equal to `k_x, k_z = jax.random.split(key)`, then `sample(model, state, prior(state, k_x, shape), k_z, cond)`.
+
+    Args:
+      model: a callable pytree `model(x, t, cond)`.
+      state: a path at index 0.
+      key: one key, or one for each image: then image i depends on key i only, whatever the batch and the devices.
+      shape: (B, *S).
+      cond: passed on to the model: any pytree, or None.
+      edit: x0 -> x0, a callable pytree, applied at each step.
+
+    Returns:
+      f32[B, *S].
+
+    Raises:
+      ValueError: as `sample`.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=1)
+      >>> generate(lambda x, t, cond: jnp.ones_like(x), state, jax.random.key(0), (2, 3)).shape
+      (2, 3)
+    """
+    k_x, k_z = _split(key, 2)
+    return sample(model, state, prior(state, k_x, shape), k_z, cond, edit=edit)
+
+
+def _walk(
+    model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond, edit: Edit | None, *, keep: bool
+) -> tuple[Array, Any]:
+    _refuse_used(state, "sample")
+
+    def body(carry, key):
+        state, x = carry
+        x_in, t = state.model_input(x)
+        state, x, pred = advance(state, model(x_in, t, cond), x, key, edit)
+        return (state, x), (x, pred.x0) if keep else None
+
+    (_, x), kept = jax.lax.scan(body, (state, x), _split(key, state.num_steps))
+    return x, kept
+
+
+def _split(key: Key, n: int) -> Key:
+    """Split one key, or each image's, into n: key[n] or key[n, B]."""
+    if has_key_per_image(key):
+        return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(key)
+    return jax.random.split(key, n)
+
+
+def _refuse_used(state: SamplerState, verb: str) -> None:
+    """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
+    if not is_traced(state.index) and (jnp.asarray(state.index) != 0).any():
+        raise ValueError(
+            f"{verb} starts at the first step, but this state is at index {state.index} of {state.num_steps}: "
+            "call init again, or drop the first steps of a fresh state with skip."
+        )
