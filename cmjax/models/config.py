@@ -1,0 +1,226 @@
+"""Network configs: what a diffusers `UNet2DModel` config.json says, as one frozen dataclass.
+
+Field names and defaults are the file's keys; an option that the network here does not have is refused by name,
+before any weight is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["UNetConfig"]
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Describe a `UNet`; names and defaults are the keys of a diffusers `UNet2DModel` config.json.
+
+    Args:
+      sample_size: Pixels a side (or height and width) the network is meant for; the network takes any size that its
+        downsampling divides.
+      in_channels: Channels of x.
+      out_channels: Channels of the output.
+      center_input_sample: Give the network 2 x - 1 in place of x.
+      time_embedding_type: How t is shown to the network: "positional" (sines and cosines of t), "fourier" (of
+        random frequencies of ln t, and the output is divided by t), or "learned" (a table over integer t).
+      time_embedding_dim: Width of the time embedding; None means 4 x block_out_channels[0].
+      freq_shift: Subtracted from the number of frequencies when they are spaced (positional).
+      flip_sin_to_cos: Cosines first (positional).
+      down_block_types: One block per level, from fine to coarse: "DownBlock2D", "AttnDownBlock2D" or
+        "ResnetDownsampleBlock2D".
+      mid_block_type: "UNetMidBlock2D" or None.
+      up_block_types: One block per level, from coarse to fine: "UpBlock2D", "AttnUpBlock2D" or
+        "ResnetUpsampleBlock2D".
+      block_out_channels: Channels of each level, from fine to coarse.
+      layers_per_block: Residual blocks per level on the way down (one more on the way up).
+      mid_block_scale_factor: The mid block's sums are divided by it.
+      downsample_padding: Padding of the strided convolution: 1 on every side, or 0 for one row at the bottom and
+        one column at the right.
+      downsample_type: How an "AttnDownBlock2D" halves the picture: "conv" or "resnet".
+      upsample_type: How an "AttnUpBlock2D" doubles it: "conv" or "resnet".
+      dropout: Rate of the dropout inside every residual block; it acts only when the network is given a key.
+      act_fn: Activation of the residual blocks: "silu" ("swish"), "mish", "gelu" or "relu".
+      attention_head_dim: Channels of one attention head; None means a single head.
+      norm_num_groups: Groups of every group norm.
+      attn_norm_num_groups: Groups of the mid attention's norm; None means norm_num_groups, and with
+        resnet_time_scale_shift="scale_shift" it means that the mid attention has no norm at all.
+      norm_eps: Epsilon of every group norm.
+      resnet_time_scale_shift: "default" (the time embedding is added) or "scale_shift" (it scales and shifts).
+      add_attention: Whether the mid block has attention.
+      class_embed_type: None (a table of num_class_embeds rows, if that is given), "timestep" (the class is a number,
+        embedded as t is) or "identity" (the condition is already an embedding).
+      num_class_embeds: Number of classes, or None for an unconditional network.
+      num_train_timesteps: Rows of the learned time table.
+
+    Raises:
+      ValueError: An option is not supported or two options contradict each other.
+
+    Example:
+      >>> config = UNetConfig(block_out_channels=(32, 64), norm_num_groups=8,
+      ...                     down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+      ...                     up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+      >>> config.downsampling
+      2
+      >>> UNetConfig.from_dict(config.to_dict()) == config
+      True
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str | None = "conv"
+    upsample_type: str | None = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # JSON has lists; a hashable config has tuples
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        self._check_choices()
+        self._check_sizes()
+
+    def _check_choices(self):
+        choices: dict[str, tuple[Any, ...]] = {
+            "time_embedding_type": ("positional", "fourier", "learned"),
+            "mid_block_type": ("UNetMidBlock2D", None),
+            "downsample_type": ("conv", "resnet", None),
+            "upsample_type": ("conv", "resnet", None),
+            "downsample_padding": (0, 1),
+            "act_fn": ACTIVATIONS,
+            "resnet_time_scale_shift": ("default", "scale_shift"),
+            "class_embed_type": (None, "timestep", "identity"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {_list(allowed)}, got {getattr(self, name)!r}.")
+        for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            for block in getattr(self, name):
+                if block not in allowed:
+                    raise ValueError(f"{name} may hold {_list(allowed)}, got {block!r}.")
+        if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
+            raise ValueError("time_embedding_type='learned' needs num_train_timesteps, the rows of its table.")
+
+    def _check_sizes(self):
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels or levels == 0:
+                raise ValueError(
+                    f"{name} must have one entry for each of the {levels} block_out_channels, "
+                    f"got {len(getattr(self, name))}."
+                )
+        positive = {"in_channels": self.in_channels, "out_channels": self.out_channels}
+        positive |= {"layers_per_block": self.layers_per_block, "norm_num_groups": self.norm_num_groups}
+        positive |= {f"block_out_channels[{i}]": c for i, c in enumerate(self.block_out_channels)}
+        for name in ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim"):
+            if getattr(self, name) is not None:
+                positive[name] = getattr(self, name)
+        for name, value in positive.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")
+        for i, channels in enumerate(self.block_out_channels):
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels[{i}] = {channels} must be a multiple of norm_num_groups = "
+                    f"{self.norm_num_groups}."
+                )
+            if self.attention_head_dim is not None and channels < self.attention_head_dim:
+                raise ValueError(
+                    f"attention_head_dim = {self.attention_head_dim} is more than block_out_channels[{i}] = {channels}."
+                )
+        half = self.block_out_channels[0] // 2
+        if self.time_embedding_type == "positional" and self.freq_shift >= half:
+            raise ValueError(
+                f"freq_shift = {self.freq_shift} must be less than the {half} frequencies (half of the first of "
+                "block_out_channels)."
+            )
+        groups = self.attn_norm_num_groups
+        if groups is not None and self.block_out_channels[-1] % groups:
+            raise ValueError(
+                f"block_out_channels[-1] = {self.block_out_channels[-1]} must be a multiple of attn_norm_num_groups = "
+                f"{groups}."
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """The factor between the finest and the coarsest level: heights and widths must be multiples of it."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def time_width(self) -> int:
+        """Width of the time embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes a condition."""
+        return self.class_embed_type is not None or self.num_class_embeds is not None
+
+    @property
+    def mid_attention_groups(self) -> int | None:
+        """Groups of the mid attention's norm, or None where it has no norm."""
+        if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
+            return self.norm_num_groups
+        return self.attn_norm_num_groups
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> UNetConfig:
+        """Read the content of a diffusers config.json.
+
+        Args:
+          d: The file's mapping. Keys that begin with an underscore are diffusers' own bookkeeping and are skipped.
+
+        Returns:
+          The config.
+
+        Raises:
+          ValueError: The file is for another class, has a key that is not an option of `UNet2DModel`, or asks for
+            something that is not supported.
+        """
+        kind = d.get("_class_name", "UNet2DModel")
+        if kind != "UNet2DModel":
+            raise ValueError(f"the network's config.json is for {kind}; cmjax reads UNet2DModel.")
+        options = {k: v for k, v in d.items() if not k.startswith("_")}
+        unknown = sorted(options.keys() - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"the network's config.json has unknown options: {', '.join(unknown)}.")
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the mapping of a diffusers config.json: every option, lists for tuples, and the class name."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {"_class_name": "UNet2DModel", **options}
+
+
+def _list(allowed: tuple[Any, ...]) -> str:
+    return ", ".join(repr(a) for a in allowed)

@@ -1,0 +1,86 @@
+"""Embeddings: how the time and the class are shown to a network."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax._numerics import f32, read
+from cmjax.types import Array
+
+__all__ = ["ClassEmbedding", "FourierProjection", "TimestepEmbedding", "positional"]
+
+
+def positional(t: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Array:
+    """Embed times as sines and cosines of `dim // 2` frequencies between 1 and 1 / 10000.
+
+    omega_i = 10000^(-i / (dim // 2 - freq_shift)), and the embedding is (cos omega t, sin omega t).
+
+    Args:
+      t: Times, f32[B]; negative and fractional ones are as good as any.
+      dim: Width of the embedding; an odd one ends in a zero.
+      flip_sin_to_cos: Cosines first.
+      freq_shift: Subtracted from the number of frequencies when they are spaced.
+
+    Returns:
+      f32[B, dim].
+
+    Example:
+      >>> positional(jnp.zeros(1), 4).tolist()
+      [[1.0, 1.0, 0.0, 0.0]]
+
+    References:
+      Ho et al., Denoising Diffusion Probabilistic Models, 2020, appendix B; Vaswani et al., 2017, section 3.5.
+    """
+    half = dim // 2
+    omega = np.exp(-math.log(10000.0) * np.arange(half) / (half - freq_shift)).astype(np.float32)
+    phase = f32(t)[:, None] * omega[None, :]
+    waves = [jnp.cos(phase), jnp.sin(phase)] if flip_sin_to_cos else [jnp.sin(phase), jnp.cos(phase)]
+    return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, dim % 2)))
+
+
+class FourierProjection(nnx.Module):
+    """Embed ln t as sines and cosines of random, fixed frequencies.
+
+    (sin(2 pi w ln t), cos(2 pi w ln t)) with w ~ N(0, 16^2) drawn once. The frequencies are stored with the weights,
+    and no gradient reaches them.
+
+    References:
+      Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix C.2; Tancik et al., 2020, section 4.
+    """
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (dim,)))
+
+    def __call__(self, t: Array) -> Array:
+        """Embed t f32[B], above 0, to f32[B, 2 dim]."""
+        w = jax.lax.stop_gradient(self.weight[...])
+        phase = jnp.log(f32(t))[:, None] * w[None, :] * (2 * math.pi)
+        return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two linear layers with a SiLU between them, always in float32: times reach 1e3, and bfloat16 has three digits."""
+
+    def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
+        self.linear_1 = nnx.Linear(dim, width, rngs=rngs)
+        self.linear_2 = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, emb: Array) -> Array:
+        """Map f32[B, dim] to f32[B, width]."""
+        return self.linear_2(jax.nn.silu(self.linear_1(emb)))
+
+
+class ClassEmbedding(nnx.Module):
+    """A table with one row for each class (or each time); a row that does not exist is NaN."""
+
+    def __init__(self, num: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num, width)))
+
+    def __call__(self, index: Array) -> Array:
+        """Map i32[B] to f32[B, width]."""
+        return read(self.embedding[...], index)

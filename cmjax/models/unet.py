@@ -1,0 +1,200 @@
+"""The network: a UNet in flax.nnx on NHWC pictures, built from a diffusers `UNet2DModel` config."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax._numerics import f32, is_traced
+from cmjax.models.blocks import DownBlock, MidBlock, UpBlock
+from cmjax.models.config import UNetConfig
+from cmjax.models.embeddings import ClassEmbedding, FourierProjection, TimestepEmbedding, positional
+from cmjax.models.layers import Dtype, GroupNorm, conv, dropout_keys
+from cmjax.types import Array, Key
+
+__all__ = ["UNet"]
+
+
+class UNet(nnx.Module):
+    """A UNet of residual and attention blocks; `unet(x, t, cond)` is a `ModelFn`.
+
+    It computes what diffusers' `UNet2DModel` computes, with channels last. Dropout is functional: it acts exactly when
+    the call is given a key, so there is no training mode and no state of random numbers. Three sets of initial weights
+    are zero (the end of every residual block and attention, and of the network), unlike in diffusers: a new network
+    returns 0.
+
+    Args:
+      config: What to build.
+      rngs: Keys of the initial weights.
+      dtype: Of convolutions and matrix products. Weights are stored in float32; norms, softmax, activations and the
+        time embedding are computed in float32.
+
+    Example:
+      >>> config = UNetConfig(in_channels=1, out_channels=1, block_out_channels=(8, 16), norm_num_groups=4,
+      ...                     down_block_types=("DownBlock2D", "AttnDownBlock2D"), num_class_embeds=10,
+      ...                     up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1)
+      >>> unet = UNet(config, rngs=nnx.Rngs(0))
+      >>> unet(jnp.ones((2, 8, 8, 1)), jnp.float32(3.0), jnp.array([1, 7])).shape
+      (2, 8, 8, 1)
+
+    References:
+      Ronneberger et al., U-Net, 2015; Ho et al., Denoising Diffusion Probabilistic Models, 2020, appendix B;
+      Dhariwal and Nichol, Diffusion Models Beat GANs, 2021, section 3.
+    """
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, dtype: Dtype = jnp.float32):
+        self.config = config
+        self.dtype = dtype
+        channels = config.block_out_channels
+        self.conv_in = conv(config.in_channels, channels[0], dtype=dtype, rngs=rngs)
+        self._make_embeddings(config, rngs)
+        last = len(channels) - 1
+        self.down_blocks = nnx.List(
+            [
+                DownBlock(config, kind, channels[max(i - 1, 0)], channels[i], halve=i < last, dtype=dtype, rngs=rngs)
+                for i, kind in enumerate(config.down_block_types)
+            ]
+        )
+        self.mid_block = MidBlock(config, dtype=dtype, rngs=rngs) if config.mid_block_type is not None else None
+        rising = channels[::-1]
+        self.up_blocks = nnx.List(
+            [
+                UpBlock(
+                    config,
+                    kind,
+                    rising[max(i - 1, 0)],
+                    rising[min(i + 1, last)],
+                    rising[i],
+                    double=i < last,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i, kind in enumerate(config.up_block_types)
+            ]
+        )
+        self.conv_norm_out = GroupNorm(channels[0], config.norm_num_groups, eps=config.norm_eps)
+        self.conv_out = conv(channels[0], config.out_channels, zero=True, dtype=dtype, rngs=rngs)
+
+    def _make_embeddings(self, config: UNetConfig, rngs: nnx.Rngs):
+        width = config.block_out_channels[0]
+        self.time_proj = _time_projection(config, rngs)
+        width = 2 * width if config.time_embedding_type == "fourier" else width
+        self.time_embedding = TimestepEmbedding(width, config.time_width, rngs=rngs)
+        if config.class_embed_type == "timestep":
+            self.class_embedding = TimestepEmbedding(width, config.time_width, rngs=rngs)
+        elif config.class_embed_type is None and config.num_class_embeds is not None:
+            self.class_embedding = ClassEmbedding(config.num_class_embeds, config.time_width, rngs=rngs)
+        else:
+            self.class_embedding = None
+
+    def _time(self, t: Array) -> Array:
+        """Show times f[B] to the network: f32[B, D]."""
+        c = self.config
+        if isinstance(self.time_proj, FourierProjection):
+            return self.time_proj(t)
+        if isinstance(self.time_proj, ClassEmbedding):
+            return self.time_proj(t.astype(jnp.int32))
+        return positional(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
+
+    def _embed(self, t: Array, cond: Array | None) -> Array:
+        """The sum of the time's and the class's embedding: f32[B, E]."""
+        emb = self.time_embedding(self._time(t))
+        if cond is None:
+            return emb
+        if isinstance(self.class_embedding, ClassEmbedding):
+            return emb + self.class_embedding(cond)
+        if isinstance(self.class_embedding, TimestepEmbedding):
+            return emb + self.class_embedding(self._time(cond))
+        return emb + f32(cond)
+
+    def __call__(self, x: Array, t: Array, cond: Array | None = None, *, key: Key | None = None) -> Array:
+        """Compute the network's output.
+
+        Args:
+          x: f[B, H, W, in_channels], with H and W multiples of `config.downsampling`.
+          t: What the network is told of the noise: f[] or f[B].
+          cond: Class labels, i32[B] or i32[] for all; or what `config.class_embed_type` says. None exactly for an
+            unconditional network. A traced label out of range gives NaN.
+          key: A key for the dropout; None for none.
+
+        Returns:
+          f[B, H, W, out_channels] in the dtype of x.
+
+        Raises:
+          ValueError: A shape does not fit, a condition is missing or not wanted, or a concrete label is out of range.
+        """
+        x_dtype, t = x.dtype, jnp.asarray(t)
+        _check_x(self.config, x, t)
+        cond = _check_cond(self.config, cond, x.shape[0])
+        t = jnp.broadcast_to(t, x.shape[:1])
+        emb, keys = self._embed(t, cond), dropout_keys(key, self.config.dropout)
+        h = 2 * x - 1 if self.config.center_input_sample else x
+        h = self.conv_in(h)
+        skips = [h]
+        for down in self.down_blocks:
+            h, more = down(h, emb, keys)
+            skips += more
+        if self.mid_block is not None:
+            h = self.mid_block(h, emb, keys)
+        for up in self.up_blocks:
+            h = up(h, emb, skips, keys)
+        h = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        if self.config.time_embedding_type == "fourier":
+            h = f32(h) / f32(t)[:, None, None, None]
+        return h.astype(x_dtype)
+
+
+def _time_projection(config: UNetConfig, rngs: nnx.Rngs) -> FourierProjection | ClassEmbedding | None:
+    """The layer that first sees t, where it has weights."""
+    if config.time_embedding_type == "fourier":
+        return FourierProjection(config.block_out_channels[0], rngs=rngs)
+    if config.time_embedding_type == "learned":
+        assert config.num_train_timesteps is not None  # UNetConfig has refused this
+        return ClassEmbedding(config.num_train_timesteps, config.block_out_channels[0], rngs=rngs)
+    return None
+
+
+def _check_x(config: UNetConfig, x: Array, t: Array):
+    if x.ndim != 4 or x.shape[-1] != config.in_channels:
+        raise ValueError(
+            f"x must have shape (batch, height, width, {config.in_channels}), got {x.shape}; channels come last."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must hold floating-point numbers, got {x.dtype}.")
+    factor = config.downsampling
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"x must have a height and width that are multiples of {factor} (the network halves them "
+            f"{len(config.block_out_channels) - 1} times), got {x.shape[1]} x {x.shape[2]}."
+        )
+    if t.shape not in ((), x.shape[:1]):
+        raise ValueError(f"t must have shape () or ({x.shape[0]},) for x of shape {x.shape}, got {t.shape}.")
+
+
+def _check_cond(config: UNetConfig, cond: Array | None, batch: int) -> Array | None:
+    """Refuse what does not fit the network; broadcast one label over the batch."""
+    if not config.conditional:
+        if cond is not None:
+            raise ValueError("cond must be None: the network is unconditional (its num_class_embeds is None).")
+        return None
+    if cond is None:
+        raise ValueError(f"cond is missing: the network is conditional (num_class_embeds = {config.num_class_embeds}).")
+    value = cond
+    cond = jnp.asarray(cond)
+    shape = (batch, config.time_width) if config.class_embed_type == "identity" else (batch,)
+    if cond.shape not in (shape, shape[1:]):
+        raise ValueError(f"cond must have shape {shape} or {shape[1:]} for a batch of {batch}, got {cond.shape}.")
+    if config.class_embed_type is None:
+        if not jnp.issubdtype(cond.dtype, jnp.integer):
+            raise ValueError(f"cond must hold integer class labels, got {cond.dtype}.")
+        if not is_traced(value):
+            _check_range(np.asarray(value), config.num_class_embeds or 0)
+    return jnp.broadcast_to(cond, shape)
+
+
+def _check_range(labels: np.ndarray, num: int):
+    wrong = labels[(labels < 0) | (labels >= num)]
+    if wrong.size:
+        raise ValueError(f"class labels must lie in 0 ... {num - 1} (num_class_embeds = {num}), got {wrong[0]}.")

@@ -1,0 +1,200 @@
+"""Wrappers: anything that computes becomes a `Network`, a `ModelFn` that crosses `jit` as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from cmjax.types import Array, Cond
+
+__all__ = ["Network", "from_function", "from_linen", "from_nnx"]
+
+
+class Network:
+    """A network as a callable pytree, `network(x, t, cond)`; made by `from_nnx`, `from_linen` or `from_function`.
+
+    It flattens to one tuple of arrays and one static object whose hash is known, so passing it through `jit` costs
+    about what passing a tuple costs. `jax.grad`, `jax.tree.map` and optax work on it as on any pytree. Two networks
+    wrapped from equal definitions share one compilation.
+    """
+
+    __slots__ = ("_leaves", "_spec")
+
+    def __init__(self, leaves: tuple[Any, ...], spec: _Spec):
+        self._leaves, self._spec = leaves, spec
+
+    @property
+    def module(self) -> Any:
+        """The nnx module, made anew and holding these very arrays; the linen module; or the function."""
+        spec = self._spec
+        return nnx.merge(spec.definition, self.params) if spec.run is _run_nnx else spec.definition
+
+    @property
+    def params(self) -> Any:
+        """The parameters as the tree they came in: an nnx `State`, linen variables, or what the function takes."""
+        return jax.tree.unflatten(self._spec.treedef, self._leaves)
+
+    def __call__(self, x: Array, t: Array, cond: Cond = None, **options: Any) -> Array:
+        """Compute the output.
+
+        Args:
+          x: f[B, *S].
+          t: what the network is told of the noise, f[] or f[B].
+          cond: any pytree, or None.
+          **options: go to the module or function; a `key=` becomes linen's "dropout" stream.
+
+        Returns:
+          f[B, *S].
+        """
+        return self._spec.run(self._spec.definition, self.params, x, t, cond, **options)
+
+    def __repr__(self) -> str:
+        size = sum(getattr(leaf, "size", 0) for leaf in self._leaves)
+        return f"Network({self._spec.title}, {size:,} parameters)"
+
+
+class _Spec:
+    """What a network is apart from its arrays: static, compared by value, with its hash computed once."""
+
+    __slots__ = ("_hash", "definition", "names", "run", "title", "treedef")
+
+    def __init__(self, run: Callable[..., Array], definition: Any, params: Any, title: str):
+        try:
+            definition_hash = hash(definition)
+        except TypeError as error:
+            raise TypeError(f"{title} must be hashable to cross jit ({error}); give it tuples for lists.") from error
+        flat, self.treedef = jax.tree_util.tree_flatten_with_path(params)
+        self.names = tuple(_name(path) for path, _ in flat)
+        self.run, self.definition, self.title = run, definition, title
+        self._hash = hash((definition_hash, self.treedef))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, _Spec) or self._hash != other._hash or self.run is not other.run:
+            return False
+        return self.treedef == other.treedef and self.definition == other.definition
+
+
+# The keyed flattening serves error messages and masks by name; the plain one is what every jitted call pays for.
+jax.tree_util.register_pytree_with_keys(
+    Network,
+    lambda n: (tuple(zip(map(jax.tree_util.GetAttrKey, n._spec.names), n._leaves, strict=True)), n._spec),
+    lambda spec, leaves: Network(tuple(leaves), spec),
+    lambda n: (n._leaves, n._spec),
+)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """`down_blocks.0.conv1.kernel`; an nnx Variable adds no word of its own."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def _network(run: Callable[..., Array], definition: Any, params: Any, title: str) -> Network:
+    return Network(tuple(jax.tree.leaves(params)), _Spec(run, definition, params, title))
+
+
+def from_nnx(module: nnx.Module) -> Network:
+    """Wrap a flax.nnx module that is called as `module(x, t, cond)`.
+
+    The leaves are the module's arrays: for a `UNet` exactly its parameters. A module in the style of nnx, with
+    `nnx.Dropout` or `nnx.BatchNorm` inside, should be in eval mode: a call changes nothing outside itself, so random
+    streams would repeat and statistics would be forgotten (and integer counters among the leaves stop `jax.grad`).
+
+    Args:
+      module: the module; it is copied in structure, and its arrays are shared.
+
+    Returns:
+      The network. `network.module` is the module again.
+
+    Raises:
+      TypeError: the module holds something that has no hash.
+
+    Example:
+      >>> from flax import nnx
+      >>> class Net(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.linear = nnx.Linear(3, 3, rngs=rngs)
+      ...     def __call__(self, x, t, cond=None):
+      ...         return self.linear(x)
+      >>> from_nnx(Net(nnx.Rngs(0)))
+      Network(Net, 12 parameters)
+    """
+    graphdef, state = nnx.split(module)
+    return _network(_run_nnx, graphdef, state, type(module).__name__)
+
+
+def _run_nnx(graphdef: Any, state: Any, *inputs: Any, **options: Any) -> Array:
+    return nnx.merge(graphdef, state)(*inputs, **options)
+
+
+def from_linen(module: Any, variables: Any) -> Network:
+    """Wrap a flax.linen module whose `__call__` is `(x, t, cond)`.
+
+    Args:
+      module: the module; static, so it must be hashable, as linen modules are.
+      variables: what `module.init` returned, all collections; the leaves.
+
+    Returns:
+      The network. A call with `key=` gives the module its "dropout" stream, and `self.has_rng("dropout")` tells it so.
+
+    Raises:
+      TypeError: the module has no hash, or variables are not what `init` returns.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn
+      >>> class Net(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, t, cond=None):
+      ...         return nn.Dense(3)(x)
+      >>> variables = Net().init(jax.random.key(0), jnp.ones((1, 3)), jnp.zeros(()))
+      >>> from_linen(Net(), variables)(jnp.ones((2, 3)), jnp.zeros(())).shape
+      (2, 3)
+    """
+    if not hasattr(variables, "keys"):
+        raise TypeError(f"variables must be the mapping that module.init returned, got {type(variables).__name__}.")
+    return _network(_run_linen, module, variables, type(module).__name__)
+
+
+def _run_linen(module: Any, variables: Any, *inputs: Any, key: Any = None, **options: Any) -> Array:
+    return module.apply(variables, *inputs, rngs=None if key is None else {"dropout": key}, **options)
+
+
+def from_function(fn: Callable[..., Array], params: Any = None) -> Network:
+    """Wrap a function `fn(params, x, t, cond)`, or `fn(x, t, cond)` where there are no parameters.
+
+    Args:
+      fn: the function; static, so use the same function object to share a compilation. Arrays that it closes over
+      are constants of the compiled program: give them as params if they may change.
+      params: any pytree of arrays, the leaves; None for none.
+
+    Returns:
+      The network. A `key=` goes on to the function.
+
+    Raises:
+      TypeError: fn is not callable or has no hash.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> net = from_function(lambda w, x, t, cond: w * x, params=jnp.float32(2.0))
+      >>> float(net(jnp.float32(3.0), jnp.float32(0.0)))
+      6.0
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function of (params, x, t, cond), got {type(fn).__name__}.")
+    title = getattr(fn, "__name__", type(fn).__name__)
+    return _network(_run_function if params is None else _run_with_params, fn, params, title)
+
+
+def _run_function(fn: Callable[..., Array], _: None, *inputs: Any, **options: Any) -> Array:
+    return fn(*inputs, **options)
+
+
+def _run_with_params(fn: Callable[..., Array], params: Any, *inputs: Any, **options: Any) -> Array:
+    return fn(params, *inputs, **options)
