@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 __all__ = ["load_unet_weights", "read_safetensors", "unet_tensors", "write_safetensors"]
 
@@ -64,8 +64,10 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
       tensors: The tensors by name.
       path: The file; it is replaced.
     """
-    # The metadata is what diffusers looks for to know that the layout is PyTorch's.
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    # The metadata is what diffusers looks for to know that the layout is PyTorch's. (`save_file` makes files that only
+    # their owner may read, whatever the umask; written by Python they are like any other.)
+    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    Path(path).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
@@ -84,7 +86,9 @@ def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         value = np.asarray(variable[...])
-        tensors[_file_name(path)] = value.transpose(_TO_FILE[value.ndim]) if path[-1] == "kernel" else value
+        if path[-1] == "kernel":
+            value = np.ascontiguousarray(value.transpose(_TO_FILE[value.ndim]))  # safetensors writes memory as it lies
+        tensors[_file_name(path)] = value
     return tensors
 
 

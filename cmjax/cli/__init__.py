@@ -1,0 +1,221 @@
+"""The command `cmjax sample | train | inspect`: what may be said to it, and what to say when it is said wrongly.
+
+Arguments are parsed before JAX is imported, so `--help` and mistakes are answered at once. Each command is one file
+beside this one, with a function `run(args)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cmjax._version import __version__
+from cmjax.cli.errors import UsageError
+
+__all__ = ["main", "parser"]
+
+_DEFAULT_MODEL = "fashion-mnist-cm"
+_SAMPLERS = ("cm", "tcd", "lcm")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+_SAMPLE_EXAMPLES = """\
+examples:
+  cmjax sample                                    8 images of each class in 2 steps, to samples.png
+  cmjax sample --steps 1 --seed 7                 one step, other images
+  cmjax sample --labels Sneaker Bag 4 --num 30    ten each of three classes, by name or number
+  cmjax sample --timesteps 22 0                   two noise levels by hand (cm: 0 is the noisiest)
+  cmjax sample --sampler tcd --steps 4 --eta 0.3  another sampler on the same model
+  cmjax sample --trajectory                       every step of every image, side by side
+  cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
+  cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
+
+Image i depends on the seed and on i alone, its label included: more images, another batch size
+or more devices change none of those that were there before.
+"""
+
+_TRAIN_EXAMPLES = """\
+examples:
+  cmjax train fashion.npz --out runs/fashion        arrays images u8[N, H, W] and labels
+  cmjax train photos/ --out runs/photos             a folder of images, or one folder a class
+  cmjax train photos/ --out runs/photos --resume    go on where the run stopped
+  cmjax sample --model runs/fashion/model           draw from what was trained
+
+The run's folder holds model/ (what `cmjax sample --model` takes), samples/ (a grid at every
+checkpoint), run.json (network and recipe), log.jsonl, and checkpoint.safetensors (what --resume
+goes on from, to the same bits as a run that never stopped).
+"""
+
+_INSPECT_EXAMPLES = """\
+examples:
+  cmjax inspect                                     the model inside the package
+  cmjax inspect checkpoints/mine --steps 4          its configs, parameters, and the path of four steps
+  cmjax inspect --sampler tcd --steps 4 --eta 0.3   where TCD lands at each step
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message[:1].lower() + message[1:]
+        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('.') else '.'} See {self.prog} --help.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command's argument parser.
+
+    Example:
+      >>> parser().parse_args(["sample", "--steps", "4"]).steps
+      4
+    """
+    top = _Parser(prog="cmjax", description="Draw images in a few steps with JAX, and train models that can.")
+    top.add_argument("--version", action="version", version=f"cmjax {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, text: str, examples: str) -> argparse.ArgumentParser:
+        formatter = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=text, description=f"{text}.", epilog=examples, formatter_class=formatter)
+
+    _add_sample(command("sample", "Draw images from a model in one compiled call", _SAMPLE_EXAMPLES))
+    _add_train(command("train", "Train a consistency model on images", _TRAIN_EXAMPLES))
+    _add_inspect(
+        command("inspect", "Show a model's configs, its size, and the path a sampler takes", _INSPECT_EXAMPLES)
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+      argv: the arguments without the program's name; None for those of the process.
+
+    Returns:
+      The exit status: 0; 2 for a mistake in what was asked, after one sentence on standard error; 130 when interrupted.
+    """
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit as stop:  # --help, --version, or a mistake: argparse has said all
+        return int(stop.code or 0)
+    try:
+        importlib.import_module(f"cmjax.cli.{args.command}").run(args)
+    except UsageError as error:
+        print(f"cmjax {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cmjax {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone: no more of it, and no complaint at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _add_path_options(command: argparse.ArgumentParser) -> None:
+    """Add what says which sampler takes which path."""
+    command.add_argument("--sampler", choices=_SAMPLERS, help="default: the one the model was made for")
+    path = command.add_mutually_exclusive_group()
+    path.add_argument("--steps", type=_count, metavar="N", help="model calls for an image (default 2)")
+    path.add_argument(
+        "--timesteps",
+        type=_numbers,
+        nargs="+",
+        metavar="T",
+        help="the path by hand, strictly decreasing; for cm, indices of the grid of noise levels",
+    )
+    command.add_argument(
+        "--eta", type=float, metavar="E", help="tcd only: 0 deterministic ... 1 fresh noise (default 0.3)"
+    )
+
+
+def _add_sample(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        default=_DEFAULT_MODEL,
+        metavar="M",
+        help="a folder, a model of the package, or a hub id (default %(default)s)",
+    )
+    _add_path_options(command)
+    command.add_argument(
+        "--labels", nargs="+", metavar="L", help="classes by name or number (default: all, or the first ten)"
+    )
+    command.add_argument("--num", type=_count, metavar="N", help="images in all (default: 8 of each class)")
+    command.add_argument("--batch", type=_count, metavar="B", help="images computed at once (default: up to 128)")
+    command.add_argument("--seed", type=_seed, default=0, metavar="S", help="which images (default %(default)s)")
+    command.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="what the network computes in (default %(default)s)"
+    )
+    command.add_argument(
+        "--out",
+        default="samples.png",
+        metavar="FILE",
+        help="a .png grid, an .npz of arrays, or a folder of .png files (default %(default)s)",
+    )
+    command.add_argument(
+        "--trajectory", action="store_true", help="show x0 after every step: each image becomes a strip"
+    )
+    command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument("data", metavar="DATA", help="an .npz file of images (and labels), or a folder of images")
+    command.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
+    command.add_argument("--steps", type=_count, metavar="N", help="training steps in all (default: the recipe's)")
+    command.add_argument("--batch", type=_count, metavar="B", help="images a step (default: the recipe's)")
+    command.add_argument("--seed", type=_seed, metavar="S", help="of weights, noise and data order (default 0)")
+    network = command.add_mutually_exclusive_group()
+    network.add_argument(
+        "--channels",
+        type=_count,
+        nargs="+",
+        metavar="C",
+        help="the network's width at each level, finest first; multiples of 8",
+    )
+    network.add_argument("--network", metavar="FILE", help="the network as a diffusers UNet2DModel config.json")
+    command.add_argument("--recipe", metavar="FILE", help="a JSON object of cmjax.training.Recipe's fields")
+    command.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    command.add_argument(
+        "--label-names", nargs="+", metavar="NAME", help="names of the classes, in order; stored with the model"
+    )
+    command.add_argument(
+        "--checkpoint-every",
+        type=_count,
+        default=500,
+        metavar="N",
+        help="steps between checkpoints (default %(default)s)",
+    )
+    command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model",
+        nargs="?",
+        default=_DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a folder, a model of the package, or a hub id (default %(default)s)",
+    )
+    _add_path_options(command)
+
+
+def _numbers(text: str) -> list[float]:
+    """Read `22`, `22,0` or `7.5`; whole numbers stay ints, as samplers on integer grids want them."""
+    try:
+        return [int(part) if part.isdecimal() else float(part) for part in text.split(",") if part]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers, got {text}.") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}.")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text}.")
+    return int(text)

@@ -1,0 +1,128 @@
+"""Images by number: image i of a seed, whatever the batch and the devices; for `cmjax sample` and `cmjax train`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+import cmjax
+from cmjax.io.images import grid
+from cmjax.models import UNetConfig
+
+__all__ = ["Drawn", "class_grid", "class_of", "compile_draw", "image_shape", "strips"]
+
+
+class Drawn(NamedTuple):
+    """Images f[N, H, W, C] and, if every step is wanted, the estimates x0 f[N, n, H, W, C] on the way."""
+
+    images: Any
+    x0: Any = None
+
+
+def class_of(indices: np.ndarray, classes: Sequence[int] | None) -> np.ndarray | None:
+    """Say the class of image i: the classes in turn, so that it does not depend on how many images are drawn.
+
+    Example:
+      >>> class_of(np.arange(5), [3, 7])
+      array([3, 7, 3, 7, 3], dtype=int32)
+    """
+    return None if classes is None else np.array(classes, np.int32)[indices % len(classes)]
+
+
+def compile_draw(
+    model: Any,
+    state: Any,
+    shape: tuple[int, ...],
+    *,
+    classes: Sequence[int] | None,
+    seed: int,
+    every_step: bool = False,
+) -> Callable[[int, Any], Drawn]:
+    """Compile the call that draws one batch of images, sharded over the local devices.
+
+    Image i gets a key of its own, the seed's folded with i, and the i-th class in turn; it depends on nothing else.
+
+    Args:
+      model: a `ModelFn`.
+      state: a sampler's state at the start of its path.
+      shape: (B, H, W, C); the largest number of devices that divides B is used.
+      classes: the classes drawn in turn, or None for a model without classes.
+      seed: which images.
+      every_step: keep the estimates x0 of all steps.
+
+    Returns:
+      A function (first, model) -> the images first ... first + B - 1, for any weights of the same network.
+    """
+    devices = max(n for n in range(1, jax.local_device_count() + 1) if shape[0] % n == 0)
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    def draw(model, state, key, indices, cond):
+        keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
+        if not every_step:
+            return Drawn(cmjax.generate(model, state, keys, shape, cond))
+        return _generate_with_steps(model, state, keys, shape, cond)
+
+    def arguments(first: int, model: Any):
+        indices = np.arange(first, first + shape[0], dtype=np.int32)
+        same = jax.device_put((model, state, jax.random.key(seed)), NamedSharding(mesh, P()))
+        return *same, *jax.device_put((indices, class_of(indices, classes)), NamedSharding(mesh, P("batch")))
+
+    compiled = draw.lower(*arguments(0, model)).compile()
+    return lambda first, model: jax.device_get(compiled(*arguments(first, model)))
+
+
+def _generate_with_steps(model: Any, state: Any, keys: Any, shape: tuple[int, ...], cond: Any) -> Drawn:
+    """Draw what `cmjax.generate` draws, and keep the estimates of all steps."""
+    k_x, k_z = jax.vmap(jax.random.split, out_axes=1)(keys)
+    path = cmjax.trajectory(model, state, cmjax.prior(state, k_x, shape), k_z, cond)
+    return Drawn(path.x[-1], path.x0.swapaxes(0, 1))
+
+
+def image_shape(config: UNetConfig) -> tuple[int, int, int]:
+    """Say the size (H, W, C) of the images of a network.
+
+    Raises:
+      ValueError: its config does not say.
+    """
+    size = config.sample_size
+    if size is None:
+        raise ValueError("the network's config.json has no sample_size, so the size of its images is unknown.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, config.in_channels
+
+
+def strips(drawn: Drawn) -> np.ndarray:
+    """Show each image, or, with every step, its strip of steps: [N, H, W, C] or [N, H, n W, C].
+
+    The last column is the sample, where the path ends, in place of the last estimate.
+    """
+    if drawn.x0 is None:
+        return drawn.images
+    return np.concatenate([*np.moveaxis(drawn.x0, 1, 0)[:-1], drawn.images], axis=2)
+
+
+def class_grid(images: np.ndarray, names: Sequence[str] | None) -> Image.Image:
+    """Lay images out, one row a class; without classes, in a square.
+
+    Args:
+      images: u8[N, H, W, C], in the order of `class_of`.
+      names: the names of the classes drawn in turn, or None.
+    """
+    count = len(images)
+    if names is None:
+        return grid(images, math.ceil(math.sqrt(count)))
+    rows = min(len(names), count)
+    columns = math.ceil(count / rows)
+    full = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
+    full[:count] = images
+    by_row = full.reshape(columns, rows, *images.shape[1:]).swapaxes(0, 1).reshape(full.shape)
+    return grid(by_row, columns, row_labels=names[:rows])

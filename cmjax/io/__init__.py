@@ -1,0 +1,22 @@
+"""Files in and out: models in diffusers' layout, sampler configs, images."""
+
+from cmjax.io.checkpoint import Checkpoint, embedded_models, label_names, load, save
+from cmjax.io.configs import config_dict, read_config, write_config
+from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
+
+__all__ = [
+    "Checkpoint",
+    "ImageData",
+    "config_dict",
+    "embedded_models",
+    "grid",
+    "label_names",
+    "load",
+    "read_config",
+    "read_images",
+    "save",
+    "to_uint8",
+    "write_config",
+    "write_npz",
+    "write_png",
+]

@@ -1,0 +1,153 @@
+"""Files and folders that appear whole or not at all: write under a temporary name beside the target, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["atomic_file", "atomic_folder", "check_writable"]
+
+# linux/fs.h and sys/stdio.h: the flag that makes a rename exchange two names in one step.
+_RENAME_EXCHANGE, _RENAME_SWAP, _AT_FDCWD = 2, 2, -100
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Lend a temporary name beside `path`; rename it to `path` on success, delete it on failure.
+
+    Args:
+      path: the file to write. Its folder must exist.
+
+    Yields:
+      A path in the same folder and with the same ending, to be written by the body of the `with`.
+
+    Raises:
+      OSError: when the folder is missing or may not be written.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> with atomic_file(folder / "a.txt") as temporary:
+      ...     _ = temporary.write_text("whole")
+      >>> [p.name for p in folder.iterdir()], (folder / "a.txt").read_text()
+      (['a.txt'], 'whole')
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _allow_reading(temporary, 0o666)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Lend a temporary folder beside `path`; it becomes `path` on success and disappears on failure.
+
+    An existing folder is replaced in one step: whoever looks, and whenever the program is killed, there is the old
+    folder or the new one. What else the old folder holds is kept (as hard links, so this costs nothing).
+
+    Args:
+      path: the folder to write. The folder above it must exist.
+
+    Yields:
+      An empty folder, to be filled by the body of the `with`.
+
+    Raises:
+      OSError: when the folder above is missing or may not be written, or `path` is a file.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, not a folder.")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        _allow_reading(temporary, 0o777)
+        if path.exists():
+            _keep_others(path, temporary)
+            _exchange(temporary, path)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out, without leaving a trace, whether `path` can be written: before the work, not after it.
+
+    Args:
+      path: a file or a folder that is to be written, new or not.
+
+    Raises:
+      FileNotFoundError: the folder above `path` does not exist.
+      NotADirectoryError: the folder above `path` is a file.
+      PermissionError: the folder may not be written (whatever the system's reason).
+
+    Example:
+      >>> check_writable("no-such-folder/samples.png")
+      Traceback (most recent call last):
+      FileNotFoundError: cannot write no-such-folder/samples.png: the folder no-such-folder does not exist.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if not folder.exists():
+        raise FileNotFoundError(f"cannot write {path}: the folder {folder} does not exist.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {folder} is a file, not a folder.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(f"cannot write {path}: {error.strerror or error} in {folder}.") from error
+
+
+def _allow_reading(path: Path, mode: int) -> None:
+    """Give `path` the permissions of a file made the ordinary way; temporary names are made private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Link into `new` every file below `old` that `new` does not have."""
+    for source in old.rglob("*"):
+        target = new / source.relative_to(old)
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir(exist_ok=True)
+        elif not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError:  # a file system without hard links
+                shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders' names in one system call; where there is none, in two renames a moment apart."""
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        failed = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE)
+    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(os.fsencode(new), os.fsencode(old), _RENAME_SWAP)
+    else:
+        failed = True
+    if failed:
+        aside = Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent))
+        old.rename(aside / old.name)
+        try:
+            new.rename(old)
+        except OSError:
+            (aside / old.name).rename(old)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,226 @@
+"""Whole models in and out: diffusers' folder layout, from a folder, from the package itself, or from the hub.
+
+- `model_index.json` names the pipeline, so that diffusers loads the folder too;
+- `unet/config.json` and `unet/diffusion_pytorch_model.safetensors` are the network and its weights;
+- `scheduler/scheduler_config.json` is the sampler's config;
+- `labels.json` lists the names of the classes, if they have names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax.io import hub
+from cmjax.io.atomic import atomic_folder
+from cmjax.io.configs import read_config, read_json, write_config, write_json
+from cmjax.io.weights import load_unet_weights, read_safetensors, unet_tensors, write_safetensors
+from cmjax.models import Network, UNet, UNetConfig, from_nnx
+from cmjax.samplers.base import SamplerConfig
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+__all__ = ["Checkpoint", "embedded_models", "label_names", "load", "resolve", "save"]
+
+_PRETRAINED = Path(__file__).parent.parent / "pretrained"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PIPELINES = {
+    "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
+    "TCDScheduler": "DDPMPipeline",
+    "LCMScheduler": "DDPMPipeline",
+}
+
+
+class Checkpoint(NamedTuple):
+    """A model and the config of the sampler it was made for: `model, config = cmjax.load(...)`."""
+
+    model: Network
+    config: SamplerConfig
+
+
+def embedded_models() -> tuple[str, ...]:
+    """Name the models that come inside the package.
+
+    Example:
+      >>> "no such model" in embedded_models()
+      False
+    """
+    return tuple(sorted(p.parent.name for p in _PRETRAINED.glob("*/model_index.json")))
+
+
+def resolve(path_or_name: str | Path, *, revision: str | None = None) -> Path:
+    """Find the folder of a model: a folder of that name, then a model in the package, then a repository on the hub.
+
+    Args:
+      path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
+      revision: of the hub's repository.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileNotFoundError: there is no such folder or model.
+      ModuleNotFoundError: it looks like a hub id, and huggingface_hub is not installed.
+      NotADirectoryError: it is a file.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"{path} is a file; a model is a folder with unet/ and scheduler/.")
+    name = str(path_or_name)
+    if name in embedded_models():
+        return _PRETRAINED / name
+    if hub.is_repo_id(name) and not path.parent.is_dir():
+        return hub.download(name, revision=revision)
+    raise FileNotFoundError(
+        f"no model {name}: it is neither a folder here, nor one of the package's models "
+        f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."
+    )
+
+
+def load(path_or_name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: str | None = None) -> Checkpoint:
+    """Load a model and the config of its sampler.
+
+    Args:
+      path_or_name: a folder in diffusers layout, a model in the package (`"fashion-mnist-cm"`), or a hub id.
+      dtype: what the network computes in; its weights stay float32.
+      revision: a branch, tag or commit of the hub's repository.
+
+    Returns:
+      A `Checkpoint`: the model, a callable pytree `model(x, t, cond)` of uncommitted arrays, and the frozen config.
+
+    Raises:
+      FileNotFoundError: there is no such model, or the folder lacks a file.
+      ValueError: a file is damaged or of another kind, or weights do not fit the network.
+      ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
+
+    Example:
+      >>> import cmjax
+      >>> model, config = cmjax.load("fashion-mnist-cm")
+      >>> model.module.config.num_class_embeds
+      10
+    """
+    folder = resolve(path_or_name, revision=revision)
+    _check_layout(folder)
+    config = read_config(folder / "scheduler")
+    unet_config = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
+    abstract = nnx.eval_shape(lambda: UNet(unet_config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
+    return Checkpoint(from_nnx(load_unet_weights(abstract, _read_weights(folder / "unet"))), config)
+
+
+def save(
+    checkpoint: tuple[Any, SamplerConfig],
+    path: str | Path,
+    *,
+    label_names: Sequence[str] | None = None,
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Save a model and its config as a folder that `load`, and diffusers, read.
+
+    The folder appears whole or not at all, and an old one is replaced in one step; files of it that are not the
+    model's (a README) stay. Into a folder that holds something other than a model nothing is written.
+
+    Args:
+      checkpoint: a `Checkpoint`, or any pair of a `UNet` (as made by `from_nnx`, or the module itself) and a config.
+      path: the folder. The folder above it must exist.
+      label_names: the names of the classes, in order; None keeps those that the folder has.
+      dtype: what the weights are stored in; None for what they are. float16 halves the file, at a relative error of
+        5e-4 a weight; `load` makes float32 of it again.
+
+    Raises:
+      TypeError: the model is not a `UNet`: another network has no place in diffusers' layout.
+      ValueError: the number of names is not the number of classes.
+      FileExistsError: the folder holds something else.
+      OSError: it cannot be written.
+    """
+    model, config = checkpoint
+    unet = getattr(model, "module", model)
+    if not isinstance(unet, UNet):
+        raise TypeError(f"model must be a cmjax.models.UNet or from_nnx of one, got {type(unet).__name__}.")
+    if label_names is not None:
+        _check_label_names(label_names, unet.config.num_class_embeds)
+    path = Path(path).expanduser()
+    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").exists():
+        raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
+    tensors = unet_tensors(unet)
+    if dtype is not None:
+        tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
+    with atomic_folder(path) as folder:
+        (folder / "unet").mkdir()
+        (folder / "scheduler").mkdir()
+        write_json(_model_index(config), folder / "model_index.json")
+        write_json(unet.config.to_dict(), folder / "unet" / "config.json")
+        write_safetensors(tensors, folder / "unet" / _WEIGHTS)
+        write_config(config, folder / "scheduler")
+        if label_names is not None:
+            write_json(list(label_names), folder / "labels.json")
+
+
+def label_names(path_or_name: str | Path, *, revision: str | None = None) -> tuple[str, ...] | None:
+    """Read the names of a model's classes, in order, or None where they have no names.
+
+    Args:
+      path_or_name: as for `load`.
+      revision: as for `load`.
+
+    Raises:
+      FileNotFoundError: there is no such model.
+      ValueError: labels.json is not a list of texts.
+
+    Example:
+      >>> import cmjax.io
+      >>> cmjax.io.label_names("fashion-mnist-cm")[0]
+      'T-shirt/top'
+    """
+    path = resolve(path_or_name, revision=revision) / "labels.json"
+    if not path.exists():
+        return None
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} must be a list of texts, one a class.")
+    return tuple(names)
+
+
+def _model_index(config: SamplerConfig) -> dict[str, Any]:
+    scheduler = type(config).scheduler
+    return {
+        "_class_name": _PIPELINES[scheduler],
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", scheduler],
+    }
+
+
+def _check_layout(folder: Path) -> None:
+    """Name the first file that a model's folder lacks."""
+    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
+        if not (folder / part).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {part}: a model's folder holds unet/ and scheduler/, as diffusers writes it."
+            )
+
+
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """Read one file, or all the pieces that an index lists."""
+    if (folder / _WEIGHTS).exists():
+        return read_safetensors(folder / _WEIGHTS)
+    index = folder / f"{_WEIGHTS}.index.json"
+    if not index.exists():
+        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}: the network has no weights.")
+    tensors: dict[str, np.ndarray] = {}
+    for piece in sorted(set(read_json(index)["weight_map"].values())):
+        tensors |= read_safetensors(folder / piece)
+    return tensors
+
+
+def _check_label_names(names: Sequence[str], classes: int | None) -> None:
+    if len(names) != (classes or 0):
+        raise ValueError(
+            f"label_names must be {classes or 0} texts, one for each class of the network, got {len(names)}."
+        )

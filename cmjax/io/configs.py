@@ -1,0 +1,149 @@
+"""Sampler configs as files: `scheduler_config.json`, both ways, with nothing lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from cmjax.io.atomic import atomic_file
+from cmjax.samplers import ALL
+from cmjax.samplers.base import SamplerConfig
+
+__all__ = ["config_dict", "read_config", "read_json", "write_config", "write_json"]
+
+_C = TypeVar("_C", bound=SamplerConfig)
+_FILE = "scheduler_config.json"
+_CLASSES: dict[str, type[SamplerConfig]] = {sampler.Config.scheduler: sampler.Config for sampler in ALL}
+
+
+class _JsonText(str):
+    """A JSON object that a config keeps without understanding it: as text, so that the config stays hashable."""
+
+
+@overload
+def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: None = None) -> SamplerConfig: ...
+@overload
+def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: type[_C]) -> _C: ...
+def read_config(path_or_dict, as_=None):
+    """Read a `scheduler_config.json`.
+
+    Args:
+      path_or_dict: the file, a folder with the file in it or in `scheduler/`, or what the file holds.
+      as_: a config class, such as `TCDConfig`, to read the file of any other scheduler as; None to go by the file.
+
+    Returns:
+      A frozen config. Keys it does not know are kept in `extra`, and `write_config` writes them back.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a JSON object, or it is for another scheduler and `as_` is not given.
+
+    Example:
+      >>> from cmjax.samplers.tcd import TCDConfig
+      >>> pndm = {"_class_name": "PNDMScheduler", "beta_end": 0.012, "skip_prk_steps": True}
+      >>> config = read_config(pndm, as_=TCDConfig)
+      >>> config.beta_end, dict(config.extra)
+      (0.012, {'skip_prk_steps': True})
+      >>> read_config(pndm)
+      Traceback (most recent call last):
+      ValueError: scheduler_config.json is for PNDMScheduler; cmjax reads CMStochasticIterativeScheduler, TCDSched...
+    """
+    if isinstance(path_or_dict, Mapping):
+        where, values = _FILE, dict(path_or_dict)
+    else:
+        where = _find(Path(path_or_dict))
+        values = read_json(where)
+        if not isinstance(values, dict):
+            raise ValueError(f"{where} must hold a JSON object, but it holds a {type(values).__name__}.")
+    if as_ is None:
+        name = values.get("_class_name")
+        if name not in _CLASSES:
+            *first, last = _CLASSES
+            what = "names no scheduler (it has no _class_name)" if name is None else f"is for {name}"
+            raise ValueError(f"{_FILE} {what}; cmjax reads {', '.join(first)} and {last}.")
+        as_ = _CLASSES[name]
+    fields = {field.name for field in dataclasses.fields(as_)} - {"extra"}
+    known = {key: _freeze(value) for key, value in values.items() if key in fields}
+    # _class_name and _diffusers_version say who wrote the file; the class is said by the config's type.
+    extra = tuple(
+        (key, _freeze(value)) for key, value in values.items() if key not in fields and not key.startswith("_")
+    )
+    return as_(**known, extra=extra)
+
+
+def write_config(config: SamplerConfig, path: str | Path) -> None:
+    """Write a config as a `scheduler_config.json`, whole or not at all.
+
+    Args:
+      config: any sampler's config.
+      path: the file, or an existing folder, to get the file in it.
+
+    Raises:
+      OSError: when it cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from cmjax.samplers.cm import CMConfig
+      >>> folder = tempfile.mkdtemp()
+      >>> write_config(CMConfig(num_train_timesteps=18), folder)
+      >>> read_config(folder) == CMConfig(num_train_timesteps=18)
+      True
+    """
+    path = Path(path)
+    write_json(config_dict(config), path / _FILE if path.is_dir() else path)
+
+
+def config_dict(config: SamplerConfig) -> dict[str, Any]:
+    """Say what a config's `scheduler_config.json` holds: its class, every field, and the keys it kept.
+
+    Example:
+      >>> from cmjax.samplers.cm import CMConfig
+      >>> config_dict(CMConfig())["_class_name"]
+      'CMStochasticIterativeScheduler'
+    """
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "extra"}
+    kept = {key: json.loads(value) if isinstance(value, _JsonText) else value for key, value in config.extra}
+    return {"_class_name": type(config).scheduler, **fields, **kept}
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file, with an error that names the file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+      OSError: when it cannot be written.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    return next((p for p in (path / _FILE, path / "scheduler" / _FILE) if p.exists()), path / _FILE)
+
+
+def _freeze(value: Any) -> Any:
+    """Make a JSON value hashable."""
+    if isinstance(value, list):
+        return tuple(map(_freeze, value))
+    return _JsonText(json.dumps(value)) if isinstance(value, dict) else value

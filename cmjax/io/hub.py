@@ -1,0 +1,58 @@
+"""Models from the Hugging Face hub: the one place that knows the optional package huggingface_hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["download", "is_repo_id"]
+
+# All that `load` reads of a repository, and nothing else of what may be gigabytes.
+_PATTERNS = [
+    "model_index.json",
+    "labels.json",
+    "unet/config.json",
+    "unet/*.safetensors",
+    "unet/*.json",
+    "scheduler/*.json",
+]
+
+
+def is_repo_id(name: str) -> bool:
+    """Say whether `name` has the form of a hub id, owner/name.
+
+    Example:
+      >>> is_repo_id("openai/diffusers-cd_imagenet64_l2"), is_repo_id("./checkpoints/mine"), is_repo_id("mine")
+      (True, False, False)
+    """
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def download(repo_id: str, *, revision: str | None = None) -> Path:
+    """Bring a repository's model to this machine, or find it in huggingface_hub's own cache.
+
+    Args:
+      repo_id: owner/name.
+      revision: a branch, tag or commit; None for the newest.
+
+    Returns:
+      The folder, in diffusers layout.
+
+    Raises:
+      ModuleNotFoundError: huggingface_hub is not installed.
+      FileNotFoundError: the hub has no such repository, or it cannot be reached and nothing is cached.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
+        ) from error
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_PATTERNS))
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(f"{repo_id} is not a folder here, and the hub could not be read: {reason}") from error
