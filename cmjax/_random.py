@@ -59,6 +59,8 @@ def flat_noise(key: Key, shape: tuple[int, ...]) -> Array:
 
 def has_key_per_image(key: Key) -> bool:
     """Whether this is an array of keys, one for each image, rather than one key."""
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key must be a PRNG key, as of jax.random.key(0), got {key!r}.")
     is_new_style = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key.ndim > (0 if is_new_style else 1)
 
@@ -74,8 +76,9 @@ def _draw(key: Key, shape: tuple[int, ...]) -> Array:
 
 def _normal(key: Key, size: int) -> Array:
     """Draw what `jax.random.normal(key, (size,))` does, f32[size]."""
-    is_threefry = str(jax.random.key_impl(key)) == "threefry2x32" and getattr(jax.config, "jax_threefry_partitionable")
-    if not is_threefry or size >= 2**32:
+    is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+    counts_elements = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    if not (is_threefry and counts_elements and size < 2**32):
         return jax.random.normal(key, (size,), jnp.float32)
     lowest = np.nextafter(np.float32(-1), np.float32(0))
     mantissa = (_threefry(jax.random.key_data(key), size) >> np.uint32(9)) | np.uint32(0x3F800000)

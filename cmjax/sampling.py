@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from cmjax._numerics import f32, is_traced
@@ -256,7 +257,7 @@ def _split(key: Key, n: int) -> Key:
 
 def _refuse_used(state: SamplerState, verb: str) -> None:
     """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
-    if not is_traced(state.index) and (jnp.asarray(state.index) != 0).any():
+    if not is_traced(state.index) and np.any(np.asarray(state.index)):
         raise ValueError(
             f"{verb} starts at the first step, but this state is at index {state.index} of {state.num_steps}: "
             "call init again, or drop the first steps of a fresh state with skip."

@@ -24,7 +24,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cmjax import curricula, losses
 from cmjax.parameterization import consistency_fn
@@ -272,7 +272,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: TrainState) -> None:
     path = Path(path)
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     temporary = path.with_name(path.name + ".tmp")
-    save_file({jax.tree_util.keystr(name): np.asarray(leaf, order="C") for name, leaf in leaves}, temporary)
+    temporary.write_bytes(save({jax.tree_util.keystr(name): np.asarray(leaf, order="C") for name, leaf in leaves}))
     os.replace(temporary, path)
 
 

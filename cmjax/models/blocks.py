@@ -23,8 +23,8 @@ from cmjax.models.layers import (
     avg_pool,
     conv,
     dropout,
+    linear,
     upsample_nearest,
-    zeros,
 )
 from cmjax.types import Array, Key
 
@@ -61,7 +61,7 @@ class ResnetBlock2D(nnx.Module):
         groups, eps = config.norm_num_groups, config.norm_eps
         self.norm1 = GroupNorm(c_in, groups, eps=eps)
         self.conv1 = conv(c_in, c_out, dtype=dtype, rngs=rngs)
-        self.time_emb_proj = nnx.Linear(config.time_width, c_out * (2 if self.scale_shift else 1), rngs=rngs)
+        self.time_emb_proj = linear(config.time_width, c_out * (2 if self.scale_shift else 1), rngs=rngs)
         self.norm2 = GroupNorm(c_out, groups, eps=eps)
         self.conv2 = conv(c_out, c_out, zero=True, dtype=dtype, rngs=rngs)
         self.conv_shortcut = conv(c_in, c_out, 1, dtype=dtype, rngs=rngs) if c_in != c_out else None
@@ -120,10 +120,10 @@ class Attention(nnx.Module):
         self.heads = channels // self.head_dim
         inner = self.heads * self.head_dim
         self.group_norm = GroupNorm(channels, groups, eps=eps) if groups is not None else None
-        self.to_q = nnx.Linear(channels, inner, dtype=dtype, rngs=rngs)
-        self.to_k = nnx.Linear(channels, inner, dtype=dtype, rngs=rngs)
-        self.to_v = nnx.Linear(channels, inner, dtype=dtype, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(inner, channels, dtype=dtype, kernel_init=zeros, rngs=rngs)])
+        self.to_q = linear(channels, inner, dtype=dtype, rngs=rngs)
+        self.to_k = linear(channels, inner, dtype=dtype, rngs=rngs)
+        self.to_v = linear(channels, inner, dtype=dtype, rngs=rngs)
+        self.to_out = nnx.List([linear(inner, channels, zero=True, dtype=dtype, rngs=rngs)])
         self.scale = scale
 
     def __call__(self, x: Array) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from cmjax._numerics import f32, read
+from cmjax.models.layers import fan_in_uniform, linear
 from cmjax.types import Array
 
 __all__ = ["ClassEmbedding", "FourierProjection", "TimestepEmbedding", "positional"]
@@ -67,8 +68,8 @@ class TimestepEmbedding(nnx.Module):
     """Two linear layers with a SiLU between them, always in float32: times reach 1e3, and bfloat16 has three digits."""
 
     def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(dim, width, rngs=rngs)
-        self.linear_2 = nnx.Linear(width, width, rngs=rngs)
+        self.linear_1 = linear(dim, width, rngs=rngs)
+        self.linear_2 = linear(width, width, rngs=rngs)
 
     def __call__(self, emb: Array) -> Array:
         """Map f32[B, dim] to f32[B, width]."""
@@ -76,10 +77,10 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ClassEmbedding(nnx.Module):
-    """A table with one row for each class (or each time); a row that does not exist is NaN."""
+    """A table with one row for each class (or each time), of variance 1; a row that does not exist is NaN."""
 
     def __init__(self, num: int, width: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num, width)))
+        self.embedding = nnx.Param(fan_in_uniform(rngs.params(), (1, num * width)).reshape(num, width))
 
     def __call__(self, index: Array) -> Array:
         """Map i32[B] to f32[B, width]."""

@@ -177,6 +177,11 @@ class Bound:
             return jnp.clip(x0, -limit, limit) / limit
         return x0 if self.limit is None else jnp.clip(x0, -self.limit, self.limit)
 
+    def __repr__(self) -> str:
+        if self.quantile is not None:
+            return f"Bound(quantile={self.quantile:g}, most={self.most:g})"
+        return "Bound()" if self.limit is None else f"Bound(limit={self.limit:g})"
+
 
 def bound(config: VPConfig) -> Bound:
     """Read the keys about x0's range; raises ValueError where they make no sense."""

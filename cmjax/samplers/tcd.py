@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import schedules
-from cmjax._numerics import f32, is_traced, read, safe_sqrt
+from cmjax._numerics import f32, is_traced, read
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _vp
@@ -36,8 +36,10 @@ class TCDState(SamplerState):
 
     Attributes:
       landings: i32[n], s for each step. eta lives here: to sweep it, `vmap` over `init`, or call it again.
-      alphas, sigmas: f32[n + 1], the rates at the timesteps, then at 0, where the path ends.
+      alphas, sigmas: f32[n], the rates at the timesteps.
       landing_alphas, landing_sigmas: f32[n], the rates at the landings.
+      kept: f32[n], r = α_p / α_s, what is kept of the landing at the next timestep p. The last p is 0.
+      fresh: f32[n], √(1 - r²), the weight of fresh noise; exactly 0 where s = p.
       prediction_type: what the network says.
       bound: how x0 is kept in range.
     """
@@ -47,6 +49,8 @@ class TCDState(SamplerState):
     sigmas: Array
     landing_alphas: Array
     landing_sigmas: Array
+    kept: Array
+    fresh: Array
     prediction_type: str = static()
     bound: _vp.Bound = static(default=_vp.Bound())
 
@@ -64,11 +68,8 @@ class TCDState(SamplerState):
         return self.now(self.landing_alphas) * pred.x0 + self.now(self.landing_sigmas) * pred.eps
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
-        """x_p = r x_s + √(σ_p² - r² σ_s²) z with r = α_p / α_s, f32[B, *S]. Where s = p, exactly no noise is added."""
-        r = self.next(self.alphas) / self.now(self.landing_alphas)
-        sigma_p, sigma_s = self.next(self.sigmas), self.now(self.landing_sigmas)
-        std = safe_sqrt((sigma_p - r * sigma_s) * (sigma_p + r * sigma_s))
-        return r * self.land(pred) + std * f32(z)
+        """x_p = r x_s + √(1 - r²) z with r = α_p / α_s, f32[B, *S]."""
+        return self.now(self.kept) * self.land(pred) + self.now(self.fresh) * f32(z)
 
 
 def init(
@@ -117,33 +118,46 @@ def init(
     _vp.check_noisy(path, sigma)
     arrivals = np.append(path[1:], 0)
     landings = _landings(eta, arrivals)
-    stops = np.append(path, 0)
+    alpha_s, sigma_s, kept, fresh = _jump(alpha, sigma, landings, arrivals)
     return TCDState(
         index=jnp.zeros((), jnp.int32),
         timesteps=jnp.asarray(path, jnp.int32),
-        landings=landings,
-        alphas=f32(alpha[stops]),
-        sigmas=f32(sigma[stops]),
-        landing_alphas=read(f32(alpha), landings),
-        landing_sigmas=read(f32(sigma), landings),
+        landings=jnp.asarray(landings),
+        alphas=f32(alpha[path]),
+        sigmas=f32(sigma[path]),
+        landing_alphas=f32(alpha_s),
+        landing_sigmas=f32(sigma_s),
+        kept=f32(kept),
+        fresh=f32(fresh),
         prediction_type=config.prediction_type,
         bound=_vp.bound(config),
     )
 
 
-def _landings(eta: Any, arrivals: np.ndarray) -> Array:
+def _landings(eta: Any, arrivals: np.ndarray) -> Any:
     """Land at s = ⌊(1 - η) p⌋, i32[n]; for a traced η out of range at -1, which reads as NaN."""
-    if np.shape(eta) not in ((), arrivals.shape):
-        raise ValueError(
-            f"eta must be a scalar or have one value per step, {arrivals.shape}, got shape {np.shape(eta)}."
-        )
+    eta = jnp.asarray(eta) if is_traced(eta) else np.asarray(eta, np.float64)
+    if eta.shape not in ((), arrivals.shape):
+        raise ValueError(f"eta must be a scalar or have one value per step, {arrivals.shape}, got shape {eta.shape}.")
+    in_range = (eta >= 0) & (eta <= 1)
     if is_traced(eta):
         eta = eta if eta.dtype == jnp.float64 else f32(eta)
-        return jnp.where((eta >= 0) & (eta <= 1), schedules.landing(eta, arrivals, jnp), -1)
-    values = np.asarray(eta, np.float64)
-    if not ((values >= 0) & (values <= 1)).all():
+        return jnp.where(in_range, schedules.landing(eta, arrivals, jnp), -1)
+    if not in_range.all():
         raise ValueError(f"eta must lie in [0, 1], got {eta}. (The TCD paper calls it gamma.)")
-    return jnp.asarray(schedules.landing(values, arrivals))
+    return schedules.landing(eta, arrivals)
+
+
+def _jump(alpha: Any, sigma: Any, landings: Any, arrivals: Any) -> tuple[Any, Any, Any, Any]:
+    """The rates at s, what is kept of x_s at p, r = α_p / α_s, and the weight of fresh noise, √(1 - r²)."""
+    xp, look = np, np.take
+    if is_traced(landings):  # in float32 then, and a landing of -1 reads as NaN
+        xp, look, alpha, sigma = jnp, read, f32(alpha), f32(sigma)
+    alpha_s, sigma_s, sigma_p = look(alpha, landings), look(sigma, landings), look(sigma, arrivals)
+    r = look(alpha, arrivals) / alpha_s
+    fresh = xp.sqrt(xp.maximum((sigma_p - r * sigma_s) * (sigma_p + r * sigma_s), 0.0))  # has all digits where r ≈ 1
+    is_there = landings == arrivals  # no rounding may add noise then: the last step is such a one
+    return alpha_s, sigma_s, xp.where(is_there, 1.0, r), xp.where(is_there, 0.0, fresh)
 
 
 Config, State = TCDConfig, TCDState
