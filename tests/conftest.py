@@ -1,0 +1,56 @@
+"""The house rules of the tests: eight CPU devices, no silent promotion in our own arithmetic, no warning from cmjax."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # numbers are compared bit for bit: every machine runs the same kernels
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+# Where only our own functions run. Elsewhere flax and optax promote freely (Adam fails when it may not).
+STRICT = (
+    "samplers",
+    "test_editing",
+    "test_guidance",
+    "test_parameterization",
+    "test_random",
+    "test_sampling",
+    "test_structs",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run everything, including what takes minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "error:::cmjax")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="takes minutes; run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _strict(request: pytest.FixtureRequest) -> Iterator[None]:
+    place = Path(request.node.path).relative_to(Path(__file__).parent) if _is_ours(request.node.path) else Path()
+    with contextlib.ExitStack() as stack:
+        if place.parts and place.parts[0].removesuffix(".py") in STRICT:
+            stack.enter_context(jax.numpy_dtype_promotion("strict"))
+            stack.enter_context(jax.numpy_rank_promotion("raise"))
+        yield
+
+
+def _is_ours(path: Path) -> bool:
+    return Path(__file__).parent in Path(path).parents

@@ -1,0 +1,64 @@
+import sys
+import types
+
+import pytest
+import tiny
+
+import cmjax
+from cmjax.io import hub
+
+
+def test_without_the_package_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModuleNotFoundError, match=r"owner/name is not a folder here.*pip install 'cmjax\[hub\]'"):
+        cmjax.load("owner/name")
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """huggingface_hub as far as it is used here: one repository, and the errors that its real client raises."""
+    module, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
+    for name in ("HfHubHTTPError", "LocalEntryNotFoundError", "RepositoryNotFoundError"):
+        setattr(errors, name, type(name, (Exception,), {}))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    return module, errors
+
+
+def test_a_hub_id_is_downloaded_and_loaded(fake_hub, tmp_path):
+    checkpoint = tiny.checkpoint()
+    cmjax.save(checkpoint, tmp_path / "snapshot")
+    asked = []
+
+    def snapshot_download(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    fake_hub[0].snapshot_download = snapshot_download
+    assert cmjax.load("owner/name", revision="v1").config == checkpoint.config
+    assert asked == [("owner/name", "v1", hub._PATTERNS)]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("RepositoryNotFoundError", "the hub has no repository owner/name"),
+        ("LocalEntryNotFoundError", "the hub could not be read: no network"),
+        ("HfHubHTTPError", "the hub could not be read: no network"),
+    ],
+)
+def test_the_hubs_refusals_are_file_errors(fake_hub, error, message):
+    module, errors = fake_hub
+
+    def snapshot_download(*args, **kwargs):
+        raise getattr(errors, error)("no network\nsecond line")
+
+    module.snapshot_download = snapshot_download
+    with pytest.raises(FileNotFoundError, match=message):
+        cmjax.load("owner/name")
+
+
+def test_a_path_is_no_hub_id():
+    assert hub.is_repo_id("openai/diffusers-cd_imagenet64_l2")
+    for name in ("mine", "./mine", "../a/b", "/a/b", "a/b/c", "a b/c", "checkpoints/"):
+        assert not hub.is_repo_id(name)

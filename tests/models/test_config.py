@@ -1,0 +1,102 @@
+import dataclasses
+import json
+
+import pytest
+
+from cmjax.models import UNetConfig
+
+TWO_LEVELS = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+}
+
+# The published network of ImageNet 64: every key of its file.
+IMAGENET_64 = """{
+  "_class_name": "UNet2DModel", "_diffusers_version": "0.18.0.dev0", "act_fn": "silu", "add_attention": true,
+  "attention_head_dim": 64, "attn_norm_num_groups": 32, "block_out_channels": [192, 384, 576, 768],
+  "center_input_sample": false, "class_embed_type": null,
+  "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+  "downsample_padding": 1, "downsample_type": "resnet", "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 3,
+  "layers_per_block": 3, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
+  "num_class_embeds": 1000, "out_channels": 3, "resnet_time_scale_shift": "scale_shift", "sample_size": 64,
+  "time_embedding_type": "positional",
+  "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+  "upsample_type": "resnet"
+}"""
+
+
+def test_a_published_file_is_read():
+    config = UNetConfig.from_dict(json.loads(IMAGENET_64))
+    assert config.block_out_channels == (192, 384, 576, 768)
+    assert config.downsampling == 8
+    assert config.time_width == 768
+    assert config.mid_attention_groups == 32
+    assert config.conditional
+
+
+def test_a_config_survives_json():
+    config = UNetConfig(**TWO_LEVELS, sample_size=(8, 16), dropout=0.1)
+    assert UNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_every_key_of_the_file_comes_back():
+    d = json.loads(IMAGENET_64)
+    written = UNetConfig.from_dict(d).to_dict()
+    assert all(written[k] == v for k, v in d.items() if k != "_diffusers_version")
+
+
+def test_a_config_is_hashable_with_lists_inside():
+    lists = {k: list(v) if isinstance(v, tuple) else v for k, v in TWO_LEVELS.items()}
+    assert hash(UNetConfig(**lists)) == hash(UNetConfig(**TWO_LEVELS))
+
+
+def test_the_mid_attention_has_no_norm_only_with_scale_shift():
+    assert UNetConfig(**TWO_LEVELS).mid_attention_groups == 4
+    shifted = UNetConfig(**TWO_LEVELS, resnet_time_scale_shift="scale_shift")
+    assert shifted.mid_attention_groups is None
+    assert dataclasses.replace(shifted, attn_norm_num_groups=2).mid_attention_groups == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"down_block_types": ("SkipDownBlock2D", "DownBlock2D")},
+            "down_block_types may hold .*, got 'SkipDownBlock2D'",
+        ),
+        ({"up_block_types": ("UpBlock2D", "KUpBlock2D")}, "up_block_types may hold .*, got 'KUpBlock2D'"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type must be one of"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift must be one of .*, got 'spatial'"),
+        ({"downsample_type": "fir"}, "downsample_type must be one of"),
+        ({"upsample_type": "fir"}, "upsample_type must be one of"),
+        ({"downsample_padding": 2}, "downsample_padding must be one of 0, 1, got 2"),
+        ({"act_fn": "tanh"}, "act_fn must be one of .*, got 'tanh'"),
+        ({"time_embedding_type": "rotary"}, "time_embedding_type must be one of"),
+        ({"time_embedding_type": "learned"}, "needs num_train_timesteps"),
+        ({"class_embed_type": "projection"}, "class_embed_type must be one of"),
+        ({"block_out_channels": (8, 16, 16)}, "one entry for each of the 3 block_out_channels, got 2"),
+        ({"block_out_channels": (8, 18)}, r"block_out_channels\[1\] = 18 must be a multiple of norm_num_groups = 4"),
+        ({"attn_norm_num_groups": 3}, r"16 must be a multiple of attn_norm_num_groups = 3"),
+        ({"attention_head_dim": 9}, r"attention_head_dim = 9 is more than block_out_channels\[0\] = 8"),
+        ({"norm_num_groups": None}, "norm_num_groups must be a positive integer, got None"),
+        ({"layers_per_block": 0}, "layers_per_block must be a positive integer, got 0"),
+        ({"num_class_embeds": 0}, "num_class_embeds must be a positive integer, got 0"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"freq_shift": 4}, "freq_shift = 4 must be less than the 4 frequencies"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**(TWO_LEVELS | change))
+
+
+def test_an_unknown_option_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown options: encoder_hid_dim"):
+        UNetConfig.from_dict({"encoder_hid_dim": 3})
+
+
+def test_another_class_is_refused():
+    with pytest.raises(ValueError, match="is for UNet2DConditionModel; cmjax reads UNet2DModel"):
+        UNetConfig.from_dict({"_class_name": "UNet2DConditionModel"})

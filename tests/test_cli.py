@@ -1,0 +1,393 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+import cmjax
+from cmjax.cli import compile_cache, main
+
+NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    cmjax.save(tiny.checkpoint(), path, label_names=NAMES)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def cache_home(tmp_path_factory):
+    """A compile cache for these tests, so that each program is compiled once; off again after them."""
+    yield tmp_path_factory.mktemp("cache")
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch, cache_home):
+    """Each test in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+
+def draw(model, *options, num=4, steps=2, out="s.npz"):
+    path = [] if "--timesteps" in options else ["--steps", str(steps)]
+    assert main(["sample", "--model", model, "--out", out, "--num", str(num), *path, *options]) == 0
+    return dict(np.load(out)) if out.endswith(".npz") else None
+
+
+def complaint(capsys, *argv):
+    """The one sentence on standard error of a command that must fail with status 2."""
+    before = sorted(os.listdir())
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert sorted(os.listdir()) == before
+    return lines[0]
+
+
+# ---- sample ----------------------------------------------------------------------------------------------------------
+
+
+def test_sample_draws_a_labelled_grid_and_says_what_it_did(model, capsys):
+    assert main(["sample", "--model", model]) == 0
+    picture = Image.open("samples.png")
+    images_wide, images_high = 8 * 66, 3 * 66
+    assert picture.size[0] > images_wide + 2
+    assert picture.size[1] == images_high + 2
+    said = capsys.readouterr().out
+    for name, value in {"model": re.escape(model), "sampler": "cm", "steps": "2", "file": r"samples\.png"}.items():
+        assert re.search(rf"^{name} +{value} *$", said.replace("\n         ", ""), re.MULTILINE), said
+    assert re.search(r"compile +[\d.]+ s", said)
+    assert re.search(r"speed +[\d.]+ images/s", said)
+    assert os.listdir() == ["samples.png"]
+
+
+def test_image_i_depends_on_seed_and_i_only(model):
+    images = draw(model, "--seed", "5", num=10)
+    assert images["images"].shape == (10, 8, 8, 1)
+    assert images["labels"].tolist() == [0, 1, 2] * 3 + [0]
+    for options, num in ((["--batch", "4"], 10), ([], 4)):
+        part = draw(model, "--seed", "5", *options, num=num)
+        np.testing.assert_array_equal(part["labels"], images["labels"][:num])
+        assert len(part["images"]) == num
+        assert np.abs(part["images"].astype(int) - images["images"][:num]).max() <= 1
+    assert (draw(model, "--seed", "6")["images"] != images["images"][:4]).mean() > 0.5
+
+
+def test_sample_is_the_librarys_generate(model):
+    drawn = draw(model, "--timesteps", "22", "0", "--seed", "3")
+    net, config = cmjax.load(model)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(np.arange(4))
+    state = cmjax.cm.init(config, timesteps=[22, 0])
+    images = cmjax.generate(net, state, keys, (4, 8, 8, 1), np.array([0, 1, 2, 0]))
+    assert np.abs(cmjax.io.to_uint8(np.asarray(images)).astype(int) - drawn["images"]).max() <= 1
+
+
+@pytest.mark.parametrize("options", [["--sampler", "tcd", "--eta", "0.5"], ["--sampler", "lcm"]])
+def test_vp_samplers_run_on_a_sigma_space_model(model, options, capsys):
+    images = draw(model, *options)["images"]
+    assert images.std() > 0
+    assert re.search(rf"sampler +{options[1]}", capsys.readouterr().out)
+
+
+def test_labels_by_name_and_number(model):
+    for text in (["Ankle boot", "2"], ["ankle BOOT", "bag"], ["1,2"], ["Ankle boot,Bag"]):
+        assert draw(model, "--labels", *text)["labels"].tolist() == [1, 2, 1, 2]
+
+
+def test_a_trajectory_ends_in_the_sample(model):
+    plain = draw(model)["images"]
+    kept = draw(model, "--trajectory")
+    assert kept["x0"].shape == (4, 2, 8, 8, 1)
+    assert np.abs(kept["images"].astype(int) - plain).max() <= 1
+    draw(model, "--trajectory", out="strips")
+    assert sorted(os.listdir("strips")) == ["0-class0.png", "1-class1.png", "2-class2.png", "3-class0.png"]
+    strip = np.asarray(Image.open("strips/0-class0.png")).astype(int)
+    assert strip.shape == (8, 16)
+    assert np.abs(strip[:, :8] - kept["x0"][0, 0, ..., 0]).max() <= 1
+    assert np.abs(strip[:, 8:] - plain[0, ..., 0]).max() <= 1
+
+
+def test_other_dtypes_draw_much_the_same(model):
+    plain, half = draw(model)["images"], draw(model, "--dtype", "bfloat16")["images"]
+    assert 0 < np.abs(plain.astype(int) - half).mean() < 10
+
+
+def test_a_model_without_classes_or_names():
+    cmjax.save(tiny.checkpoint(classes=None), "plain")
+    assert sorted(draw("plain")) == ["images"]
+    cmjax.save(tiny.checkpoint(classes=12), "many")
+    assert draw("many", num=11)["labels"].tolist() == [*range(10), 0]
+
+
+def test_the_picture_does_not_depend_on_the_number_of_devices(model, monkeypatch):
+    assert jax.local_device_count() >= 4
+    four = draw(model)["images"].astype(int)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    assert np.abs(draw(model)["images"] - four).max() <= 1
+
+
+def test_the_compile_cache_is_kept_where_xdg_says(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax.config, "update", lambda name, value: settings.update({name: value}))
+    settings = {}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert compile_cache.enable() == tmp_path / "home" / "cmjax" / "xla"
+    assert settings["jax_compilation_cache_dir"] == str(tmp_path / "home" / "cmjax" / "xla")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # not allowed: passed over
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    assert tmp_path in compile_cache.cache_folder().parents
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
+    assert str(compile_cache.enable()) == "/mine"
+
+
+def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compile_cache.enable() is None
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "41"], "num_steps must be between 1 and num_train_timesteps = 40, got 41."),
+        (["--steps", "0"], "argument --steps: must be a whole number of at least 1, got 0."),
+        (["--steps", "2", "--timesteps", "0"], "not allowed with argument"),
+        (["--timesteps", "20", "30"], "timesteps must be strictly decreasing, but timesteps[1] = 30 follows 20."),
+        (["--timesteps", "x"], "argument --timesteps: must be numbers, got x."),
+        (["--sampler", "tcd", "--eta", "1.3"], "eta must lie in [0, 1], got 1.3. (The TCD paper calls it gamma.)"),
+        (["--eta", "0.3"], "--eta belongs to the sampler tcd, but the sampler is cm."),
+        (["--sampler", "ddim"], "argument --sampler: invalid choice: 'ddim'"),
+        (
+            ["--labels", "Ankle boots"],
+            "unknown label 'Ankle boots': give numbers 0 ... 2 or names. Did you mean 'ankle boot'?",
+        ),
+        (["--labels", "3"], "unknown label '3'"),
+        (["--out", "a.jpg"], "--out must end in .png or .npz, or be a folder, got a.jpg."),
+        (["--out", "missing/a.png"], "--out: cannot write missing/a.png: the folder missing does not exist."),
+        (["--model", "no-such-model"], "no model no-such-model: it is neither a folder here"),
+        (["--seed", "-1"], "must be a whole number from 0"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(options, message, model, capsys):
+    argv = ["sample", *([] if "--model" in options else ["--model", model]), *options]
+    assert message in complaint(capsys, *argv)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody may write")
+def test_an_unwritable_place_is_found_before_anything_is_computed(capsys):
+    # The model does not exist either: the place is checked before it is looked for.
+    for out in ("/proc/a.png", "/proc/a.npz", "/proc/a"):
+        assert f"--out: cannot write {out}" in complaint(capsys, "sample", "--model", "no-such-model", "--out", out)
+
+
+def test_damaged_models_are_one_sentence(model, capsys):
+    def damaged(name, content=None):
+        import shutil
+
+        shutil.copytree(model, "damaged", dirs_exist_ok=True)
+        path = os.path.join("damaged", name)
+        if content is None:
+            os.remove(path)
+        else:
+            with open(path, "wb") as file:
+                file.write(content)
+        said = complaint(capsys, "sample", "--model", "damaged")
+        shutil.rmtree("damaged")
+        return said
+
+    with open(os.path.join(model, "unet", "diffusion_pytorch_model.safetensors"), "rb") as file:
+        weights = file.read()
+    assert "has no weights" in damaged("unet/diffusion_pytorch_model.safetensors")
+    assert "diffusion_pytorch_model.safetensors" in damaged("unet/diffusion_pytorch_model.safetensors", weights[:500])
+    assert "has no unet/config.json" in damaged("unet/config.json")
+    assert "is not valid JSON" in damaged("unet/config.json", b"{")
+    assert "is for EulerDiscreteScheduler; cmjax reads" in damaged(
+        "scheduler/scheduler_config.json", b'{"_class_name": "EulerDiscreteScheduler"}'
+    )
+    assert "names 1 classes, but its network has 3" in damaged("labels.json", b'["a"]')
+
+
+def test_channels_that_no_picture_shows_need_npz(capsys):
+    cmjax.save(tiny.checkpoint(channels=4, classes=None), "latent")
+    assert "4 channels, which only an .npz file holds" in complaint(capsys, "sample", "--model", "latent")
+    assert draw("latent")["images"].shape == (4, 8, 8, 4)
+
+
+def test_a_model_that_gives_nan_is_said_and_nothing_is_written(capsys):
+    model, config = tiny.checkpoint()
+    cmjax.save((jax.tree.map(lambda leaf: leaf * np.nan, model), config), "broken")
+    assert "the model: images hold NaN in 256 of 256 values" in complaint(
+        capsys, "sample", "--model", "broken", "--num", "4"
+    )
+
+
+def test_conditions_that_are_no_classes_are_refused(capsys):
+    cmjax.save(tiny.checkpoint(classes=None, class_embed_type="timestep"), "timed")
+    assert "conditioned on a timestep" in complaint(capsys, "sample", "--model", "timed")
+
+
+def test_no_command_and_help(capsys):
+    assert main([]) == 2
+    assert "required: COMMAND" in capsys.readouterr().err
+    for command in ([], ["sample"], ["train"], ["inspect"]):
+        assert main([*command, "--help"]) == 0
+        assert (f"cmjax {command[0]} " if command else "sample") in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cmjax {cmjax.__version__}\n"
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "cmjax", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"cmjax {cmjax.__version__}\n"
+
+
+def test_parsing_needs_no_jax():
+    program = "import sys, cmjax.cli; cmjax.cli.parser().parse_args(['sample']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# ---- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_configs_size_and_path(model, capsys):
+    assert main(["inspect", model, "--steps", "4"]) == 0
+    said = capsys.readouterr().out
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(cmjax.load(model).model))
+    for pattern in (
+        rf"parameters +{parameters:,} in",
+        r"classes +T-shirt/top, Ankle boot, Bag",
+        r"block_out_channels +\[8\]",
+        r"network: UNet2DModel",
+        r"sampler: CMStochasticIterativeScheduler",
+        r"sigma_max +80",
+        r"0 +1 +80 +1095\.5067",  # step, alpha, sigma, timestep
+        r"2 +1 +2\.24044",
+    ):
+        assert re.search(pattern, said), (pattern, said)
+    assert "landing" not in said
+
+
+def test_inspect_shows_where_tcd_lands(model, capsys):
+    assert main(["inspect", model, "--sampler", "tcd", "--steps", "4", "--eta", "0.3"]) == 0
+    said = capsys.readouterr().out
+    for timestep, landing in ((999, 531), (759, 349), (499, 181), (259, 0)):
+        assert re.search(rf"{timestep} +{landing}\b", said), said
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data():
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8), np.uint8)
+    np.savez("data.npz", images=images, labels=np.arange(32) % 2)
+    return "data.npz"
+
+
+TINY = ["--steps", "10", "--batch", "4", "--channels", "8"]
+
+
+def test_train_then_sample_then_resume(data, capsys):
+    names = ["--label-names", "first one", "second"]
+    assert main(["train", data, "--out", "run", *TINY, *names, "--checkpoint-every", "5"]) == 0
+    assert sorted(os.listdir("run")) == ["checkpoint.safetensors", "log.jsonl", "model", "run.json", "samples"]
+    assert sorted(os.listdir("run/samples")) == ["0000005.png", "0000010.png"]
+    assert cmjax.io.label_names("run/model") == ("first one", "second")
+    assert draw("run/model")["images"].shape == (4, 8, 8, 1)
+    said = complaint(capsys_cleared(capsys), "train", data, "--out", "run", *TINY)
+    assert "already holds a run; add --resume" in said
+    said = complaint(capsys, "train", data, "--out", "run", "--resume", "--batch", "8")
+    assert "the run to resume has batch_size = 4, not 8; leave out that option" in said
+
+
+def capsys_cleared(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(data, monkeypatch):
+    options = ["--checkpoint-every", "5"]
+    assert main(["train", data, "--out", "whole", *TINY, *options]) == 0
+
+    from cmjax.cli import train
+
+    def stop(self, state):
+        keep(self, state)
+        if int(state.step) == 5:
+            raise KeyboardInterrupt
+
+    keep = train._Keeper.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Keeper, "__call__", stop)
+        assert main(["train", data, "--out", "parts", *TINY, *options]) == 130
+    assert main(["train", data, "--out", "parts", "--resume", *options]) == 0
+    whole, parts = (
+        np.fromfile(f"{run}/model/unet/diffusion_pytorch_model.safetensors", np.uint8) for run in ("whole", "parts")
+    )
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_mistakes_in_training(data, capsys):
+    os.mkdir("empty")
+    np.savez("floats.npz", images=np.zeros((2, 8, 8)))
+    with open("wrong.json", "w") as file:
+        json.dump({"speed": 2}, file)
+    for argv, message in (
+        (["no.npz", "--out", "run"], "no.npz does not exist"),
+        (["empty", "--out", "run"], "holds no images"),
+        (["floats.npz", "--out", "run"], "must be u8"),
+        ([data, "--out", "run", "--resume"], "no checkpoint to go on from in run"),
+        ([data, "--out", "run", "--batch", "33"], "takes more images than the 32 there are"),
+        ([data, "--out", "run", "--label-names", "a"], "the data has 2 classes, but 1 names were given"),
+        ([data, "--out", "missing/run"], "the folder missing does not exist"),
+        ([data, "--out", data], "is a file, not a folder"),
+        ([data, "--out", "run", "--channels", "9"], "must be a multiple of norm_num_groups"),
+        ([data, "--out", "run", "--network", "no.json"], "no.json does not exist"),
+        ([data, "--out", "run", "--recipe", "wrong.json"], "wrong.json has unknown names: speed"),
+    ):
+        assert message in complaint(capsys, "train", *argv)
+
+
+def test_a_network_and_a_recipe_may_be_files(data):
+    from cmjax.cli import parser, train
+    from cmjax.io import read_images
+
+    with open("network.json", "w") as file:
+        json.dump({**tiny.checkpoint().model.module.config.to_dict(), "layers_per_block": 2}, file)
+    with open("recipe.json", "w") as file:
+        json.dump({"stage_steps": [300, 100], "batch_size": 4, "huber_c": 0.1}, file)
+    argv = [
+        "train",
+        data,
+        "--out",
+        "run",
+        "--network",
+        "network.json",
+        "--recipe",
+        "recipe.json",
+        "--seed",
+        "7",
+        "--steps",
+        "10",
+    ]
+    unet_config, recipe = train._settle(parser().parse_args(argv), read_images(data), None)
+    assert (unet_config.layers_per_block, unet_config.num_class_embeds, unet_config.sample_size) == (2, 2, 8)
+    assert (recipe.batch_size, recipe.huber_c, recipe.seed, recipe.stage_steps) == (4, 0.1, 7, (8, 2))

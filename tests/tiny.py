@@ -1,0 +1,28 @@
+"""Tiny checkpoints with random weights, made without compiling anything: for tests of files and of the command."""
+
+import jax
+import numpy as np
+import unets
+from flax import nnx
+
+import cmjax
+from cmjax.io import Checkpoint
+from cmjax.models import UNet, from_nnx
+
+
+def checkpoint(*, channels=1, classes=3, seed=0, config=None, **changes):
+    unet_config = unets.config(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+        num_class_embeds=classes,
+        **changes,
+    )
+    rng = np.random.default_rng(seed)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(unet_config, rngs=nnx.Rngs(0))))
+    state = jax.tree.map(lambda leaf: jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), state)
+    return Checkpoint(from_nnx(nnx.merge(graphdef, state)), config or cmjax.cm.CMConfig())
