@@ -1,0 +1,88 @@
+"""The whole session at the bench: every program in turn, results in ``benchmarks/results/<program>-<device>.json``.
+
+Run ``python benchmarks/run_all.py`` on an otherwise idle machine; with ``--data FILE.npz`` (Fashion-MNIST) the quality
+of the samples is measured too. Each program runs in its own process, and one that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+__all__ = ["main", "summary"]
+
+HERE = Path(__file__).parent
+PROGRAMS = ("step_overhead", "loop_cost", "bandwidth", "start_up")
+
+
+def summary(results: Path) -> str:
+    """Return a Markdown page of every target in the result files, beside what was measured."""
+    lines = [
+        "# Targets",
+        "",
+        "Made by `run_all.py` from the files beside it; each is described in [the README](../README.md).",
+    ]
+    for path in sorted(results.glob("*.json")):
+        result = json.loads(path.read_text())
+        if not result.get("targets"):
+            continue
+        machine = result["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        lines += ["", f"## {path.stem}", ""]
+        lines += [
+            f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['jax_devices'])}; {versions}; "
+        ]
+        lines += [f"load average {machine['load_average_at_start']} when it began.", ""]
+        lines += ["| figure | measured | target | |", "|---|---|---|---|"]
+        for line in result["targets"]:
+            verdict = "met" if line["met"] else "**missed**"
+            lines.append(f"| {line['rule']} | {line['value']:.4g} | {line['kind']} {line['limit']:g} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="fashion-mnist-cm", help="a name or folder that cmjax.load reads")
+    options.add_argument("--data", type=Path, help="Fashion-MNIST as .npz, for sample_quality")
+    options.add_argument("--only", nargs="+", choices=(*PROGRAMS, "sample_quality"), help="these programs only")
+    options.add_argument("--results", type=Path, default=HERE / "results")
+    options.add_argument("--quick", action="store_true", help="few rounds: does it run?")
+    args = options.parse_args(arguments)
+
+    device = {"cpu": "cpu", "gpu": "gpu"}.get(jax.default_backend(), jax.default_backend())
+    few = {
+        "loop_cost": ["--rounds", "3", "--compile-rounds", "1"],
+        "start_up": ["--rounds", "1", "--import-rounds", "2"],
+    }
+    commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
+    if device == "gpu":
+        commands["step_overhead"] += ["--torch-device", "cuda"]
+    commands["loop_cost"] += ["--model", args.model]
+    commands["start_up"] += ["--model", args.model]
+    if args.quick:
+        for name, extra in commands.items():
+            extra += few.get(name, ["--rounds", "3"])
+    if args.data:
+        commands["sample_quality"] = ["--model", args.model, "--data", str(args.data)]
+        commands["sample_quality"] += ["--num", "100"] if args.quick else []
+    failed = []
+    for name in [name for name in commands if not args.only or name in args.only]:
+        print(f"\n=== {name} {'=' * (100 - len(name))}", flush=True)
+        start, target = time.perf_counter(), args.results / f"{name}-{device}.json"
+        call = [sys.executable, str(HERE / f"{name}.py"), *commands[name], "--json", str(target)]
+        if subprocess.run(call, check=False).returncode:
+            failed.append(name)
+        print(f"({time.perf_counter() - start:.0f} s)", flush=True)
+    (args.results / "summary.md").write_text(summary(args.results))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
