@@ -90,10 +90,11 @@ def compile_time(model: Any, config: Any, batch: int, rounds: int) -> tuple[dict
     }
     total: dict[str, list[float]] = {name: [] for name in jobs}
     machine_code: dict[str, list[float]] = {name: [] for name in jobs}
+    cpu: dict[str, list[float]] = {name: [] for name in jobs}
     for i in range(rounds + 1):
         for name, (function, arguments) in jobs.items():
             jax.clear_caches()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             lowered = jax.jit(function).lower(*arguments)
             middle = time.perf_counter()
             lowered.compile()
@@ -101,10 +102,14 @@ def compile_time(model: Any, config: Any, batch: int, rounds: int) -> tuple[dict
             if i > 0:  # the first round warms up the compiler itself
                 total[name].append(end - start)
                 machine_code[name].append(end - middle)
+                cpu[name].append(time.process_time() - cpu_start)
     quotients = {}
     for draw in ("normal", "own draw"):
         quotients[draw] = ratio(total["loop"], [f + z for f, z in zip(total["forward"], total[draw], strict=True)])
-    result: dict[str, Any] = {name: Timing.of(values) for name, values in total.items()}
+    result: dict[str, Any] = {name: Timing.of(total[name], cpu[name]) for name in jobs}
+    work = {name: result[name]["cpu"] for name in jobs}
+    result["cpu_ratio"] = work["loop"] / (work["forward"] + work["normal"])
+    result["cpu_ratio_with_own_draw"] = work["loop"] / (work["forward"] + work["own draw"])
     result |= {f"{name}, XLA only": Timing.of(values) for name, values in machine_code.items()}
     result |= {"batch": batch, "ratio": quotients["normal"], "ratio_with_own_draw": quotients["own draw"]}
     return result, target(
@@ -162,6 +167,12 @@ def main(arguments: list[str] | None = None) -> None:
                 *(f"{compilation[k].median:.3f}" for k in jobs),
                 f"{compilation['ratio']:.3f}",
                 f"{compilation['ratio_with_own_draw']:.3f}",
+            ],
+            [
+                "processor time",
+                *(f"{compilation[k]['cpu']:.3f}" for k in jobs),
+                f"{compilation['cpu_ratio']:.3f}",
+                f"{compilation['cpu_ratio_with_own_draw']:.3f}",
             ],
             ["XLA only", *(f"{compilation[f'{k}, XLA only'].median:.3f}" for k in jobs), "", ""],
         ],

@@ -1,8 +1,10 @@
 """The front door: import, load, and the first image, each in a fresh process, with a cold and a warm compile cache.
 
-`import cmjax` is timed after `import jax` in the same process, so it is what cmjax adds. `first image` is one 2-step
-image from one jitted call, compilation included; cold starts with an empty persistent compile cache, warm reuses it.
-`command` is the wall time of a whole `python -m cmjax sample` (80 images, picture written), cold and warm.
+`import cmjax` is timed after `import jax` in the same process, so it is what cmjax adds. Since it loads its parts on
+first use, `and its samplers` times the import together with the first use of all samplers and the loop: the honest
+figure, and the one that the target is held against. `first image` is one 2-step image from one jitted call, compilation
+included; cold starts with an empty persistent compile cache, warm reuses it. `command` is the wall time of a whole
+`python -m cmjax sample` (80 images, picture written), cold and warm.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ IMPORT = """
 import json, time
 t0 = time.perf_counter(); import jax
 t1 = time.perf_counter(); import cmjax
-t2 = time.perf_counter()
-print(json.dumps({"import jax": t1 - t0, "import cmjax": t2 - t1}))
+t2 = time.perf_counter(); cmjax.cm, cmjax.tcd, cmjax.lcm, cmjax.generate, cmjax.guidance, cmjax.editing
+t3 = time.perf_counter()
+print(json.dumps({"import jax": t1 - t0, "import cmjax": t2 - t1, "and its samplers": t3 - t1}))
 """
 
 FIRST_IMAGE = """
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         + [["command, whole", *(f"{commands[k].median:.3f}" for k in ("cold", "warm"))]],
     )
     verdicts = [
-        target(imported["import cmjax"].median, 0.3, "seconds of import cmjax beyond import jax"),
+        target(imported["and its samplers"].median, 0.3, "seconds of import cmjax and its samplers beyond import jax"),
         target(commands["cold"].median, 60, "seconds of the command, cold"),
     ]
     result: dict[str, Any] = {

@@ -51,18 +51,23 @@ def flat_noise(key: Key, shape: tuple[int, ...]) -> Array:
     A reshape to a short last axis, as of colours, has to stay outside of a `lax.cond`: inside, it is fused with the
     draw, whose vectors are then as short as that axis.
     """
-    if has_key_per_image(key) and shape[:1] != key.shape[:1]:
+    if has_key_per_image(key) and shape[:1] != _keys_shape(key):
+        given = " x ".join(map(str, _keys_shape(key)))
         batch = f"a batch of {shape[0]}" if shape else "a sample without a batch axis"
-        raise ValueError(f"{key.shape[0]} keys for {batch}: give one key, or one for each image.")
+        raise ValueError(f"{given} keys for {batch}: give one key, or one for each image.")
     return _draw(key, shape)
 
 
 def has_key_per_image(key: Key) -> bool:
     """Whether this is an array of keys, one for each image, rather than one key."""
+    return _keys_shape(key) != ()
+
+
+def _keys_shape(key: Key) -> tuple[int, ...]:
+    """The shape of an array of keys; an old-style key is itself an array, u32[2]."""
     if not hasattr(key, "dtype"):
         raise TypeError(f"key must be a PRNG key, as of jax.random.key(0), got {key!r}.")
-    is_new_style = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key.ndim > (0 if is_new_style else 1)
+    return key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
 
 
 @partial(jax.jit, static_argnames="shape")

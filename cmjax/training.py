@@ -85,8 +85,8 @@ class TrainState:
     """All that changes while training: `step` i32[], the model, the average of its weights, the optimizer's state."""
 
     step: Array
-    model: ModelFn
-    ema: ModelFn
+    model: Any  # a ModelFn; optax knows it as a tree of parameters
+    ema: Any
     opt_state: Any
 
 
@@ -115,7 +115,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), optax.adam(learning_rate(recipe), b2=0.99))
 
 
-def init(model: ModelFn, recipe: Recipe) -> TrainState:
+def init(model: Any, recipe: Recipe) -> TrainState:
     """Start training: `model` is any callable pytree whose leaves are its parameters."""
     ours, ema = (jax.tree.map(jnp.copy, model) for _ in range(2))  # own buffers: a step reuses those of its state
     return TrainState(jnp.zeros((), jnp.int32), ours, ema, optimizer(recipe).init(model))

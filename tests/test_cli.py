@@ -12,7 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import cmjax
-from cmjax.cli import compile_cache, main
+from cmjax.cli import compile_cache, main, parser, train
+from cmjax.io import read_images
 
 NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
 
@@ -299,10 +300,12 @@ def test_inspect_shows_where_tcd_lands(model, capsys):
 def data():
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8), np.uint8)
     np.savez("data.npz", images=images, labels=np.arange(32) % 2)
+    with open("network.json", "w") as file:
+        json.dump(tiny.checkpoint().model.module.config.to_dict(), file)
     return "data.npz"
 
 
-TINY = ["--steps", "10", "--batch", "4", "--channels", "8"]
+TINY = ["--steps", "10", "--batch", "4", "--network", "network.json"]
 
 
 def test_train_then_sample_then_resume(data, capsys):
@@ -326,8 +329,6 @@ def capsys_cleared(capsys):
 def test_a_stopped_run_resumes_to_the_same_bits(data, monkeypatch):
     options = ["--checkpoint-every", "5"]
     assert main(["train", data, "--out", "whole", *TINY, *options]) == 0
-
-    from cmjax.cli import train
 
     def stop(self, state):
         keep(self, state)
@@ -366,28 +367,33 @@ def test_mistakes_in_training(data, capsys):
         assert message in complaint(capsys, "train", *argv)
 
 
-def test_a_network_and_a_recipe_may_be_files(data):
-    from cmjax.cli import parser, train
-    from cmjax.io import read_images
+def settle(*options):
+    arguments = parser().parse_args(["train", "data.npz", "--out", "run", *options])
+    return train._settle(arguments, read_images("data.npz"), None)
 
-    with open("network.json", "w") as file:
-        json.dump({**tiny.checkpoint().model.module.config.to_dict(), "layers_per_block": 2}, file)
+
+def test_a_network_and_a_recipe_may_be_files(data):
     with open("recipe.json", "w") as file:
         json.dump({"stage_steps": [300, 100], "batch_size": 4, "huber_c": 0.1}, file)
-    argv = [
-        "train",
-        data,
-        "--out",
-        "run",
-        "--network",
-        "network.json",
-        "--recipe",
-        "recipe.json",
-        "--seed",
-        "7",
-        "--steps",
-        "10",
-    ]
-    unet_config, recipe = train._settle(parser().parse_args(argv), read_images(data), None)
-    assert (unet_config.layers_per_block, unet_config.num_class_embeds, unet_config.sample_size) == (2, 2, 8)
+    files = ["--network", "network.json", "--recipe", "recipe.json"]
+    unet_config, recipe = settle(*files, "--seed", "7", "--steps", "10")
+    assert (unet_config.block_out_channels, unet_config.num_class_embeds, unet_config.sample_size) == ((8,), 2, 8)
     assert (recipe.batch_size, recipe.huber_c, recipe.seed, recipe.stage_steps) == (4, 0.1, 7, (8, 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "widths"),
+    [
+        ((28, 28), [], (16, 48, 96)),  # 28, 14, 7
+        ((32, 48), [], (16, 48, 96, 144)),  # 32 x 48 ... 4 x 6
+        ((9, 9), [], (16,)),
+        ((28, 28), ["--channels", "8", "24"], (8, 24)),
+    ],
+)
+def test_the_network_suits_the_images(size, options, widths):
+    np.savez("data.npz", images=np.zeros((2, *size, 3), np.uint8))
+    unet_config, _ = settle(*options)
+    assert unet_config.block_out_channels == widths
+    assert unet_config.sample_size == (size[0] if size[0] == size[1] else size)
+    assert (unet_config.in_channels, unet_config.out_channels, unet_config.num_class_embeds) == (3, 3, None)
+    assert all(side % unet_config.downsampling == 0 for side in size)

@@ -52,5 +52,7 @@ def test_wrong_keys() -> None:
         noise(jax.random.split(KEY, 5), (64, 2))
     with pytest.raises(ValueError, match="without a batch axis"):
         noise(jax.random.split(KEY, 5), ())
+    with pytest.raises(ValueError, match=r"^3 x 4 keys for a batch of 3"):
+        noise(jax.random.split(KEY, (3, 4)), (3, 2))
     with pytest.raises(TypeError, match=r"^key must be a PRNG key"):
         noise(0, (3,))  # type: ignore[arg-type]

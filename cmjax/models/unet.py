@@ -32,11 +32,12 @@ class UNet(nnx.Module):
         time embedding are computed in float32.
 
     Example:
-      >>> config = UNetConfig(in_channels=1, out_channels=1, block_out_channels=(8, 16), norm_num_groups=4,
-      ...                     down_block_types=("DownBlock2D", "AttnDownBlock2D"), num_class_embeds=10,
-      ...                     up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1)
+      >>> import jax
+      >>> config = UNetConfig(in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
+      ...                     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None,
+      ...                     layers_per_block=1, num_class_embeds=10)
       >>> unet = UNet(config, rngs=nnx.Rngs(0))
-      >>> unet(jnp.ones((2, 8, 8, 1)), jnp.float32(3.0), jnp.array([1, 7])).shape
+      >>> jax.jit(lambda unet, *inputs: unet(*inputs))(unet, jnp.ones((2, 8, 8, 1)), 3.0, jnp.array([1, 7])).shape
       (2, 8, 8, 1)
 
     References:

@@ -130,10 +130,12 @@ def init(
     exactly_one(num_steps=num_steps, timesteps=timesteps, sigmas=sigmas)
     _check(config)
     s_noise = config.s_noise if s_noise is None else s_noise
-    if not is_traced(s_noise) and not np.all(np.asarray(s_noise) >= 0):
-        raise ValueError(f"s_noise must not be negative, got {s_noise}.")
+    if np.shape(s_noise) or not (is_traced(s_noise) or s_noise >= 0):
+        raise ValueError(f"s_noise must be one number, not negative, got {s_noise}.")
     if is_traced(sigmas):
         levels = f32(jnp.asarray(sigmas))
+        if levels.ndim != 1:
+            raise ValueError(f"sigmas must be a list of noise levels, got shape {levels.shape}.")
         path, told = jnp.append(levels, jnp.float32(config.sigma_min)), c_noise(levels)
     else:
         levels = _levels(config, num_steps, timesteps, sigmas)

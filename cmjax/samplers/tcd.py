@@ -116,7 +116,7 @@ def init(
     alpha, sigma = _vp.rate_tables(config)
     path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
     _vp.check_noisy(path, sigma)
-    arrivals = np.append(path[1:], 0)
+    arrivals = np.append(path[1:], 0).astype(np.int32)
     landings = _landings(eta, arrivals)
     alpha_s, sigma_s, kept, fresh = _jump(alpha, sigma, landings, arrivals)
     return TCDState(

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_a_folder_is_replaced_and_its_other_files_stay(tmp_path):
         "new b",
         "old unet/notes",
     ]
+
+
+def test_where_names_cannot_be_exchanged_a_folder_is_replaced_in_two_renames(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmjax.io.atomic.sys", types.SimpleNamespace(platform="another"))
+    for text in ("old", "new"):
+        with atomic_folder(tmp_path / "model") as folder:
+            (folder / "a").write_text(text)
+    assert names(tmp_path) == ["model", "model/a"]
+    assert (tmp_path / "model" / "a").read_text() == "new"
 
 
 def test_a_failed_folder_leaves_the_old_one(tmp_path):

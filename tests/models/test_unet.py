@@ -72,7 +72,7 @@ def test_bfloat16_computes_close_to_float32_and_tells_nearby_times_apart(network
     # 1000 and 1001 are one number in bfloat16; the time embedding is float32.
     early = unets.run(half, x.astype(jnp.bfloat16), jnp.full(3, 1000.0), cond)
     late = unets.run(half, x.astype(jnp.bfloat16), jnp.full(3, 1001.0), cond)
-    assert jnp.abs(early - late).astype(jnp.float32).max() > 0.01
+    assert (early != late).mean() > 0.5
 
 
 @pytest.mark.parametrize(

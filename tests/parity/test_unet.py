@@ -28,6 +28,7 @@ NAMED = {
     },
     "no norm before the mid attention": {"resnet_time_scale_shift": "scale_shift"},
     "fourier times": {"time_embedding_type": "fourier"},
+    "learned times": {"time_embedding_type": "learned", "num_train_timesteps": 20},
     "classes as times": {"class_embed_type": "timestep"},
     "classes as embeddings": {"class_embed_type": "identity"},
     "no middle": {"mid_block_type": None},
@@ -89,6 +90,8 @@ def inputs(config, seed):
     t = np.array([1095.5, -700.25], np.float32)
     if config.time_embedding_type == "fourier":
         t = np.abs(t)
+    elif config.time_embedding_type == "learned":
+        t = np.array([0, 19])
     cond = None
     if config.class_embed_type == "identity":
         cond = rng.normal(size=(2, config.time_width)).astype(np.float32)

@@ -220,7 +220,12 @@ VALUES = [
         lambda: cm.init(CM, 2, sigmas=[1.0]),
         "Give exactly one of num_steps, timesteps and sigmas, got num_steps and sigmas.",
     ),
-    (lambda: cm.init(CM, 2, s_noise=-1.0), "s_noise must not be negative, got -1.0."),
+    (lambda: cm.init(CM, 2, s_noise=-1.0), "s_noise must be one number, not negative, got -1.0."),
+    (lambda: cm.init(CM, 2, s_noise=jnp.ones(2)), "s_noise must be one number, not negative, got [1. 1.]."),
+    (
+        lambda: jax.jit(lambda s: cm.init(CM, sigmas=s).sigmas)(jnp.ones((2, 2))),
+        "sigmas must be a list of noise levels, got shape (2, 2).",
+    ),
     (lambda: cm.init(cm.CMConfig(sigma_min=0.0), 1), KARRAS + "0 and 80."),
     (lambda: cm.init(cm.CMConfig(sigma_max=0.001), 1), KARRAS + "0.002 and 0.001."),
     (lambda: cm.init(cm.CMConfig(rho=0.0), 1), "rho must be positive, got 0."),

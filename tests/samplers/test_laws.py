@@ -249,6 +249,15 @@ def test_6_the_last_step_adds_no_noise(name: str, config: Any, options: Any) -> 
             assert np.isfinite(clean).all()
 
 
+def test_6_neither_does_it_where_eta_is_traced_and_swept() -> None:
+    def last(eta: jax.Array, z: jax.Array) -> jax.Array:
+        return at(cmjax.tcd.init(cmjax.tcd.TCDConfig(), 3, eta=eta), 2).renoise(Prediction(normal(1), normal(2)), z)
+
+    swept = jax.jit(jax.vmap(last, (0, None)))
+    etas = jnp.linspace(0.0, 1.0, 7)
+    np.testing.assert_array_equal(swept(etas, jnp.full(SHAPE, 1e3)), swept(etas, jnp.zeros(SHAPE)))
+
+
 @each_kind
 def test_6_past_the_end_is_nan(name: str, config: Any, options: Any) -> None:
     sampler = getattr(cmjax, name)
