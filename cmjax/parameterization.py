@@ -60,8 +60,9 @@ def x0_eps(prediction_type: str, model_out: Array, x: Array, alpha: Array, sigma
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x0_eps("epsilon", jnp.array(1.0), jnp.array(1.4), jnp.array(0.8), jnp.array(0.6))
-      (Array(1., dtype=float32...), Array(1., dtype=float32...))
+      >>> x0, eps = x0_eps("epsilon", jnp.array(1.0), jnp.array(1.4), jnp.array(0.8), jnp.array(0.6))
+      >>> float(x0.round(5)), float(eps)
+      (1.0, 1.0)
 
     References:
       Salimans & Ho 2022, section 4 and appendix D (v).
