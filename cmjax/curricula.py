@@ -53,14 +53,15 @@ def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final:
     return jnp.minimum(initial * 2**stage, final) + 1
 
 
-def gap(step: int | Array, stage_steps: tuple[int, ...], *, q: float = 2.0) -> Array:
+def gap(step: int | Array, stage_steps: tuple[int, ...], *, initial: float = 1.0, q: float = 2.0) -> Array:
     """Shrink the gap between the two noise levels of a pair by q at each stage: 1, 1/q, 1/q², ...
 
-    The first stage has gap 1, which is plain denoising; the last one stays. See `losses.easy_consistency_tuning`.
+    A gap of 1 is plain denoising; the last stage's stays. See `losses.easy_consistency_tuning`.
 
     Args:
       step: i32[], the training step k; may be traced.
       stage_steps: how many steps each stage lasts.
+      initial: the first stage's gap; less than 1 for a model that has learned to denoise.
       q: the factor between stages.
 
     Returns:
@@ -75,7 +76,7 @@ def gap(step: int | Array, stage_steps: tuple[int, ...], *, q: float = 2.0) -> A
     """
     ends = [sum(stage_steps[: i + 1]) for i in range(len(stage_steps) - 1)]
     stage = sum((jnp.asarray(step, jnp.int32) >= end).astype(jnp.float32) for end in ends)
-    return f32(q) ** -f32(stage)
+    return initial * f32(q) ** -f32(stage)
 
 
 def ema_decay(step: int | Array, *, final: float = 0.999, span: float = 0.1) -> Array:

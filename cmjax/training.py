@@ -41,10 +41,11 @@ class Recipe:
     """Say how to train: all but the data, the network and the noise levels.
 
     Attributes:
-      stage_steps: steps at each gap: 1 (denoising), then 1/2, 1/4, ...
+      stage_steps: steps at each gap: the initial one, then half of it, a quarter, ...
+      initial_gap: 1 starts with denoising; less is for a model that has learned to denoise.
       batch_size: images a step.
-      learning_rate, final_learning_rate, warmup_steps: Adam's rate rises over the warm-up, stays while denoising, and
-        falls geometrically to the final one over the tuning stages.
+      learning_rate, final_learning_rate, warmup_steps: Adam's rate rises over the warm-up, stays for the first stage,
+        and falls geometrically to the final one over the others.
       clip_norm: the largest global norm of a gradient.
       ema_decay: of the averaged weights, which are the ones that sample; it warms up (`curricula.ema_decay`).
       proposal_mean, proposal_std: ln σ ~ N(mean, std²).
@@ -54,6 +55,7 @@ class Recipe:
     """
 
     stage_steps: tuple[int, ...] = (4000, 2000, 2000, 2000)
+    initial_gap: float = 1.0
     batch_size: int = 64
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
@@ -70,6 +72,8 @@ class Recipe:
         object.__setattr__(self, "stage_steps", tuple(self.stage_steps))
         if not self.stage_steps or min(self.stage_steps) < 1:
             raise ValueError(f"stage_steps must be one or more positive step counts, got {self.stage_steps}.")
+        if not 0.0 < self.initial_gap <= 1.0:
+            raise ValueError(f"initial_gap must lie in (0, 1], got {self.initial_gap}. (1 is denoising.)")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
@@ -77,6 +81,10 @@ class Recipe:
     def steps(self) -> int:
         """All steps of the run."""
         return sum(self.stage_steps)
+
+    def gap(self, step: int | Array) -> Array:
+        """The gap at a step, f32[]; see `curricula.gap`."""
+        return curricula.gap(step, self.stage_steps, initial=self.initial_gap)
 
 
 @jax.tree_util.register_dataclass
@@ -102,12 +110,12 @@ class Progress:
 
 
 def learning_rate(recipe: Recipe) -> optax.Schedule:
-    """Warm up, hold while denoising, then fall geometrically over the tuning stages."""
-    denoising, tuning = recipe.stage_steps[0], max(recipe.steps - recipe.stage_steps[0], 1)
+    """Warm up, hold for the first stage, then fall geometrically over the others."""
+    held, falling = recipe.stage_steps[0], max(recipe.steps - recipe.stage_steps[0], 1)
     first, final = recipe.learning_rate, recipe.final_learning_rate
-    fall = optax.exponential_decay(first, tuning, final / first, end_value=final)
+    fall = optax.exponential_decay(first, falling, final / first, end_value=final)
     warm = optax.linear_schedule(0.0, first, max(recipe.warmup_steps, 1))
-    return optax.join_schedules([warm, fall], [max(denoising, recipe.warmup_steps)])
+    return optax.join_schedules([warm, fall], [max(held, recipe.warmup_steps)])
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -134,7 +142,7 @@ def train_step(state: TrainState, images: Array, labels: Array | None, key: Key,
             f,
             x0,
             key,
-            gap=curricula.gap(state.step, recipe.stage_steps),
+            gap=recipe.gap(state.step),
             cond=labels,
             dropout=recipe.dropout,
             sigma_min=config.sigma_min,
@@ -231,7 +239,7 @@ def train(
         if step % report_every == 0 or step == recipe.steps:
             mean = float(np.mean(jax.device_get(total)))
             speed = (step - last) * recipe.batch_size / (time.perf_counter() - since)
-            progress = Progress(step, recipe.steps, mean, float(curricula.gap(step - 1, recipe.stage_steps)), speed)
+            progress = Progress(step, recipe.steps, mean, float(recipe.gap(step - 1)), speed)
             if folder is not None:
                 with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
                     log.write(json.dumps(dataclasses.asdict(progress)) + "\n")

@@ -320,6 +320,17 @@ def test_train_then_sample_then_resume(data, capsys):
     said = complaint(capsys, "train", data, "--out", "run", "--resume", "--batch", "8")
     assert "the run to resume has batch_size = 4, not 8; leave out that option" in said
 
+    said = complaint(capsys, "train", data, "--out", "run", "--resume", "--init", "run/model")
+    assert "--init: a run that is resumed goes on from its own weights" in said
+
+    with open("tune.json", "w") as file:  # no learning: what comes out is what went in
+        json.dump({"learning_rate": 1e-30, "final_learning_rate": 1e-30, "initial_gap": 0.25}, file)
+    tune = ["--init", "run/model", "--recipe", "tune.json", "--steps", "4", "--batch", "4"]
+    assert main(["train", data, "--out", "tuned", *tune]) == 0
+    before, after = (cmjax.load(f"{run}/model").model for run in ("run", "tuned"))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
 
 def capsys_cleared(capsys):
     capsys.readouterr()

@@ -24,6 +24,7 @@ def test_num_scales_needs_room_to_double():
 def test_gap_halves_and_stays():
     assert [float(curricula.gap(k, (2, 1, 3))) for k in range(8)] == [1, 1, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25]
     assert float(curricula.gap(5, (4, 4), q=4.0)) == 0.25
+    assert [float(curricula.gap(k, (1, 1), initial=0.25)) for k in (0, 1)] == [0.25, 0.125]
     assert float(curricula.gap(10**6, (7,))) == 1.0
 
 

@@ -159,3 +159,5 @@ def test_a_recipe_without_steps_is_refused():
         training.Recipe(stage_steps=(10, 0))
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         training.Recipe(batch_size=0)
+    with pytest.raises(ValueError, match=r"initial_gap must lie in \(0, 1\], got 2"):
+        training.Recipe(initial_gap=2.0)

@@ -42,6 +42,7 @@ examples:
   cmjax train fashion.npz --out runs/fashion        arrays images u8[N, H, W] and labels
   cmjax train photos/ --out runs/photos             a folder of images, or one folder a class
   cmjax train photos/ --out runs/photos --resume    go on where the run stopped
+  cmjax train photos/ --out runs/tuned --init M     tune a model's weights further
   cmjax sample --model runs/fashion/model           draw from what was trained
 
 The run's folder holds model/ (what `cmjax sample --model` takes), samples/ (a grid at every
@@ -175,6 +176,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="the network's width at each level, finest first; multiples of 8",
     )
     network.add_argument("--network", metavar="FILE", help="the network as a diffusers UNet2DModel config.json")
+    network.add_argument("--init", metavar="M", help="start from a model's weights: a folder, a name, or a hub id")
     command.add_argument("--recipe", metavar="FILE", help="a JSON object of cmjax.training.Recipe's fields")
     command.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     command.add_argument(

@@ -23,7 +23,7 @@ from cmjax.io import ImageData
 from cmjax.io.atomic import check_writable
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.images import read_images, to_uint8, write_png
-from cmjax.models import UNet, UNetConfig, from_nnx
+from cmjax.models import Network, UNet, UNetConfig, from_nnx
 
 __all__ = ["run"]
 
@@ -41,20 +41,21 @@ def run(args: argparse.Namespace) -> None:
     with bad_input():
         data = read_images(args.data)
         names = _label_names(args.label_names, data)
-        unet_config, recipe = _settle(args, data, read_json(out / _RUN) if args.resume else None)
+        start = None if args.init is None else cmjax.load(args.init).model
+        unet_config, recipe = _settle(args, data, read_json(out / _RUN) if args.resume else None, start)
     if recipe.batch_size > len(data.images):
         raise UsageError(
             f"--batch: a batch of {recipe.batch_size} takes more images than the {len(data.images)} there are."
         )
     if tuple(data.images.shape[1:]) != image_shape(unet_config):
         raise UsageError(
-            f"the run to resume is on images of {image_shape(unet_config)}, but these are {data.images.shape[1:]}."
+            f"the network is for images of {image_shape(unet_config)}, but these are {data.images.shape[1:]}."
         )
     with bad_input("--out"):
         (out / "samples").mkdir(parents=True, exist_ok=True)
         write_json({"recipe": dataclasses.asdict(recipe), "network": unet_config.to_dict()}, out / _RUN)
 
-    model = from_nnx(UNet(unet_config, rngs=nnx.Rngs(recipe.seed)))
+    model = start or from_nnx(UNet(unet_config, rngs=nnx.Rngs(recipe.seed)))
     config = cmjax.cm.CMConfig()
     console = Console(markup=False, highlight=False)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
@@ -136,9 +137,13 @@ def _label_names(given: list[str] | None, data: ImageData) -> tuple[str, ...] | 
 
 
 def _settle(
-    args: argparse.Namespace, data: ImageData, run: dict[str, Any] | None
+    args: argparse.Namespace, data: ImageData, run: dict[str, Any] | None, start: Network | None = None
 ) -> tuple[UNetConfig, training.Recipe]:
     """Settle network and recipe: what is asked, and defaults; or those of the run to resume, which must agree."""
+    if start is not None:
+        if run is not None:
+            raise ValueError("--init: a run that is resumed goes on from its own weights; leave out that option.")
+        return _fitting(start.module.config, data), _recipe(args, training.Recipe())
     if run is None:
         return _network(args, data), _recipe(args, training.Recipe())
     unet_config, recipe = UNetConfig.from_dict(run["network"]), training.Recipe(**run["recipe"])
@@ -149,6 +154,14 @@ def _settle(
                 other = getattr(now, name)
                 raise ValueError(f"the run to resume has {name} = {value}, not {other}; leave out that option.")
     return unet_config, recipe
+
+
+def _fitting(config: UNetConfig, data: ImageData) -> UNetConfig:
+    """Refuse a network to start from that has other classes than the data."""
+    classes = None if data.labels is None else int(data.labels.max()) + 1
+    if config.num_class_embeds != classes:
+        raise ValueError(f"--init: the model has {config.num_class_embeds} classes, but the data has {classes}.")
+    return config
 
 
 def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:
