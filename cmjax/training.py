@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,11 +167,9 @@ def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarra
     return np.array([orders[p // size][p % size] for p in positions])
 
 
-def _order(seed: int, epoch: int, size: int, _cache: dict = {}) -> np.ndarray:  # noqa: B006 (the cache is meant to be shared)
-    if (seed, epoch, size) not in _cache:
-        _cache.clear() if len(_cache) > 1 else None
-        _cache[seed, epoch, size] = np.random.default_rng([seed, epoch]).permutation(size)
-    return _cache[seed, epoch, size]
+@lru_cache(maxsize=2)  # a batch may reach over the end of an epoch
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 def train(

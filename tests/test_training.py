@@ -42,11 +42,12 @@ def _promotion():
 
 def test_a_run_learns_and_reports(model, tmp_path):
     reports = []
-    recipe = dataclasses.replace(RECIPE, stage_steps=(300,), learning_rate=3e-2)
-    images = np.full((20, 4, 4, 1), 200, np.uint8)  # one picture: the bias can say it all
+    # one picture, and much noise: there the network's bias can say it all
+    recipe = dataclasses.replace(RECIPE, stage_steps=(300,), learning_rate=3e-2, proposal_mean=3.0, proposal_std=0.3)
+    images = np.full((20, 4, 4, 1), 200, np.uint8)
     training.train(model, CONFIG, images, recipe=recipe, report_every=50, on_progress=reports.append)
     assert [r.step for r in reports] == [50, 100, 150, 200, 250, 300]
-    assert reports[-1].loss < 0.8 * reports[0].loss
+    assert reports[-1].loss < 0.2 * reports[0].loss
     assert all(r.images_per_second > 0 and r.gap == 1.0 for r in reports)
 
 
