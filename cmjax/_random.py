@@ -1,4 +1,4 @@
-"""Fresh noise: the numbers of `jax.random.normal`, in a form that XLA compiles and runs several times faster.
+"""Keys and noise: the numbers of `jax.random`, in a form that XLA compiles and runs several times faster.
 
 On a CPU JAX's own lowering of threefry is a loop over stored counters: 1.6 s to compile, 25 ms for a million numbers.
 As plain arithmetic, flat and unrolled, it is one vectorised loop: 0.2 s and 7 ms (`benchmarks/`). Drawing noise is nine
@@ -17,7 +17,7 @@ import numpy as np
 
 from cmjax.types import Array, Key
 
-__all__ = ["flat_noise", "has_key_per_image", "noise"]
+__all__ = ["flat_noise", "has_key_per_image", "noise", "split"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -58,6 +58,12 @@ def flat_noise(key: Key, shape: tuple[int, ...]) -> Array:
     return _draw(key, shape)
 
 
+def split(key: Key, n: int) -> Key:
+    """Split one key, or each image's, into n, as `jax.random.split` does: key[n] or key[n, B]."""
+    _keys_shape(key)  # refuses what is no key
+    return _split(key, n)
+
+
 def has_key_per_image(key: Key) -> bool:
     """Whether this is an array of keys, one for each image, rather than one key."""
     return _keys_shape(key) != ()
@@ -72,28 +78,51 @@ def _keys_shape(key: Key) -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnames="shape")
 def _draw(key: Key, shape: tuple[int, ...]) -> Array:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    key = _new_style(key)
     if key.ndim:
         return jax.vmap(lambda key: _normal(key, math.prod(shape[1:])))(key)
     return _normal(key, math.prod(shape))
 
 
+@partial(jax.jit, static_argnames="n")
+def _split(key: Key, n: int) -> Key:
+    key = _new_style(key)
+    if key.ndim:
+        return jax.vmap(lambda key: _children(key, n), out_axes=1)(key)
+    return _children(key, n)
+
+
+def _new_style(key: Key) -> Key:
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _children(key: Key, n: int) -> Key:
+    """Do what `jax.random.split(key, n)` does, key[n]."""
+    if not _is_threefry(key):
+        return jax.random.split(key, n)
+    return jax.random.wrap_key_data(jnp.stack(_threefry(jax.random.key_data(key), n), axis=-1), impl="threefry2x32")
+
+
 def _normal(key: Key, size: int) -> Array:
     """Draw what `jax.random.normal(key, (size,))` does, f32[size]."""
-    is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"
-    counts_elements = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
-    if not (is_threefry and counts_elements and size < 2**32):
+    if not (_is_threefry(key) and size < 2**32):
         return jax.random.normal(key, (size,), jnp.float32)
     lowest = np.nextafter(np.float32(-1), np.float32(0))
-    mantissa = (_threefry(jax.random.key_data(key), size) >> np.uint32(9)) | np.uint32(0x3F800000)
+    a, b = _threefry(jax.random.key_data(key), size)
+    mantissa = ((a ^ b) >> np.uint32(9)) | np.uint32(0x3F800000)
     unit = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - np.float32(1)  # uniform in [0, 1)
     uniform = jnp.maximum(lowest, unit * (np.float32(1) - lowest) + lowest)  # uniform in (-1, 1)
     return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def _threefry(key_data: Array, size: int) -> Array:
-    """Random bits, u32[size]: Threefry-2x32, 20 rounds (Salmon et al. 2011, section 3.3), of counters 0, 1, 2, …."""
+def _is_threefry(key: Key) -> bool:
+    """Whether JAX draws for this key as `_threefry` does: a counter for each element."""
+    counts_elements = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    return str(jax.random.key_impl(key)) == "threefry2x32" and counts_elements
+
+
+def _threefry(key_data: Array, size: int) -> tuple[Array, Array]:
+    """Random bits, u32[size] twice: Threefry-2x32, 20 rounds (Salmon et al. 2011, section 3.3), of 0, 1, 2, …."""
     k0, k1 = key_data[0], key_data[1]
     keys = (k0, k1, k0 ^ k1 ^ _PARITY)
     a, b = jnp.broadcast_to(k0, (size,)), jax.lax.iota(jnp.uint32, size) + k1
@@ -102,4 +131,4 @@ def _threefry(key_data: Array, size: int) -> Array:
             a = a + b
             b = ((b << np.uint32(r)) | (b >> np.uint32(32 - r))) ^ a
         a, b = a + keys[(i + 1) % 3], b + keys[(i + 2) % 3] + np.uint32(i + 1)
-    return a ^ b
+    return a, b

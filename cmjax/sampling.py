@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cmjax._numerics import f32, is_traced
-from cmjax._random import has_key_per_image, noise
+from cmjax._random import noise, split
 from cmjax.samplers.base import SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
 
@@ -229,7 +229,7 @@ def generate(
       >>> generate(lambda x, t, cond: jnp.ones_like(x), state, jax.random.key(0), (2, 3)).shape
       (2, 3)
     """
-    k_x, k_z = _split(key, 2)
+    k_x, k_z = split(key, 2)
     return sample(model, state, prior(state, k_x, shape), k_z, cond, edit=edit)
 
 
@@ -244,15 +244,8 @@ def _walk(
         state, x, pred = advance(state, model(x_in, t, cond), x, key, edit)
         return (state, x), (x, pred.x0) if keep else None
 
-    (_, x), kept = jax.lax.scan(body, (state, x), _split(key, state.num_steps))
+    (_, x), kept = jax.lax.scan(body, (state, x), split(key, state.num_steps))
     return x, kept
-
-
-def _split(key: Key, n: int) -> Key:
-    """Split one key, or each image's, into n: key[n] or key[n, B]."""
-    if has_key_per_image(key):
-        return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(key)
-    return jax.random.split(key, n)
 
 
 def _refuse_used(state: SamplerState, verb: str) -> None:

@@ -1,4 +1,4 @@
-"""Fresh noise: this room holds it against `jax.random.normal`, and against its own promises."""
+"""Keys and noise: this room holds them against `jax.random`, and against their own promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax._random import noise
+from cmjax._random import noise, split
 
 KEY = jax.random.key(3)
 
@@ -38,6 +38,24 @@ def test_old_keys_and_other_generators() -> None:
     np.testing.assert_array_equal(noise(other, (6,)), jax.random.normal(other, (6,)))
     with jax.threefry_partitionable(False):
         np.testing.assert_array_equal(noise(KEY, (7,)), jax.random.normal(KEY, (7,)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_splitting_is_jax_random_split(n: int, impl: str) -> None:
+    data, key = jax.random.key_data, jax.random.key(3, impl=impl)
+    np.testing.assert_array_equal(data(split(key, n)), data(jax.random.split(key, n)))
+    np.testing.assert_array_equal(data(jax.jit(split, static_argnums=1)(key, n)), data(jax.random.split(key, n)))
+    keys = jax.random.split(key, 4)
+    np.testing.assert_array_equal(data(split(keys, n))[:, 2], data(jax.random.split(keys[2], n)))
+    assert jax.random.key_impl(split(keys, n)) == jax.random.key_impl(key)
+
+
+def test_splitting_old_keys_and_the_old_way() -> None:
+    data, old = jax.random.key_data, jax.random.PRNGKey(3)
+    np.testing.assert_array_equal(data(split(old, 3)), jax.random.split(old, 3))
+    with jax.threefry_partitionable(False):
+        np.testing.assert_array_equal(data(split(KEY, 3)), data(jax.random.split(KEY, 3)))
 
 
 def test_moments() -> None:

@@ -164,6 +164,8 @@ def _fresh_noise(state: SamplerState, key: Key, shape: tuple[int, ...]) -> Array
     if not is_traced(state.index):
         return draw(key).reshape(shape)  # outside of jit a cond would be compiled anew at each call
     drawn = jax.eval_shape(draw, key)  # both branches must agree, on the sharding too
+    if state.num_steps == 1:
+        return jnp.zeros(shape, jnp.float32)
     return jax.lax.cond(_is_last(state), lambda _: jnp.zeros_like(drawn), draw, key).reshape(shape)
 
 
