@@ -34,7 +34,7 @@ def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final:
       i32[], from s0 + 1 to s1 + 1.
 
     Raises:
-      ValueError: if `total_steps` is too few to double that often.
+      ValueError: unless 1 <= initial <= final, or if `total_steps` is too few to double that often.
 
     Example:
       >>> [int(num_scales(k, total_steps=800)) for k in (0, 99, 100, 799, 10_000)]
@@ -43,14 +43,18 @@ def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final:
     References:
       Song & Dhariwal 2023, section 3.4.
     """
-    doublings = int(math.log2(final // initial))
-    interval = total_steps // (doublings + 1)
+    if not 1 <= initial <= final:
+        raise ValueError(f"1 <= initial <= final must hold, got {initial} and {final}.")
+    doublings = math.log2(final // initial)
+    interval = int(total_steps / (doublings + 1))
     if interval < 1:
         raise ValueError(
-            f"total_steps must be at least {doublings + 1} to go from {initial} to {final}, got {total_steps}."
+            f"total_steps must be at least {math.ceil(doublings + 1)} to go from {initial} to {final}, "
+            f"got {total_steps}."
         )
-    stage = jnp.minimum(jnp.asarray(step, jnp.int32) // interval, doublings)
-    return jnp.minimum(initial * 2**stage, final) + 1
+    last = math.ceil(math.log2(final / initial))
+    stage = jnp.clip(jnp.asarray(step, jnp.int32) // interval, 0, last)
+    return (jnp.minimum(initial * 2**stage, final) + 1).astype(jnp.int32)
 
 
 def gap(step: int | Array, stage_steps: tuple[int, ...], *, initial: float = 1.0, q: float = 2.0) -> Array:

@@ -16,9 +16,19 @@ def test_num_scales_doubles_eight_times():
     assert int(curricula.num_scales(10**9, total_steps=800_000)) == 1281
 
 
+def test_num_scales_ends_at_its_end():
+    # K' = floor(800 / (log2 75 + 1)) = 110, and min(2 * 2^7, 150) + 1 = 151
+    at = [int(curricula.num_scales(k, total_steps=800, initial=2, final=150)) for k in (0, 109, 110, 769, 770, 10**6)]
+    assert at == [3, 3, 5, 129, 151, 151]
+    assert int(curricula.num_scales(0, total_steps=1, initial=7, final=7)) == 8
+    assert curricula.num_scales(0, total_steps=800).dtype == jnp.int32
+
+
 def test_num_scales_needs_room_to_double():
     with pytest.raises(ValueError, match="total_steps must be at least 8"):
         curricula.num_scales(0, total_steps=7)
+    with pytest.raises(ValueError, match="1 <= initial <= final must hold, got 20 and 10"):
+        curricula.num_scales(0, total_steps=100, initial=20, final=10)
 
 
 def test_gap_halves_and_stays():
