@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cmjax._numerics import expand_like, f32
+from cmjax._numerics import expand_like, f32, safe_sqrt
 from cmjax._struct import Struct
 from cmjax.types import Array, Cond, ModelFn
 
@@ -31,10 +31,10 @@ class Guided(Struct):
         """What the model says without the condition and with it, f32[B, *S] each, in one call."""
         if cond is None:
             raise ValueError("cond is None: guidance needs a condition to guide towards.")
-        both_t = t if t.ndim == 0 else jnp.concatenate([t, t])
-        out = self.model(jnp.concatenate([x, x]), both_t, _doubled(self.null_cond, cond, x.shape[0]), **kwargs)
-        uncond, cond = jnp.split(f32(out), 2)
-        return uncond, cond
+        both_t = t if t.ndim == 0 else _interleaved(t, t)
+        out = self.model(_interleaved(x, x), both_t, _doubled(self.null_cond, cond, x.shape[0]), **kwargs)
+        pairs = f32(out).reshape(x.shape[0], 2, *x.shape[1:])
+        return pairs[:, 0], pairs[:, 1]
 
     def combine(self, uncond: Array, cond: Array) -> Array:
         """Uncond + w (cond - uncond)."""
@@ -50,7 +50,8 @@ class Rescaled(Guided):
         """Guide, then move the standard deviation of each image towards the conditional one's."""
         guided = super().combine(uncond, cond)
         axes = tuple(range(1, cond.ndim))
-        ratio = cond.std(axes, keepdims=True) / guided.std(axes, keepdims=True)
+        std, wanted = (safe_sqrt(v.var(axes, keepdims=True)) for v in (guided, cond))
+        ratio = jnp.where(std > 0, wanted / jnp.where(std > 0, std, 1.0), 1.0)  # a constant image has no contrast
         return guided * (1.0 + expand_like(self.rescale, cond) * (ratio - 1.0))
 
 
@@ -106,7 +107,7 @@ def rescaled(model: ModelFn, guidance_scale: ArrayLike, null_cond: Cond, rescale
 
 
 def _doubled(null_cond: Cond, cond: Cond, batch: int) -> Cond:
-    """The empty condition, broadcast to the batch, then the condition: leaf by leaf, [2B, ...]."""
+    """The empty condition, broadcast to the batch, and the condition in turn: leaf by leaf, [2B, ...]."""
     if jax.tree.structure(null_cond) != jax.tree.structure(cond):
         raise ValueError(
             f"null_cond must be a pytree like cond, got {jax.tree.structure(null_cond)} for {jax.tree.structure(cond)}."
@@ -122,6 +123,11 @@ def _doubled(null_cond: Cond, cond: Cond, batch: int) -> Cond:
             raise ValueError(
                 f"null_cond has shape {null.shape}; it must be {full.shape[1:]} or {full.shape}, as cond is."
             )
-        return jnp.concatenate([jnp.broadcast_to(null, full.shape), full])
+        return _interleaved(jnp.broadcast_to(null, full.shape), full)
 
     return jax.tree.map(double, null_cond, cond)
+
+
+def _interleaved(a: Array, b: Array) -> Array:
+    """a0, b0, a1, b1, …, [2B, ...]: both of image i lie side by side, so a sharded batch stays where it is."""
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cmjax
 from cmjax.guidance import classifier_free, rescaled
@@ -104,3 +105,31 @@ def test_conditions_that_do_not_fit(null: Any, cond: Any, message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
         classifier_free(MODEL, 2.0, null)(X, T, cond)
     assert str(error.value).startswith(message)
+
+
+def test_an_image_without_contrast_is_guided_as_it_is() -> None:
+    flat = jax.tree_util.Partial(lambda x, t, cond: jnp.zeros_like(x) + cond[:, None, None])
+    model = rescaled(flat, 2.0, jnp.float32(0.0), rescale=1.0)
+    np.testing.assert_allclose(model(X, T, LABELS), jnp.broadcast_to(2.0 * LABELS[:, None, None], X.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("guide", [classifier_free, rescaled])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_gradients_are_finite(guide: Any, spread: float) -> None:
+    model = jax.tree_util.Partial(lambda x, t, cond: spread * x + cond[:, None, None])
+
+    def loss(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return guide(model, scale, jnp.float32(0.0))(x, T, LABELS).sum()
+
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.grad(loss, (0, 1))(X, jnp.float32(3.0)))
+
+
+def test_a_sharded_batch_stays_where_it_is() -> None:
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(jnp.ones((16, 4, 2)), NamedSharding(mesh, PartitionSpec("batch")))
+    labels = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("batch")))
+    elementwise = jax.tree_util.Partial(lambda x, t, cond: x * cond[:, None, None])
+    model = classifier_free(elementwise, 3.0, jnp.float32(0.0))
+    program = jax.jit(lambda model, x, t, cond: model(x, t, cond)).lower(model, x, T, labels).compile().as_text()
+    moves = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    assert not [move for move in moves if move in (program or "")]
