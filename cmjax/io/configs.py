@@ -24,7 +24,7 @@ class _JsonText(str):
 
 
 @overload
-def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: None = None) -> SamplerConfig: ...
+def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: None = None) -> Any: ...
 @overload
 def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: type[_C]) -> _C: ...
 def read_config(path_or_dict, as_=None):
@@ -105,7 +105,7 @@ def config_dict(config: SamplerConfig) -> dict[str, Any]:
       'CMStochasticIterativeScheduler'
     """
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "extra"}
-    kept = {key: json.loads(value) if isinstance(value, _JsonText) else value for key, value in config.extra}
+    kept = {key: _thaw(value) for key, value in config.extra}
     return {"_class_name": type(config).scheduler, **fields, **kept}
 
 
@@ -147,3 +147,10 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_freeze, value))
     return _JsonText(json.dumps(value)) if isinstance(value, dict) else value
+
+
+def _thaw(value: Any) -> Any:
+    """Make a hashable value what it was in JSON."""
+    if isinstance(value, tuple):
+        return list(map(_thaw, value))
+    return json.loads(value) if isinstance(value, _JsonText) else value
