@@ -113,7 +113,7 @@ def skip(state: StateT, k: int) -> StateT:
     if not 0 <= k < state.num_steps:
         raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
     _refuse_used(state, "skip")
-    return jax.tree.map(lambda leaf: leaf[k:] if leaf.ndim else leaf, state)
+    return jax.tree.map(lambda leaf: leaf[..., k:] if leaf.ndim > state.index.ndim else leaf, state)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------

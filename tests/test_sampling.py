@@ -152,3 +152,14 @@ def test_wrong_types() -> None:
         cmjax.add_noise(STATE, jnp.zeros((2, 3), jnp.uint8), KEY)
     with pytest.raises(TypeError, match="key must be a PRNG key"):
         cmjax.prior(STATE, 0, SHAPE)  # type: ignore[arg-type]
+
+
+def test_skip_of_stacked_paths_is_a_stack_of_skipped_paths() -> None:
+    config = cmjax.cm.CMConfig()
+    ladders = jnp.array([[80.0, 5.0, 1.0], [50.0, 3.0, 0.5]])
+    stacked = cmjax.skip(jax.vmap(lambda sigmas: cmjax.cm.init(config, sigmas=sigmas))(ladders), 1)
+    assert stacked.num_steps == 2
+    np.testing.assert_array_equal(stacked.init_noise_sigma, [5.0, 3.0])
+    for i, ladder in enumerate(ladders):
+        one = cmjax.skip(cmjax.cm.init(config, sigmas=ladder), 1)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), stacked, one)

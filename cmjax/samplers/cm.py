@@ -63,7 +63,7 @@ class CMState(SamplerState):
     @property
     def init_noise_sigma(self) -> Array:
         """The path's first noise level, f32[]."""
-        return self.sigmas[0]
+        return self.sigmas[..., 0]
 
     def rates(self) -> tuple[Array, Array]:
         """(1, σ), f32[] each."""
