@@ -195,3 +195,21 @@ def test_training_learns_what_its_pairs_say_on_gaussian_data(loss, nearer):
     grid = [(0.002 ** (1 / 7) + i / 11 * (80.0 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7 for i in (4, 5, 6, 7, 8)]
     taught = [gaussian_discretization(s, t, nearer) for t in grid]  # from sigma 0.1 to 7
     np.testing.assert_allclose(f(jnp.ones((5, 1)), jnp.array(grid, jnp.float32))[:, 0], taught, atol=0.04)
+
+
+@pytest.mark.parametrize("one", [1, np.int64(1), jnp.int32(1)])
+def test_any_kind_of_number_is_checked(one):
+    def f(x, sigma, cond=None, *, key=None):
+        return x
+
+    x0, key = jnp.zeros((2, 3)), jax.random.key(0)
+    with pytest.raises(ValueError, match="num_scales must be at least 2"):
+        losses.consistency_training(f, f, x0, key, num_scales=one)
+    with pytest.raises(ValueError, match=r"gap must lie in \(0, 1\]"):
+        losses.easy_consistency_tuning(f, f, x0, key, gap=one - 1)
+
+
+def test_pseudo_huber_without_its_length_is_the_distance():
+    grad = jax.grad(lambda a: losses.pseudo_huber(a, jnp.zeros((1, 2)), c=0.0).sum())
+    np.testing.assert_allclose(grad(jnp.array([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_array_equal(grad(jnp.zeros((1, 2))), 0.0)

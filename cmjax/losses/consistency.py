@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32
+from cmjax._numerics import expand_like, f32, is_traced
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal
 
@@ -97,7 +97,7 @@ def consistency_training(
     References:
       Song et al. 2023, algorithm 3; Song & Dhariwal 2023, equations 6 to 10.
     """
-    if isinstance(num_scales, int) and num_scales < 2:
+    if not is_traced(num_scales) and num_scales < 2:
         raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     sigma = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)
@@ -166,8 +166,12 @@ def easy_consistency_tuning(
 
     References:
       Geng et al. 2024, algorithm 1 and equation 14 (mapping from t to r).
+
+    Differs from the paper:
+      The weight is the root of the denoising weight of Karras et al. 2022 (table 1), since the metric is, like
+      `pseudo_huber`, a length rather than its square; and r stops at sigma_min instead of 0.
     """
-    if isinstance(gap, float | int) and not 0.0 < gap <= 1.0:
+    if not (is_traced(gap) or 0.0 < gap <= 1.0):
         raise ValueError(f"gap must lie in (0, 1], got {gap}. (1 is plain denoising.)")
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     t = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from cmjax._numerics import f32
+from cmjax._numerics import f32, safe_sqrt
 
 if TYPE_CHECKING:
     from cmjax.types import Array
@@ -55,4 +55,4 @@ def pseudo_huber(a: Array, b: Array, c: float | None = None) -> Array:
     """
     difference = _per_example(f32(a) - f32(b))
     c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
-    return jnp.sqrt(jnp.square(difference).sum(axis=1) + c**2) - c
+    return safe_sqrt(jnp.square(difference).sum(axis=1) + c**2) - c
