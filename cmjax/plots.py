@@ -45,8 +45,8 @@ def sigma_ladder(states: dict[str, SamplerState]) -> Figure:
     axes = figure.add_subplot(ylabel="noise level σ / α", yscale="log", xticks=range(len(states)))
     axes.set_xticklabels(list(states))
     for column, state in enumerate(states.values()):
-        rates = [skip(state, k).rates() for k in range(state.num_steps)]
-        levels = np.array([float(sigma) / float(alpha) for alpha, sigma in rates])
+        levels = _noise_levels(state)
+        levels = levels[np.isfinite(levels)]  # pure noise has no place on a logarithmic axis
         axes.plot(np.full(len(levels), column), levels, marker="_", markersize=28, markeredgewidth=2)
         for level in levels:
             axes.annotate(f"{level:.3g}", (column, level), (16, 0), textcoords="offset points", va="center", size=8)
@@ -103,8 +103,14 @@ def trajectory_strip(trajectory: Trajectory, state: SamplerState) -> Figure:
     x0 = np.asarray(trajectory.x0)
     if x0.ndim != 5 or x0.shape[0] != state.num_steps:
         raise ValueError(f"x0 must be f[{state.num_steps}, N, H, W, C] for this path, got shape {x0.shape}.")
-    rates = [skip(state, k).rates() for k in range(state.num_steps)]
-    return _table(np.moveaxis(x0, 0, 1), [f"σ/α = {float(sigma) / float(alpha):.3g}" for alpha, sigma in rates])
+    return _table(np.moveaxis(x0, 0, 1), [f"σ/α = {level:.3g}" for level in _noise_levels(state)])
+
+
+def _noise_levels(state: SamplerState) -> np.ndarray:
+    """σ / α at each step, f64[n]; infinite where there is nothing but noise."""
+    alpha, sigma = np.array([skip(state, k).rates() for k in range(state.num_steps)], np.float64).T
+    with np.errstate(divide="ignore"):
+        return sigma / alpha
 
 
 def _table(images: np.ndarray, titles: Sequence[str]) -> Figure:

@@ -52,3 +52,13 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'cmjax\[plots\]'"):
         cmjax.plots.eta_strip(np.zeros((1, 1, 4, 4, 1)), [0])
+
+
+def test_pure_noise_has_no_rung():
+    config = cmjax.tcd.TCDConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    state = cmjax.tcd.init(config, 4)
+    figure = cmjax.plots.sigma_ladder({"tcd": state})
+    assert len(figure.axes[0].texts) == 3
+    images = np.zeros((4, 1, 2, 2, 1))
+    strip = cmjax.plots.trajectory_strip(cmjax.Trajectory(np.zeros((5, 1, 2, 2, 1)), images), state)
+    assert strip.axes[0].get_title() == "σ/α = inf"
