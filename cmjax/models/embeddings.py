@@ -55,7 +55,7 @@ class FourierProjection(nnx.Module):
     """
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (dim,)))
+        self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (dim,), jnp.float32))
 
     def __call__(self, t: Array) -> Array:
         """Embed t f32[B], above 0, to f32[B, 2 dim]."""

@@ -48,7 +48,7 @@ def fan_in_uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     """
     size = math.prod(shape)
     most = 4 ** max(6, math.ceil(math.log(size, 4)))
-    draw = jax.random.uniform(key, (most,), minval=-1.0, maxval=1.0)[:size].reshape(shape)
+    draw = jax.random.uniform(key, (most,), jnp.float32, -1.0, 1.0)[:size].reshape(shape)
     return (draw * math.sqrt(3 * shape[-1] / size)).astype(dtype)
 
 
@@ -105,8 +105,8 @@ class GroupNorm(nnx.Module):
     def __init__(self, channels: int, groups: int, *, eps: float):
         if channels % groups:
             raise ValueError(f"channels = {channels} of a group norm must be a multiple of its groups = {groups}.")
-        self.scale = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.groups = groups
         self.eps = eps
 

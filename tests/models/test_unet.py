@@ -150,3 +150,9 @@ def test_a_training_step_in_nnx():
     losses = [float(train_step(model, target, optimizer, jax.random.key(1), 0.9)) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert jnp.abs(target.conv_out.bias[...] - before).max() > 0
+
+
+def test_weights_are_float32_whatever_jax_is_told(network):
+    with jax.enable_x64(True):
+        new = from_nnx(UNet(network.module.config, rngs=nnx.Rngs(0)))
+        assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
