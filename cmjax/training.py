@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from cmjax import curricula, losses
+from cmjax._mesh import batch_mesh
+from cmjax._struct import Struct
+from cmjax.io.atomic import atomic_file
 from cmjax.parameterization import consistency_fn
 
 if TYPE_CHECKING:
@@ -87,9 +90,7 @@ class Recipe:
         return curricula.gap(step, self.stage_steps, initial=self.initial_gap)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(Struct):
     """All that changes while training: `step` i32[], the model, the average of its weights, the optimizer's state."""
 
     step: Array
@@ -131,7 +132,10 @@ def init(model: Any, recipe: Recipe) -> TrainState:
 
 @partial(jax.jit, static_argnames=("recipe", "config"), donate_argnums=0)
 def train_step(state: TrainState, images: Array, labels: Array | None, key: Key, *, recipe: Recipe, config: CMConfig):
-    """Take one step: images u8[B, H, W, C], labels i32[B] or None -> (state, loss f32[])."""
+    """Take one step: images u8[B, H, W, C], labels i32[B] or None -> (state, loss f32[]).
+
+    The state's buffers are given to the new one (donated): the old state cannot be read any more.
+    """
     x0 = images.astype(jnp.float32) / 127.5 - 1.0
     key = jax.random.fold_in(key, state.step)
 
@@ -200,13 +204,14 @@ def train(
       report_every: steps between reports.
       checkpoint_every: steps between checkpoints.
       on_progress: called with each report.
-      on_checkpoint: called with the state at each checkpoint.
+      on_checkpoint: called with a copy of the state at each checkpoint, before it is written.
 
     Returns:
       The last state; its `ema` is the model to sample with.
 
     Raises:
-      ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit.
+      ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, or a
+        checkpoint of another network or recipe.
       FileNotFoundError: when resuming with no checkpoint there.
 
     References:
@@ -218,12 +223,12 @@ def train(
     if resume:
         if folder is None:
             raise ValueError("resume needs `out`, the folder of the run to resume.")
-        state = load_checkpoint(folder / "checkpoint.safetensors", state)
+        state = load_checkpoint(folder / "checkpoint.safetensors", state, recipe)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         _cut_log(folder / "log.jsonl", int(state.step))
 
-    mesh = jax.make_mesh((_devices_for(recipe.batch_size),), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = batch_mesh(recipe.batch_size)
     state = jax.device_put(state, NamedSharding(mesh, P()))
     key = jax.random.key(recipe.seed)
     step, last, total, since = int(state.step), int(state.step), [], time.perf_counter()
@@ -245,10 +250,10 @@ def train(
                 on_progress(progress)
             last, total, since = step, [], time.perf_counter()
         if step % checkpoint_every == 0 or step == recipe.steps:
+            if on_checkpoint is not None:  # it may refuse the state; and may keep what it gets
+                on_checkpoint(jax.tree.map(jnp.copy, state))
             if folder is not None:
-                save_checkpoint(folder / "checkpoint.safetensors", state)
-            if on_checkpoint is not None:
-                on_checkpoint(state)
+                save_checkpoint(folder / "checkpoint.safetensors", state, recipe)
     return state
 
 
@@ -261,11 +266,6 @@ def _check_data(images: np.ndarray, labels: np.ndarray | None, recipe: Recipe) -
         raise ValueError(f"labels must be one for each of the {len(images)} images, got shape {labels.shape}.")
 
 
-def _devices_for(batch_size: int) -> int:
-    """The largest number of local devices that the batch divides among."""
-    return max(n for n in range(1, jax.local_device_count() + 1) if batch_size % n == 0)
-
-
 def _cut_log(path: Path, step: int) -> None:
     """Forget what a run that is being resumed logged after its checkpoint."""
     if path.exists():
@@ -273,26 +273,29 @@ def _cut_log(path: Path, step: int) -> None:
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
-def save_checkpoint(path: str | os.PathLike[str], state: TrainState) -> None:
-    """Write a state to one safetensors file, under a temporary name, then renamed: a kill leaves the old or the new."""
-    path = Path(path)
+def save_checkpoint(path: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> None:
+    """Write a state, and the recipe it followed, to one safetensors file: a kill leaves the old one or the new."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save({jax.tree_util.keystr(name): np.asarray(leaf, order="C") for name, leaf in leaves}))
-    os.replace(temporary, path)
+    arrays = {jax.tree_util.keystr(name): np.asarray(leaf, order="C") for name, leaf in leaves}
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_bytes(save(arrays, {"recipe": json.dumps(dataclasses.asdict(recipe))}))
 
 
-def load_checkpoint(path: str | os.PathLike[str], like: TrainState) -> TrainState:
+def load_checkpoint(path: str | os.PathLike[str], like: TrainState, recipe: Recipe) -> TrainState:
     """Read a state that `save_checkpoint` wrote, into the structure of `like`.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is of another network or optimizer.
+      ValueError: if it is of another network, optimizer or recipe.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint to resume from at {path}.")
     with safe_open(path, framework="numpy") as file:
+        followed = Recipe(**json.loads((file.metadata() or {}).get("recipe", "{}")))
+        for name, value in dataclasses.asdict(followed).items():
+            if getattr(recipe, name) != value:
+                raise ValueError(f"{path} followed a recipe with {name} = {value}, not {getattr(recipe, name)}.")
         names = set(file.keys())
         wanted, treedef = jax.tree_util.tree_flatten_with_path(like)
         leaves = []

@@ -15,8 +15,8 @@ ROOT = Path(cmjax.__file__).parent
 # Layer of each module or package under cmjax. Inside layer 2 nobody imports a neighbour.
 LAYERS = {
     0: ("types", "schedules", "_version"),
-    1: ("_struct", "_numerics", "_random", "parameterization"),
-    2: ("samplers", "guidance", "editing", "losses", "latents", "ode", "curricula"),
+    1: ("_struct", "_numerics", "_random", "_mesh", "parameterization"),
+    2: ("samplers", "guidance", "editing", "losses", "curricula"),
     3: ("sampling",),
     4: ("models", "io", "training"),
     5: ("cli", "__main__", "plots", "__init__"),
@@ -38,7 +38,8 @@ def imports(file: Path) -> set[str]:
     for node in ast.walk(tree):
         if id(node) not in checked and isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif id(node) not in checked and isinstance(node, ast.ImportFrom) and node.module:
+        elif id(node) not in checked and isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{file}: a relative import hides where it points"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -115,23 +114,26 @@ def test_the_learning_rate_warms_up_holds_and_falls():
 def test_a_kill_while_writing_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.safetensors"
     state = training.init(model, RECIPE)
-    training.save_checkpoint(path, state)
+    training.save_checkpoint(path, state, RECIPE)
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(training, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        training.save_checkpoint(path, dataclasses.replace(state, step=jnp.int32(5)))
-    assert int(training.load_checkpoint(path, state).step) == 0
+        training.save_checkpoint(path, state.replace(step=jnp.int32(5)), RECIPE)
+    assert int(training.load_checkpoint(path, state, RECIPE).step) == 0
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_checkpoint_of_another_network_is_refused(model, tmp_path):
+def test_a_checkpoint_of_another_network_or_recipe_is_refused(model, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
-    training.save_checkpoint(path, training.init(model, RECIPE))
+    training.save_checkpoint(path, training.init(model, RECIPE), RECIPE)
     other = jax.tree_util.Partial(network, {"gain": jnp.zeros(2), "bias": jnp.zeros((4, 4, 1)), "class": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"of another network or optimizer: .*gain"):
-        training.load_checkpoint(path, training.init(other, RECIPE))
+        training.load_checkpoint(path, training.init(other, RECIPE), RECIPE)
+    with pytest.raises(ValueError, match=r"followed a recipe with seed = 0, not 1"):
+        training.load_checkpoint(path, training.init(model, RECIPE), dataclasses.replace(RECIPE, seed=1))
 
 
 def test_resuming_from_nothing_is_refused(model, tmp_path):
@@ -162,3 +164,19 @@ def test_a_recipe_without_steps_is_refused():
         training.Recipe(batch_size=0)
     with pytest.raises(ValueError, match=r"initial_gap must lie in \(0, 1\], got 2"):
         training.Recipe(initial_gap=2.0)
+
+
+def test_what_a_checkpoint_shows_may_be_kept_and_may_refuse(model, tmp_path):
+    kept = []
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, checkpoint_every=5, on_checkpoint=kept.append)
+    assert [int(state.step) for state in kept] == [5, 10, 14]
+    assert len({bits(state.ema)[0] for state in kept}) == 3
+
+    def refuse(state):
+        if int(state.step) > 5:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, checkpoint_every=5, on_checkpoint=refuse)
+    like = training.init(model, RECIPE)
+    assert int(training.load_checkpoint(tmp_path / "checkpoint.safetensors", like, RECIPE).step) == 5

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 import cmjax
+from cmjax._mesh import batch_mesh
+from cmjax._random import split
 from cmjax.io.images import grid
 from cmjax.models import UNetConfig
 
@@ -61,8 +63,7 @@ def compile_draw(
     Returns:
       A function (first, model) -> the images first ... first + B - 1, for any weights of the same network.
     """
-    devices = max(n for n in range(1, jax.local_device_count() + 1) if shape[0] % n == 0)
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = batch_mesh(shape[0])
 
     @jax.jit
     def draw(model, state, key, indices, cond):
@@ -82,7 +83,7 @@ def compile_draw(
 
 def _generate_with_steps(model: Any, state: Any, keys: Any, shape: tuple[int, ...], cond: Any) -> Drawn:
     """Draw what `cmjax.generate` draws, and keep the estimates of all steps."""
-    k_x, k_z = jax.vmap(jax.random.split, out_axes=1)(keys)
+    k_x, k_z = split(keys, 2)
     path = cmjax.trajectory(model, state, cmjax.prior(state, k_x, shape), k_z, cond)
     return Drawn(path.x[-1], path.x0.swapaxes(0, 1))
 

@@ -19,11 +19,12 @@ from cmjax import training
 from cmjax.cli import compile_cache
 from cmjax.cli.drawing import class_grid, compile_draw, image_shape
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.io import ImageData
+from cmjax.io import Checkpoint, ImageData
 from cmjax.io.atomic import check_writable
-from cmjax.io.configs import read_json, write_json
+from cmjax.io.configs import config_dict, read_config, read_json, write_json
 from cmjax.io.images import read_images, to_uint8, write_png
-from cmjax.models import Network, UNet, UNetConfig, from_nnx
+from cmjax.models import UNet, UNetConfig, from_nnx
+from cmjax.samplers.cm import CMConfig
 
 __all__ = ["run"]
 
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     with bad_input():
         data = read_images(args.data)
         names = _label_names(args.label_names, data)
-        start = None if args.init is None else cmjax.load(args.init).model
-        unet_config, recipe = _settle(args, data, read_json(out / _RUN) if args.resume else None, start)
+        start = None if args.init is None else cmjax.load(args.init)
+        unet_config, config, recipe = _settle(args, data, read_json(out / _RUN) if args.resume else None, start)
     if recipe.batch_size > len(data.images):
         raise UsageError(
             f"--batch: a batch of {recipe.batch_size} takes more images than the {len(data.images)} there are."
@@ -53,10 +54,10 @@ def run(args: argparse.Namespace) -> None:
         )
     with bad_input("--out"):
         (out / "samples").mkdir(parents=True, exist_ok=True)
-        write_json({"recipe": dataclasses.asdict(recipe), "network": unet_config.to_dict()}, out / _RUN)
+        settled = {"recipe": dataclasses.asdict(recipe), "network": unet_config.to_dict()}
+        write_json({**settled, "scheduler": config_dict(config)}, out / _RUN)
 
-    model = start or from_nnx(UNet(unet_config, rngs=nnx.Rngs(recipe.seed)))
-    config = cmjax.cm.CMConfig()
+    model = start.model if start else from_nnx(UNet(unet_config, rngs=nnx.Rngs(recipe.seed)))
     console = Console(markup=False, highlight=False)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     console.print(f"{len(data.images):,} images, {size:,} parameters, {recipe.steps:,} steps of {recipe.batch_size}")
@@ -137,15 +138,18 @@ def _label_names(given: list[str] | None, data: ImageData) -> tuple[str, ...] | 
 
 
 def _settle(
-    args: argparse.Namespace, data: ImageData, run: dict[str, Any] | None, start: Network | None = None
-) -> tuple[UNetConfig, training.Recipe]:
-    """Settle network and recipe: what is asked, and defaults; or those of the run to resume, which must agree."""
+    args: argparse.Namespace, data: ImageData, run: dict[str, Any] | None, start: Checkpoint | None
+) -> tuple[UNetConfig, CMConfig, training.Recipe]:
+    """Settle network, noise levels and recipe: as asked, or by default; or as of the run to resume, which must agree.
+
+    A model to start from brings its own network and noise levels.
+    """
     if start is not None:
         if run is not None:
             raise ValueError("--init: a run that is resumed goes on from its own weights; leave out that option.")
-        return _fitting(start.module.config, data), _recipe(args, training.Recipe())
+        return *_fitting(start, data), _recipe(args, training.Recipe())
     if run is None:
-        return _network(args, data), _recipe(args, training.Recipe())
+        return _network(args, data), CMConfig(), _recipe(args, training.Recipe())
     unet_config, recipe = UNetConfig.from_dict(run["network"]), training.Recipe(**run["recipe"])
     asked = _network(args, data) if args.network or args.channels else unet_config
     for was, now in ((unet_config, asked), (recipe, _recipe(args, recipe))):
@@ -153,15 +157,18 @@ def _settle(
             if getattr(now, name) != value:
                 other = getattr(now, name)
                 raise ValueError(f"the run to resume has {name} = {value}, not {other}; leave out that option.")
-    return unet_config, recipe
+    return unet_config, read_config(run["scheduler"], CMConfig), recipe
 
 
-def _fitting(config: UNetConfig, data: ImageData) -> UNetConfig:
-    """Refuse a network to start from that has other classes than the data."""
+def _fitting(start: Checkpoint, data: ImageData) -> tuple[UNetConfig, CMConfig]:
+    """Refuse a model to start from that is no consistency model, or has other classes than the data."""
+    network, config = start.model.module.config, start.config
+    if not isinstance(config, CMConfig):
+        raise ValueError(f"--init: the model is for {config.scheduler}; training is of {CMConfig.scheduler}s.")
     classes = None if data.labels is None else int(data.labels.max()) + 1
-    if config.num_class_embeds != classes:
-        raise ValueError(f"--init: the model has {config.num_class_embeds} classes, but the data has {classes}.")
-    return config
+    if network.num_class_embeds != classes:
+        raise ValueError(f"--init: the model has {network.num_class_embeds} classes, but the data has {classes}.")
+    return network, config
 
 
 def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:
