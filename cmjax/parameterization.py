@@ -6,13 +6,13 @@ or, for sigma-space models (α = 1), a raw F that preconditioning turns into x0 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from cmjax._numerics import expand_like, f32
+from cmjax._struct import Struct, static
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key, ModelFn
@@ -86,14 +86,12 @@ class _KarrasConfig(Protocol):
     def sigma_min(self) -> float: ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ConsistencyFn:
+class ConsistencyFn(Struct):
     """f(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ)), with f(x, σ_min) = x exactly; see `consistency_fn`."""
 
     model: ModelFn
-    sigma_data: float = dataclasses.field(metadata={"static": True})
-    sigma_min: float = dataclasses.field(metadata={"static": True})
+    sigma_data: float = static()
+    sigma_min: float = static()
 
     def __call__(self, x: Array, sigma: Array | float, cond: Cond = None, *, key: Key | None = None) -> Array:
         """Map x at noise level sigma (f32[] or f32[B]) to the clean end of its trajectory, f[B, *S]."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -27,20 +27,22 @@ __all__ = [
 
 Table = np.ndarray
 
+_P = ParamSpec("_P")
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
-def _cached(function: Callable[..., Table]) -> Callable[..., Table]:
+def _cached(function: Callable[_P, Table]) -> Callable[_P, Table]:
     """Keep the tables of the last few configs, read-only: they are shared by everyone who asks for the same numbers."""
 
     @functools.lru_cache(maxsize=64)
     @functools.wraps(function)
-    def cached(*args: Any, **kwargs: Any) -> Table:
+    def cached(*args: _P.args, **kwargs: _P.kwargs) -> Table:
         table = function(*args, **kwargs)
         table.setflags(write=False)
         return table
 
-    return cached
+    return cached  # pyright: ignore[reportReturnType] (lru_cache forgets the arguments)
 
 
 # ---- consistency models: noise levels --------------------------------------------------------------------------------

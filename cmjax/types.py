@@ -8,7 +8,7 @@ are blind to what the axes mean.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import jax
 
@@ -27,14 +27,13 @@ Edit: TypeAlias = Callable[[Array], Array]
 """x0 -> x0, f32[B, *S]: a projection of the clean estimate, such as inpainting. A callable pytree."""
 
 
-@runtime_checkable
 class ModelFn(Protocol):
     """A network: any callable pytree `model(x, t, cond)`, called with positional arguments.
 
     x is f[B, *S]; t is a scalar for the whole batch, or one value per image in training; cond is any pytree.
-    The output has the shape of x. Training may add `key=` for dropout.
+    The output has the shape of x. Options, such as `key=` for dropout in training, are passed on where they are given.
     """
 
-    def __call__(self, x: Array, t: Array, cond: Cond, /, **kwargs: Any) -> Array:
+    def __call__(self, x: Array, t: Array, cond: Cond, /) -> Array:
         """Say what the noisy x is, at noise level t, given cond."""
         ...

@@ -38,10 +38,14 @@ _PIPELINES = {
 
 
 class Checkpoint(NamedTuple):
-    """A model and the config of the sampler it was made for: `model, config = cmjax.load(...)`."""
+    """A model and the config of the sampler it was made for: `model, config = cmjax.load(...)`.
+
+    The config is a `CMConfig`, a `TCDConfig` or an `LCMConfig`; only the folder says which, so to type checkers it is
+    `Any`.
+    """
 
     model: Network
-    config: SamplerConfig
+    config: Any
 
 
 def embedded_models() -> tuple[str, ...]:
