@@ -65,6 +65,12 @@ def test_moments() -> None:
     assert (drawn**4).mean() == pytest.approx(3.0, abs=0.1)
 
 
+def test_the_fast_way_is_taken() -> None:
+    drawn = str(jax.make_jaxpr(lambda key: noise(split(key, 2)[0], (64, 2)))(KEY))
+    assert "random_bits" not in drawn
+    assert "random_split" not in drawn
+
+
 def test_wrong_keys() -> None:
     with pytest.raises(ValueError, match=r"^5 keys for a batch of 64: give one key, or one for each image\.$"):
         noise(jax.random.split(KEY, 5), (64, 2))

@@ -159,7 +159,7 @@ class Bound:
     Attributes:
       limit: clip to ± limit.
       quantile: the fraction of an image's values that are to stay as they are.
-      most: the largest limit that the quantile may set; at least 1 is always allowed.
+      most: the largest limit that the quantile may set; the limit is never below 1, unless `most` is.
 
     References:
       Saharia et al. 2022, section 2.3 (dynamic thresholding).
