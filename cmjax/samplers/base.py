@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax._numerics import f32, is_traced, read
+from cmjax._numerics import f32, is_traced, read, refuse_integers
 from cmjax._random import flat_noise
 from cmjax._struct import Struct
+from cmjax._typed import mistyped
 from cmjax.types import Array, Edit, Key
 
-__all__ = ["Prediction", "SamplerConfig", "SamplerState", "advance", "step"]
+__all__ = ["Prediction", "SamplerConfig", "SamplerState", "advance", "build", "step"]
 
 
 class Prediction(NamedTuple):
@@ -33,7 +34,9 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """A `scheduler_config.json`: its keys and their defaults. Hashable; checked by `init`, where it is used.
+    """A `scheduler_config.json`: its keys and their defaults. Hashable.
+
+    Types are checked at once; what the numbers may be, by `init`, where they are used.
 
     Attributes:
       scheduler: what the file calls the sampler.
@@ -43,6 +46,13 @@ class SamplerConfig:
     scheduler: ClassVar[str]
 
     extra: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if fault := mistyped(self):
+            raise TypeError(fault)
+
+
+StateT = TypeVar("StateT", bound="SamplerState")
 
 
 class SamplerState(Struct, abc.ABC):
@@ -100,9 +110,19 @@ class SamplerState(Struct, abc.ABC):
         return text.replace("index=i32[]", f"index={int(self.index)}/{self.num_steps}", 1)
 
 
-# ---- one step --------------------------------------------------------------------------------------------------------
+def build(state: type[StateT], **fields: Any) -> StateT:
+    """Make a state of numbers and host tables: its leaves as f32 or i32 on the device, all in one transfer."""
+    return jax.device_put(jax.tree.map(_narrow, state(**fields)))
 
-StateT = TypeVar("StateT", bound=SamplerState)
+
+def _narrow(value: Any) -> Any:
+    if is_traced(value):
+        return f32(value) if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.int32)
+    value = np.asarray(value)
+    return value.astype(np.int32 if np.issubdtype(value.dtype, np.integer) else np.float32)
+
+
+# ---- one step --------------------------------------------------------------------------------------------------------
 
 
 def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | None = None) -> tuple[StateT, Array]:
@@ -122,6 +142,7 @@ def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | No
       The pair (state, x): one step further, and the sample there, in x's dtype. Arithmetic is in float32.
 
     Raises:
+      TypeError: x or model_out is not of a float dtype.
       ValueError: model_out has not the shape of x, or there are neither one key nor as many as images.
 
     Example:
@@ -139,7 +160,7 @@ def advance(
     state: StateT, model_out: Array, x: Array, key: Key, edit: Edit | None = None
 ) -> tuple[StateT, Array, Prediction]:
     """`step`, and the prediction that it used."""
-    _check_shapes(model_out, x)
+    _check_sample(model_out, x)
     pred = state.predict(model_out, x)
     if edit is not None:
         pred = _apply(edit, state, pred, x)
@@ -173,7 +194,11 @@ def _is_last(state: SamplerState) -> Array:
     return state.index == state.num_steps - 1
 
 
-def _check_shapes(model_out: Array, x: Array) -> None:
+def _check_sample(model_out: Array, x: Array) -> None:
+    for name, array in (("x", x), ("model_out", model_out)):
+        if isinstance(array, tuple | list):
+            raise TypeError(f"{name} must be an array, got a {type(array).__name__}: a model returns its output alone.")
+        refuse_integers(name, array)
     if model_out.shape == x.shape:
         return
     remedy = "the network must return the shape that it is given."

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from cmjax import schedules
@@ -14,7 +13,7 @@ from cmjax._numerics import f32
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _vp
-from cmjax.samplers.base import Prediction, SamplerState
+from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
 
 __all__ = ["LCMConfig", "LCMState", "init"]
@@ -98,13 +97,14 @@ def init(
     path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
     _vp.check_noisy(path, sigma)
     c_skip, c_out = schedules.boundary_scalings(path, config.timestep_scaling)
-    return LCMState(
-        index=jnp.zeros((), jnp.int32),
-        timesteps=jnp.asarray(path, jnp.int32),
-        alphas=f32(np.append(alpha[path], 1.0)),
-        sigmas=f32(np.append(sigma[path], 0.0)),
-        c_skip=f32(c_skip),
-        c_out=f32(c_out),
+    return build(
+        LCMState,
+        index=0,
+        timesteps=path,
+        alphas=np.append(alpha[path], 1.0),
+        sigmas=np.append(sigma[path], 0.0),
+        c_skip=c_skip,
+        c_out=c_out,
         prediction_type=config.prediction_type,
         bound=_vp.bound(config),
     )
