@@ -29,6 +29,8 @@ Table = np.ndarray
 
 _P = ParamSpec("_P")
 
+MOST_TIMESTEPS = 10**6  # published models have 1,000; a table has to fit in memory
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -179,6 +181,8 @@ def alphas_cumprod(
     """
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}.")
+    if num_train_timesteps > MOST_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps must be at most {MOST_TIMESTEPS}, got {num_train_timesteps}.")
     if trained_betas is None:
         beta = betas(schedule, beta_start, beta_end, num_train_timesteps)
     else:

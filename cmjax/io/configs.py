@@ -39,7 +39,8 @@ def read_config(path_or_dict, as_=None):
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is not a JSON object, or it is for another scheduler and `as_` is not given.
+      ValueError: the file is not a JSON object, a value is of the wrong type, or the file is for another scheduler and
+        `as_` is not given.
 
     Example:
       >>> from cmjax.samplers.tcd import TCDConfig
@@ -53,6 +54,11 @@ def read_config(path_or_dict, as_=None):
     """
     if isinstance(path_or_dict, Mapping):
         where, values = _FILE, dict(path_or_dict)
+    elif not isinstance(path_or_dict, str | Path):
+        got = type(path_or_dict).__name__
+        raise TypeError(
+            f"path_or_dict must be a path or a mapping, got a {got}; of a diffusers scheduler, its .config."
+        )
     else:
         where = _find(Path(path_or_dict))
         values = read_json(where)
@@ -60,7 +66,7 @@ def read_config(path_or_dict, as_=None):
             raise ValueError(f"{where} must hold a JSON object, but it holds a {type(values).__name__}.")
     if as_ is None:
         name = values.get("_class_name")
-        if name not in _CLASSES:
+        if not isinstance(name, str) or name not in _CLASSES:
             *first, last = _CLASSES
             what = "names no scheduler (it has no _class_name)" if name is None else f"is for {name}"
             raise ValueError(f"{_FILE} {what}; cmjax reads {', '.join(first)} and {last}.")
@@ -71,7 +77,10 @@ def read_config(path_or_dict, as_=None):
     extra = tuple(
         (key, _freeze(value)) for key, value in values.items() if key not in fields and not key.startswith("_")
     )
-    return as_(**known, extra=extra)
+    try:
+        return as_(**known, extra=extra)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def write_config(config: SamplerConfig, path: str | Path) -> None:
@@ -121,7 +130,7 @@ def read_json(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cmjax._typed import mistyped
+
 __all__ = ["UNetConfig"]
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -105,6 +107,8 @@ class UNetConfig:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+        if fault := mistyped(self):
+            raise ValueError(fault)
         self._check_choices()
         self._check_sizes()
 
@@ -140,11 +144,13 @@ class UNetConfig:
         positive = {"in_channels": self.in_channels, "out_channels": self.out_channels}
         positive |= {"layers_per_block": self.layers_per_block, "norm_num_groups": self.norm_num_groups}
         positive |= {f"block_out_channels[{i}]": c for i, c in enumerate(self.block_out_channels)}
+        if self.sample_size is not None:
+            positive["sample_size"] = min(self.sample_size) if isinstance(self.sample_size, tuple) else self.sample_size
         for name in ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim"):
             if getattr(self, name) is not None:
                 positive[name] = getattr(self, name)
         for name, value in positive.items():
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")
@@ -207,6 +213,8 @@ class UNetConfig:
           ValueError: The file is for another class, has a key that is not an option of `UNet2DModel`, or asks for
             something that is not supported.
         """
+        if not isinstance(d, Mapping):
+            raise ValueError(f"the network's config.json must hold a JSON object, but it holds a {type(d).__name__}.")
         kind = d.get("_class_name", "UNet2DModel")
         if kind != "UNet2DModel":
             raise ValueError(f"the network's config.json is for {kind}; cmjax reads UNet2DModel.")

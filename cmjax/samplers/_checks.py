@@ -10,7 +10,7 @@ import numpy as np
 
 from cmjax._numerics import is_traced
 
-__all__ = ["concrete", "count_steps", "exactly_one", "strictly_decreasing"]
+__all__ = ["concrete", "count_steps", "exactly_one", "right_config", "strictly_decreasing"]
 
 
 def exactly_one(**options: Any) -> None:
@@ -22,14 +22,21 @@ def exactly_one(**options: Any) -> None:
         raise ValueError(f"Give exactly one of {listed}, got {' and '.join(given) or 'none'}.")
 
 
-def count_steps(num_steps: Any, limit: int, why: str) -> int:
+def right_config(config: Any, wanted: type) -> None:
+    """Refuse what is not a config of this sampler's family."""
+    if not isinstance(config, wanted):
+        got = f"the class {config.__name__}: call it" if isinstance(config, type) else f"a {type(config).__name__}"
+        raise TypeError(f"config must be a {wanted.__name__}, as cmjax.io.read_config makes it, got {got}.")
+
+
+def count_steps(num_steps: Any, limit: int, why: str, name: str = "num_steps") -> int:
     """Check a number of steps against the size of the grid; `why` says where the limit comes from."""
     try:
         count = operator.index(num_steps)
     except TypeError as error:
-        raise TypeError(f"num_steps must be an integer, got {num_steps!r}.") from error
+        raise TypeError(f"{name} must be an integer, got {num_steps!r}.") from error
     if not 1 <= count <= limit:
-        raise ValueError(f"num_steps must be between 1 and {why}, got {count}.")
+        raise ValueError(f"{name} must be between 1 and {why}, got {count}.")
     return count
 
 
@@ -37,7 +44,10 @@ def concrete(name: str, values: Any) -> np.ndarray:
     """Bring values to the host in float64, or say why that cannot be."""
     if is_traced(values):
         raise TypeError(f"{name} decides the shape of the path, so it must be concrete under jit, got {values}.")
-    return np.asarray(values, np.float64)
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name} must be numbers, got {values!r:.60}.") from error
 
 
 def strictly_decreasing(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

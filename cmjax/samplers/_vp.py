@@ -10,7 +10,7 @@ import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import expand_like
-from cmjax.samplers._checks import concrete, count_steps, exactly_one, strictly_decreasing
+from cmjax.samplers._checks import concrete, count_steps, exactly_one, right_config, strictly_decreasing
 from cmjax.samplers.base import SamplerConfig
 from cmjax.types import Array
 
@@ -59,8 +59,9 @@ class VPConfig(SamplerConfig):
     rescale_betas_zero_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.trained_betas is not None:  # JSON knows lists only, and those have no hash
-            object.__setattr__(self, "trained_betas", tuple(float(beta) for beta in self.trained_betas))
+        if isinstance(self.trained_betas, list | np.ndarray):  # JSON knows lists only, and those have no hash
+            object.__setattr__(self, "trained_betas", tuple(self.trained_betas))
+        super().__post_init__()
 
 
 # ---- the rates -------------------------------------------------------------------------------------------------------
@@ -68,6 +69,7 @@ class VPConfig(SamplerConfig):
 
 def rate_tables(config: VPConfig) -> tuple[np.ndarray, np.ndarray]:
     """(alpha, sigma) at every training timestep, f64[T] each; raises ValueError for numbers that make no sense."""
+    right_config(config, VPConfig)
     tables = schedules.rates(
         schedules.alphas_cumprod(
             config.beta_schedule,
@@ -110,11 +112,8 @@ def path(
         return _shorten(_custom(config, timesteps), strength)
     size = config.num_train_timesteps
     original = config.original_inference_steps if original_inference_steps is None else original_inference_steps
-    if not isinstance(original, int | np.integer) or not 1 <= original <= size:
-        raise ValueError(
-            f"original_inference_steps must be between 1 and num_train_timesteps = {size}, got {original}."
-        )
-    grid = schedules.training_grid(size, int(original), strength)
+    original = count_steps(original, size, f"num_train_timesteps = {size}", "original_inference_steps")
+    grid = schedules.training_grid(size, original, strength)
     if not len(grid):
         raise ValueError(
             f"strength = {strength} leaves none of original_inference_steps = {original} timesteps; "

@@ -13,8 +13,8 @@ from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax._struct import static
 from cmjax.parameterization import c_in, c_noise, c_out, c_skip
-from cmjax.samplers._checks import concrete, count_steps, exactly_one, strictly_decreasing
-from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState
+from cmjax.samplers._checks import concrete, count_steps, exactly_one, right_config, strictly_decreasing
+from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, build
 from cmjax.types import Array
 
 __all__ = ["CMConfig", "CMState", "init"]
@@ -130,7 +130,7 @@ def init(
     exactly_one(num_steps=num_steps, timesteps=timesteps, sigmas=sigmas)
     _check(config)
     s_noise = config.s_noise if s_noise is None else s_noise
-    if np.shape(s_noise) or not (is_traced(s_noise) or s_noise >= 0):
+    if np.shape(s_noise) or not (is_traced(s_noise) or concrete("s_noise", s_noise) >= 0):
         raise ValueError(f"s_noise must be one number, not negative, got {s_noise}.")
     if is_traced(sigmas):
         levels = f32(jnp.asarray(sigmas))
@@ -140,12 +140,13 @@ def init(
     else:
         levels = _levels(config, num_steps, timesteps, sigmas)
         path, told = np.append(levels, config.sigma_min), schedules.sigma_to_timestep(levels)
-    return CMState(
-        index=jnp.zeros((), jnp.int32),
-        timesteps=f32(told),
-        sigmas=f32(path),
-        sigma_data=f32(config.sigma_data),
-        s_noise=f32(s_noise),
+    return build(
+        CMState,
+        index=0,
+        timesteps=told,
+        sigmas=path,
+        sigma_data=config.sigma_data,
+        s_noise=s_noise,
         clip_denoised=config.clip_denoised,
     )
 
@@ -179,13 +180,20 @@ def _check_sigmas(config: CMConfig, sigmas: np.ndarray) -> np.ndarray:
 
 
 def _check(config: CMConfig) -> None:
+    right_config(config, CMConfig)
     if not config.num_train_timesteps >= 1:
         raise ValueError(f"num_train_timesteps must be at least 1, got {config.num_train_timesteps}.")
-    if not 0 < config.sigma_min < config.sigma_max:
+    if not 0 < np.float32(config.sigma_min) < np.float32(config.sigma_max):
         raise ValueError(f"0 < sigma_min < sigma_max must hold, got {config.sigma_min:g} and {config.sigma_max:g}.")
     for name in ("sigma_data", "rho"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name):g}.")
+    with np.errstate(over="ignore"):
+        ends = np.array([config.sigma_min, config.sigma_max]) ** (1 / config.rho)
+    if not (np.isfinite(ends).all() and 0 < ends[0] < ends[1]):
+        raise ValueError(
+            f"rho = {config.rho:g} leaves no room between sigma_min and sigma_max; published models have 7."
+        )
 
 
 Config, State = CMConfig, CMState

@@ -14,7 +14,8 @@ from cmjax._numerics import f32, is_traced, read
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _vp
-from cmjax.samplers.base import Prediction, SamplerState
+from cmjax.samplers._checks import concrete
+from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
 
 __all__ = ["TCDConfig", "TCDState", "init"]
@@ -119,16 +120,17 @@ def init(
     arrivals = np.append(path[1:], 0).astype(np.int32)
     landings = _landings(eta, arrivals)
     alpha_s, sigma_s, kept, fresh = _jump(alpha, sigma, landings, arrivals)
-    return TCDState(
-        index=jnp.zeros((), jnp.int32),
-        timesteps=jnp.asarray(path, jnp.int32),
-        landings=jnp.asarray(landings),
-        alphas=f32(alpha[path]),
-        sigmas=f32(sigma[path]),
-        landing_alphas=f32(alpha_s),
-        landing_sigmas=f32(sigma_s),
-        kept=f32(kept),
-        fresh=f32(fresh),
+    return build(
+        TCDState,
+        index=0,
+        timesteps=path,
+        landings=landings,
+        alphas=alpha[path],
+        sigmas=sigma[path],
+        landing_alphas=alpha_s,
+        landing_sigmas=sigma_s,
+        kept=kept,
+        fresh=fresh,
         prediction_type=config.prediction_type,
         bound=_vp.bound(config),
     )
@@ -136,7 +138,7 @@ def init(
 
 def _landings(eta: Any, arrivals: np.ndarray) -> Any:
     """Land at s = ⌊(1 - η) p⌋, i32[n]; for a traced η out of range at -1, which reads as NaN."""
-    eta = jnp.asarray(eta) if is_traced(eta) else np.asarray(eta, np.float64)
+    eta = jnp.asarray(eta) if is_traced(eta) else concrete("eta", eta)
     if eta.shape not in ((), arrivals.shape):
         raise ValueError(f"eta must be a scalar or have one value per step, {arrivals.shape}, got shape {eta.shape}.")
     in_range = (eta >= 0) & (eta <= 1)

@@ -80,7 +80,7 @@ def test_the_mid_attention_has_no_norm_only_with_scale_shift():
         ({"block_out_channels": (8, 18)}, r"block_out_channels\[1\] = 18 must be a multiple of norm_num_groups = 4"),
         ({"attn_norm_num_groups": 3}, r"16 must be a multiple of attn_norm_num_groups = 3"),
         ({"attention_head_dim": 9}, r"attention_head_dim = 9 is more than block_out_channels\[0\] = 8"),
-        ({"norm_num_groups": None}, "norm_num_groups must be a positive integer, got None"),
+        ({"norm_num_groups": None}, "norm_num_groups must be a whole number, got None"),
         ({"layers_per_block": 0}, "layers_per_block must be a positive integer, got 0"),
         ({"num_class_embeds": 0}, "num_class_embeds must be a positive integer, got 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
