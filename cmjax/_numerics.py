@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from cmjax.types import Array
 
-__all__ = ["expand_like", "f32", "is_traced", "read", "safe_sqrt"]
+__all__ = ["expand_like", "f32", "is_traced", "read", "refuse_integers", "safe_sqrt"]
 
 
 def f32(x: ArrayLike) -> Array:
@@ -34,6 +34,13 @@ def read(table: Array, index: Array) -> Array:
     """table[index], but NaN (-1 for integers) outside of the table, where JAX would clamp or wrap without a word."""
     missing = jnp.nan if jnp.issubdtype(table.dtype, jnp.inexact) else -1
     return table.at[index].get(mode="fill", fill_value=missing, wrap_negative_indices=False)
+
+
+def refuse_integers(name: str, x: ArrayLike) -> None:
+    """Raise TypeError for what is not of a float dtype: grey levels, 0 ... 255, are no samples."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must be a float array (images in [-1, 1]), got {dtype}.")
 
 
 def is_traced(x: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cmjax._numerics import f32
+from cmjax._numerics import f32, refuse_integers
 from cmjax._struct import Struct
 from cmjax.types import Array, Edit
 
@@ -46,7 +46,7 @@ def inpaint(photo: ArrayLike, hole: ArrayLike) -> Inpaint:
       An edit.
 
     Raises:
-      TypeError: hole is not boolean.
+      TypeError: hole is not boolean, or photo is not of a float dtype.
       ValueError: hole does not broadcast against photo.
 
     Example:
@@ -57,6 +57,7 @@ def inpaint(photo: ArrayLike, hole: ArrayLike) -> Inpaint:
     References:
       Song et al. 2023, algorithm 4.
     """
+    refuse_integers("photo", photo)
     photo, hole = f32(photo), jnp.asarray(hole)
     if hole.dtype != jnp.bool:
         raise TypeError(f"hole must be boolean, True where pixels are unknown, got {hole.dtype}: write hole > 0.5.")

@@ -110,7 +110,7 @@ def _doubled(null_cond: Cond, cond: Cond, batch: int) -> Cond:
     """The empty condition, broadcast to the batch, and the condition in turn: leaf by leaf, [2B, ...]."""
     if jax.tree.structure(null_cond) != jax.tree.structure(cond):
         raise ValueError(
-            f"null_cond must be a pytree like cond, got {jax.tree.structure(null_cond)} for {jax.tree.structure(cond)}."
+            f"null_cond must be a pytree like cond, the empty condition, got {null_cond!r:.60} for {cond!r:.60}."
         )
 
     def double(null: ArrayLike, full: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32
+from cmjax._numerics import expand_like, f32, refuse_integers
 from cmjax._struct import Struct, static
 
 if TYPE_CHECKING:
@@ -95,10 +95,13 @@ class ConsistencyFn(Struct):
 
     def __call__(self, x: Array, sigma: Array | float, cond: Cond = None, *, key: Key | None = None) -> Array:
         """Map x at noise level sigma (f32[] or f32[B]) to the clean end of its trajectory, f[B, *S]."""
+        refuse_integers("x", x)
         sigma = f32(sigma)
         at = {} if key is None else {"key": key}
         x_in = expand_like(c_in(sigma, self.sigma_data), x) * f32(x)
         out = self.model(x_in.astype(x.dtype), c_noise(sigma), cond, **at)
+        if out.shape != x.shape:
+            raise ValueError(f"the model returned shape {out.shape} for x of shape {x.shape}; it must keep the shape.")
         skip = expand_like(c_skip(sigma, self.sigma_data, self.sigma_min), x)
         gain = expand_like(c_out(sigma, self.sigma_data, self.sigma_min), x)
         return (skip * f32(x) + gain * f32(out)).astype(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax._numerics import f32, is_traced
+from cmjax._numerics import f32, is_traced, refuse_integers
 from cmjax._random import noise, split
 from cmjax.samplers.base import SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
@@ -47,6 +48,7 @@ def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLik
       f[B, *S].
 
     Raises:
+      TypeError: dtype is not a float dtype.
       ValueError: the number of keys is not the size of the batch.
 
     Example:
@@ -55,6 +57,10 @@ def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLik
       >>> prior(state, jax.random.key(0), (1, 8, 8, 3)).std().round(-1)
       Array(80., dtype=float32)
     """
+    if is_traced(shape):
+        raise TypeError('shape must be static under jit: jax.jit(generate, static_argnames="shape").')
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a float dtype, got {jnp.dtype(dtype)}.")
     return (state.init_noise_sigma * noise(key, tuple(shape))).astype(dtype)
 
 
@@ -79,8 +85,7 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
       >>> add_noise(state, jnp.ones((1, 2)), jnp.ones((1, 2)))
       Array([[4., 4.]], dtype=float32)
     """
-    if not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise TypeError(f"x0 must be a float array (images in [-1, 1]), got {x0.dtype}.")
+    refuse_integers("x0", x0)
     is_noise = jnp.issubdtype(key.dtype, jnp.floating)
     if is_noise and key.shape != x0.shape:
         raise ValueError(f"The noise has shape {key.shape} for x0 of shape {x0.shape}; they must be equal.")
@@ -108,8 +113,10 @@ def skip(state: StateT, k: int) -> StateT:
       >>> skip(cmjax.lcm.init(cmjax.lcm.LCMConfig(), num_steps=4), 1).timesteps
       Array([759, 499, 259], dtype=int32)
     """
-    if not isinstance(k, int):
-        raise TypeError(f"k must be a Python int, since it changes shapes, got {type(k).__name__}.")
+    try:
+        k = operator.index(k)
+    except TypeError as error:
+        raise TypeError(f"k must be a Python int, since it changes shapes, got {type(k).__name__}.") from error
     if not 0 <= k < state.num_steps:
         raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
     _refuse_used(state, "skip")
@@ -142,6 +149,8 @@ def sample(
     model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond = None, *, edit: Edit | None = None
 ) -> Array:
     """Walk the whole path. Equal to the loop by hand over `jax.random.split(key, state.num_steps)`.
+
+    Call it under `jax.jit`: outside, the loop is compiled anew at every call.
 
     Args:
       model: a callable pytree `model(x, t, cond)`.
@@ -208,6 +217,7 @@ def generate(
     """Draw from the prior and walk the whole path: noise in, pictures out.
 
     Equal to `k_x, k_z = jax.random.split(key)`, then `sample(model, state, prior(state, k_x, shape), k_z, cond)`.
+    Call it as `jax.jit(generate, static_argnames="shape")`: outside of `jit` the loop is compiled anew at every call.
 
     Args:
       model: a callable pytree `model(x, t, cond)`.

@@ -213,3 +213,9 @@ def test_pseudo_huber_without_its_length_is_the_distance():
     grad = jax.grad(lambda a: losses.pseudo_huber(a, jnp.zeros((1, 2)), c=0.0).sum())
     np.testing.assert_allclose(grad(jnp.array([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-6)
     np.testing.assert_array_equal(grad(jnp.zeros((1, 2))), 0.0)
+
+
+@pytest.mark.parametrize("metric", [losses.l1, losses.l2, losses.pseudo_huber])
+def test_what_has_not_one_shape_is_no_pair(metric):
+    with pytest.raises(ValueError, match=r"a and b must have one shape, got \(4, 8\) and \(4, 1\)"):
+        metric(jnp.zeros((4, 8)), jnp.zeros((4, 1)))

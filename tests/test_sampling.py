@@ -163,3 +163,32 @@ def test_skip_of_stacked_paths_is_a_stack_of_skipped_paths() -> None:
     for i, ladder in enumerate(ladders):
         one = cmjax.skip(cmjax.cm.init(config, sigmas=ladder), 1)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), stacked, one)
+
+
+def test_grey_levels_are_no_samples() -> None:
+    grey = jnp.zeros(SHAPE, jnp.int32)
+    for call in (
+        lambda: cmjax.sample(lambda x, t, cond: x, STATE, grey, KEY),
+        lambda: cmjax.step(STATE, jnp.zeros(SHAPE), grey, KEY),
+        lambda: cmjax.step(STATE, grey, jnp.zeros(SHAPE), KEY),
+        lambda: cmjax.add_noise(STATE, grey, KEY),
+        lambda: cmjax.editing.inpaint(grey, jnp.zeros(SHAPE, bool)),
+        lambda: cmjax.consistency_fn(lambda x, t, cond: x, cmjax.cm.CMConfig())(grey, 1.0),
+    ):
+        with pytest.raises(TypeError, match=r"must be a float array \(images in \[-1, 1\]\), got int32"):
+            call()
+    with pytest.raises(TypeError, match="dtype must be a float dtype, got int32"):
+        cmjax.prior(STATE, KEY, SHAPE, jnp.int32)
+
+
+def test_slips_of_newcomers_are_named() -> None:
+    with pytest.raises(
+        TypeError, match=r'shape must be static under jit: jax.jit\(generate, static_argnames="shape"\)'
+    ):
+        jax.jit(lambda shape: cmjax.prior(STATE, KEY, shape))((2, 3))
+    with pytest.raises(TypeError, match="model_out must be an array, got a tuple: a model returns its output alone"):
+        cmjax.sample(lambda x, t, cond: (x,), STATE, jnp.zeros(SHAPE), KEY)
+    f = cmjax.consistency_fn(lambda x, t, cond: x[..., :1], cmjax.cm.CMConfig())
+    with pytest.raises(ValueError, match="it must keep the shape"):
+        f(jnp.zeros((2, 3)), 1.0)
+    assert cmjax.skip(STATE, np.int64(1)).num_steps == STATE.num_steps - 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32, is_traced
+from cmjax._numerics import expand_like, f32, is_traced, refuse_integers
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal
 
@@ -37,6 +37,7 @@ def _pair_loss(
     metric: Metric,
 ) -> Array:
     """Compare f(x0 + t z, t) with the frozen f_target(x0 + r z, r): same noise, same dropout."""
+    refuse_integers("x0", x0)
     z = jax.random.normal(z_key, x0.shape, jnp.float32)
     at = {} if dropout_key is None else {"key": dropout_key}
     x_t, x_r = (f32(x0) + expand_like(sigma, x0) * z for sigma in (t, r))

@@ -18,18 +18,21 @@ __all__ = ["Metric", "l1", "l2", "pseudo_huber"]
 Metric = Callable[["Array", "Array"], "Array"]
 
 
-def _per_example(difference: Array) -> Array:
-    return difference.reshape(difference.shape[0], -1)
+def _difference(a: Array, b: Array) -> Array:
+    """Subtract, f32[B, d]; what has not the same shape is no pair."""
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}.")
+    return (f32(a) - f32(b)).reshape(a.shape[0], -1)
 
 
 def l1(a: Array, b: Array) -> Array:
     """Average |a - b| over each example: f[B, *S], f[B, *S] -> f32[B]."""
-    return jnp.abs(_per_example(f32(a) - f32(b))).mean(axis=1)
+    return jnp.abs(_difference(a, b)).mean(axis=1)
 
 
 def l2(a: Array, b: Array) -> Array:
     """Average (a - b)² over each example: f[B, *S], f[B, *S] -> f32[B]."""
-    return jnp.square(_per_example(f32(a) - f32(b))).mean(axis=1)
+    return jnp.square(_difference(a, b)).mean(axis=1)
 
 
 def pseudo_huber(a: Array, b: Array, c: float | None = None) -> Array:
@@ -53,6 +56,6 @@ def pseudo_huber(a: Array, b: Array, c: float | None = None) -> Array:
     References:
       Song & Dhariwal 2023, section 3.3.
     """
-    difference = _per_example(f32(a) - f32(b))
+    difference = _difference(a, b)
     c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
     return safe_sqrt(jnp.square(difference).sum(axis=1) + c**2) - c
