@@ -23,12 +23,13 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from cmjax import curricula, losses
 from cmjax._mesh import batch_mesh
 from cmjax._struct import Struct
+from cmjax._typed import mistyped
 from cmjax.io.atomic import atomic_file
 from cmjax.parameterization import consistency_fn
 
@@ -72,13 +73,27 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stage_steps", tuple(self.stage_steps))
+        if isinstance(self.stage_steps, list):  # JSON knows lists only, and those have no hash
+            object.__setattr__(self, "stage_steps", tuple(self.stage_steps))
+        if fault := mistyped(self):
+            raise ValueError(fault)
         if not self.stage_steps or min(self.stage_steps) < 1:
             raise ValueError(f"stage_steps must be one or more positive step counts, got {self.stage_steps}.")
         if not 0.0 < self.initial_gap <= 1.0:
             raise ValueError(f"initial_gap must lie in (0, 1], got {self.initial_gap}. (1 is denoising.)")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        for name in ("learning_rate", "final_learning_rate", "clip_norm", "proposal_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.huber_c is not None and not self.huber_c > 0:
+            raise ValueError(f"huber_c must be positive, or null for 0.00054 √d, got {self.huber_c}.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}.")
 
     @property
     def steps(self) -> int:
@@ -204,7 +219,7 @@ def train(
       report_every: steps between reports.
       checkpoint_every: steps between checkpoints.
       on_progress: called with each report.
-      on_checkpoint: called with a copy of the state at each checkpoint, before it is written.
+      on_checkpoint: called with a copy of the state at each checkpoint, after it is written.
 
     Returns:
       The last state; its `ema` is the model to sample with.
@@ -213,11 +228,15 @@ def train(
       ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, or a
         checkpoint of another network or recipe.
       FileNotFoundError: when resuming with no checkpoint there.
+      FloatingPointError: the weights are not finite any more; the last checkpoint is from before that.
 
     References:
       Geng et al. 2024.
     """
     _check_data(images, labels, recipe)
+    for name, every in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
+        if every < 1:
+            raise ValueError(f"{name} must be at least 1, got {every}.")
     folder = None if out is None else Path(out)
     state = init(model, recipe)
     if resume:
@@ -250,10 +269,11 @@ def train(
                 on_progress(progress)
             last, total, since = step, [], time.perf_counter()
         if step % checkpoint_every == 0 or step == recipe.steps:
-            if on_checkpoint is not None:  # it may refuse the state; and may keep what it gets
-                on_checkpoint(jax.tree.map(jnp.copy, state))
+            _refuse_divergence(state)
             if folder is not None:
                 save_checkpoint(folder / "checkpoint.safetensors", state, recipe)
+            if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
+                on_checkpoint(jax.tree.map(jnp.copy, state))
     return state
 
 
@@ -262,15 +282,34 @@ def _check_data(images: np.ndarray, labels: np.ndarray | None, recipe: Recipe) -
         raise ValueError(f"images must be u8[N, H, W, C], got {images.dtype}{list(images.shape)}.")
     if len(images) < recipe.batch_size:
         raise ValueError(f"batch_size is {recipe.batch_size} but there are {len(images)} images: use a smaller batch.")
-    if labels is not None and labels.shape != (len(images),):
+    if labels is None:
+        return
+    if labels.shape != (len(images),):
         raise ValueError(f"labels must be one for each of the {len(images)} images, got shape {labels.shape}.")
+    if labels.dtype.kind not in "ui" or labels.min() < 0:
+        raise ValueError(f"labels must be integers from 0, got {labels.dtype} from {labels.min()}.")
+
+
+def _refuse_divergence(state: TrainState) -> None:
+    """Raise before weights that are not numbers replace a checkpoint of ones that are."""
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((state.model, state.ema))):
+        raise FloatingPointError(f"by step {int(state.step)} the weights are not finite: lower the learning_rate.")
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Forget what a run that is being resumed logged after its checkpoint."""
-    if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    """Forget what a run that is being resumed logged after its checkpoint, and what a kill left half-written."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if 0 <= _logged_step(line) <= step]
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> None:
@@ -286,12 +325,16 @@ def load_checkpoint(path: str | os.PathLike[str], like: TrainState, recipe: Reci
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is of another network, optimizer or recipe.
+      ValueError: if it is damaged, or of another network, optimizer or recipe.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint to resume from at {path}.")
-    with safe_open(path, framework="numpy") as file:
+    try:
+        opened = safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole checkpoint ({error}).") from error
+    with opened as file:
         followed = Recipe(**json.loads((file.metadata() or {}).get("recipe", "{}")))
         for name, value in dataclasses.asdict(followed).items():
             if getattr(recipe, name) != value:

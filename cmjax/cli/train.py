@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +29,7 @@ from cmjax.samplers.cm import CMConfig
 __all__ = ["run"]
 
 _CHECKPOINT, _RUN = "checkpoint.safetensors", "run.json"
+_OPTIONS = {"stage_steps": "--steps", "batch_size": "--batch", "seed": "--seed", "block_out_channels": "--channels"}
 _WIDTHS = (16, 48, 96, 144)  # channels of a UNet's levels, finest first
 _SAMPLED_CLASSES, _SAMPLES_A_CLASS, _SAMPLE_STEPS = 10, 8, 2
 
@@ -36,7 +37,7 @@ _SAMPLED_CLASSES, _SAMPLES_A_CLASS, _SAMPLE_STEPS = 10, 8, 2
 def run(args: argparse.Namespace) -> None:
     """Train as `args` says and write the run's folder."""
     out = Path(args.out)
-    _check_out(out, args.resume)
+    _check_out(out, Path(args.data), args.resume)
     if not args.no_compile_cache:
         compile_cache.enable()
     with bad_input():
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     with bad_input("--out"):
         (out / "samples").mkdir(parents=True, exist_ok=True)
         settled = {"recipe": dataclasses.asdict(recipe), "network": unet_config.to_dict()}
-        write_json({**settled, "scheduler": config_dict(config)}, out / _RUN)
+        write_json({**settled, "scheduler": config_dict(config), "data": _fingerprint(data)}, out / _RUN)
 
     model = start.model if start else from_nnx(UNet(unet_config, rngs=nnx.Rngs(recipe.seed)))
     console = Console(markup=False, highlight=False)
@@ -72,18 +73,23 @@ def run(args: argparse.Namespace) -> None:
             bar.update(task, completed=progress.step, figures=figures)
 
         keep = _Keeper(out, model, config, unet_config, names, console)
-        training.train(
-            model,
-            config,
-            data.images,
-            data.labels,
-            recipe=recipe,
-            out=out,
-            resume=args.resume,
-            checkpoint_every=args.checkpoint_every,
-            on_progress=on_progress,
-            on_checkpoint=keep,
-        )
+        try:
+            training.train(
+                model,
+                config,
+                data.images,
+                data.labels,
+                recipe=recipe,
+                out=out,
+                resume=args.resume,
+                checkpoint_every=args.checkpoint_every,
+                on_progress=on_progress,
+                on_checkpoint=keep,
+            )
+        except FloatingPointError as error:
+            raise UsageError(f"the run has diverged: {error} The last checkpoint is whole.") from error
+        except OSError as error:
+            raise UsageError(f"--out: {error}") from error
     console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}")
 
 
@@ -105,17 +111,22 @@ class _Keeper:
     def __call__(self, state: training.TrainState) -> None:
         picture = self.out / "samples" / f"{int(state.step):07d}.png"
         drawn = self.draw(0, state.ema)
-        if not np.isfinite(drawn.images).all():
-            raise UsageError(f"by step {int(state.step)} the run has diverged; lower learning_rate in the --recipe.")
         with bad_input("--out"):
             cmjax.save((state.ema, self.config), self.out / "model", label_names=self.names)
             write_png(class_grid(to_uint8(drawn.images), self.titles), picture)
         self.console.print(f"step {int(state.step):,}: {picture}")
 
 
-def _check_out(out: Path, resume: bool) -> None:
+def _check_out(out: Path, data: Path, resume: bool) -> None:
     if out.is_file():
         raise UsageError(f"--out: {out} is a file, not a folder.")
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"--out: {out} lies in the data, {data}, which its pictures would join; choose another folder."
+        )
+    model = out / "model"
+    if model.is_dir() and any(model.iterdir()) and not (model / "model_index.json").exists():
+        raise UsageError(f"--out: {model} holds other files than a model's; choose another folder.")
     if resume and not (out / _CHECKPOINT).exists():
         raise UsageError(f"--resume: there is no checkpoint to go on from in {out}.")
     if not resume and (out / _CHECKPOINT).exists():
@@ -131,10 +142,15 @@ def _label_names(given: list[str] | None, data: ImageData) -> tuple[str, ...] | 
             raise UsageError("--label-names: the data has no labels.")
         return None
     if len(names) != data.labels.max() + 1:
-        raise UsageError(
-            f"--label-names: the data has {data.labels.max() + 1} classes, but {len(names)} names were given."
-        )
+        source = "--label-names" if given else "label_names in the data"
+        raise UsageError(f"{source}: the data has {data.labels.max() + 1} classes, but there are {len(names)} names.")
     return names
+
+
+def _fingerprint(data: ImageData) -> dict[str, int]:
+    """Tell a data set from others: a run goes on with the one that it began with."""
+    labels = b"" if data.labels is None else data.labels.tobytes()
+    return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(data.images.tobytes()))}
 
 
 def _settle(
@@ -150,13 +166,20 @@ def _settle(
         return *_fitting(start, data), _recipe(args, training.Recipe())
     if run is None:
         return _network(args, data), CMConfig(), _recipe(args, training.Recipe())
-    unet_config, recipe = UNetConfig.from_dict(run["network"]), training.Recipe(**run["recipe"])
+    if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "data"}:
+        raise ValueError(f"{_RUN} is not of a run that this version of cmjax can resume.")
+    if run["data"] != _fingerprint(data):
+        raise ValueError(f"--resume: the run was of other data, {run['data']}, not {_fingerprint(data)}.")
+    unet_config, recipe = UNetConfig.from_dict(run["network"]), _changed(training.Recipe(), run["recipe"], _RUN)
     asked = _network(args, data) if args.network or args.channels else unet_config
     for was, now in ((unet_config, asked), (recipe, _recipe(args, recipe))):
         for name, value in dataclasses.asdict(was).items():
             if getattr(now, name) != value:
-                other = getattr(now, name)
-                raise ValueError(f"the run to resume has {name} = {value}, not {other}; leave out that option.")
+                option = _OPTIONS.get(name, "--recipe or --network")
+                raise ValueError(
+                    f"the run to resume has {name} = {value}, not {getattr(now, name)}: leave out {option}. "
+                    "To train its model on in another way: --init RUN/model --out ANOTHER."
+                )
     return unet_config, read_config(run["scheduler"], CMConfig), recipe
 
 
@@ -173,16 +196,22 @@ def _fitting(start: Checkpoint, data: ImageData) -> tuple[UNetConfig, CMConfig]:
 
 def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:
     """Change a recipe as asked. Steps are shared out among the stages in proportion; the first gets the rest."""
-    changes: dict[str, Any] = read_json(args.recipe) if args.recipe else {}
-    unknown = changes.keys() - {field.name for field in dataclasses.fields(base)}
-    if unknown:
-        raise ValueError(f"--recipe: {args.recipe} has unknown names: {', '.join(sorted(unknown))}.")
-    base = dataclasses.replace(base, **changes)
+    base = _changed(base, read_json(args.recipe), f"--recipe: {args.recipe}") if args.recipe else base
     asked = {name: value for name, value in (("batch_size", args.batch), ("seed", args.seed)) if value is not None}
     if args.steps is not None:
         later = [args.steps * stage // base.steps for stage in base.stage_steps[1:]]
         asked["stage_steps"] = (args.steps - sum(later), *(stage for stage in later if stage))
     return dataclasses.replace(base, **asked)
+
+
+def _changed(base: training.Recipe, changes: Any, out_of: str) -> training.Recipe:
+    """Change a recipe by what a file holds."""
+    if not isinstance(changes, dict):
+        raise ValueError(f"{out_of} must hold a JSON object of recipe fields, but it holds a {type(changes).__name__}.")
+    unknown = changes.keys() - {field.name for field in dataclasses.fields(base)}
+    if unknown:
+        raise ValueError(f"{out_of} has unknown names: {', '.join(sorted(unknown))}.")
+    return dataclasses.replace(base, **changes)
 
 
 def _network(args: argparse.Namespace, data: ImageData) -> UNetConfig:
