@@ -115,8 +115,8 @@ def test_a_trajectory_ends_in_the_sample(model):
     assert kept["x0"].shape == (4, 2, 8, 8, 1)
     assert np.abs(kept["images"].astype(int) - plain).max() <= 1
     draw(model, "--trajectory", out="strips")
-    assert sorted(os.listdir("strips")) == ["0-class0.png", "1-class1.png", "2-class2.png", "3-class0.png"]
-    strip = np.asarray(Image.open("strips/0-class0.png")).astype(int)
+    assert sorted(os.listdir("strips")) == [f"0000{i}-class{i % 3}.png" for i in range(4)]
+    strip = np.asarray(Image.open("strips/00000-class0.png")).astype(int)
     assert strip.shape == (8, 16)
     assert np.abs(strip[:, :8] - kept["x0"][0, 0, ..., 0]).max() <= 1
     assert np.abs(strip[:, 8:] - plain[0, ..., 0]).max() <= 1
@@ -177,7 +177,7 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
         (["--sampler", "ddim"], "argument --sampler: invalid choice: 'ddim'"),
         (
             ["--labels", "Ankle boots"],
-            "unknown label 'Ankle boots': give numbers 0 ... 2 or names. Did you mean 'ankle boot'?",
+            "unknown label 'Ankle boots': give numbers 0 ... 2 or names. Did you mean 'Ankle boot'?",
         ),
         (["--labels", "3"], "unknown label '3'"),
         (["--out", "a.jpg"], "--out must end in .png or .npz, or be a folder, got a.jpg."),
@@ -224,6 +224,27 @@ def test_damaged_models_are_one_sentence(model, capsys):
         "scheduler/scheduler_config.json", b'{"_class_name": "EulerDiscreteScheduler"}'
     )
     assert "names 1 classes, but its network has 3" in damaged("labels.json", b'["a"]')
+    cm = b'{"_class_name": "CMStochasticIterativeScheduler", '
+    for value, message in (
+        (b'"sigma_max": "80"}', "sigma_max must be a finite number, got '80'"),
+        (b'"sigma_max": Infinity}', "sigma_max must be a finite number, got inf"),
+        (b'"rho": 1e-3}', "rho = 0.001 leaves no room"),
+        (b'"clip_denoised": "false"}', "clip_denoised must be true or false, got 'false'"),
+        (b'"num_train_timesteps": 1e30}', "num_train_timesteps must be a whole number, got 1e+30"),
+    ):
+        assert message in damaged("scheduler/scheduler_config.json", cm + value)
+    assert "cmjax reads" in damaged("scheduler/scheduler_config.json", b'{"_class_name": ["a"]}')
+    assert "is not valid JSON" in damaged("scheduler/scheduler_config.json", b"[" * 100_000)
+    with open(os.path.join(model, "unet", "config.json")) as file:
+        unet = json.load(file)
+    for changes, message in (
+        ({"norm_eps": "x"}, "norm_eps must be a finite number, got 'x'"),
+        ({"block_out_channels": 8}, "block_out_channels must be a list, each a whole number, got 8"),
+        ({"sample_size": "8"}, "sample_size must be a whole number or a list"),
+        ({"sample_size": 0}, "sample_size must be a positive integer, got 0"),
+    ):
+        assert message in damaged("unet/config.json", json.dumps(unet | changes).encode())
+    assert "must hold a JSON object, but it holds a list" in damaged("unet/config.json", b"[]")
 
 
 def test_channels_that_no_picture_shows_need_npz(capsys):
@@ -318,7 +339,9 @@ def test_train_then_sample_then_resume(data, capsys):
     said = complaint(capsys_cleared(capsys), "train", data, "--out", "run", *TINY)
     assert "already holds a run; add --resume" in said
     said = complaint(capsys, "train", data, "--out", "run", "--resume", "--batch", "8")
-    assert "the run to resume has batch_size = 4, not 8; leave out that option" in said
+    assert "the run to resume has batch_size = 4, not 8: leave out --batch." in said
+    np.savez("other.npz", images=np.zeros((32, 8, 8), np.uint8), labels=np.arange(32) % 2)
+    assert "--resume: the run was of other data" in complaint(capsys, "train", "other.npz", "--out", "run", "--resume")
 
     said = complaint(capsys, "train", data, "--out", "run", "--resume", "--init", "run/model")
     assert "--init: a run that is resumed goes on from its own weights" in said
@@ -362,32 +385,45 @@ def test_mistakes_in_training(data, capsys):
     np.savez("floats.npz", images=np.zeros((2, 8, 8)))
     with open("wrong.json", "w") as file:
         json.dump({"speed": 2}, file)
+    with open("list.json", "w") as file:
+        file.write("[]")
+    with open("text.json", "w") as file:
+        json.dump({"learning_rate": "fast"}, file)
+    os.mkdir("pictures")
+    os.makedirs("used/model")
+    open("used/model/notes.txt", "w").close()
+    cmjax.save(tiny.checkpoint(config=cmjax.tcd.TCDConfig(prediction_type="sample")), "vp")
     for argv, message in (
         (["no.npz", "--out", "run"], "no.npz does not exist"),
         (["empty", "--out", "run"], "holds no images"),
         (["floats.npz", "--out", "run"], "must be u8"),
         ([data, "--out", "run", "--resume"], "no checkpoint to go on from in run"),
         ([data, "--out", "run", "--batch", "33"], "takes more images than the 32 there are"),
-        ([data, "--out", "run", "--label-names", "a"], "the data has 2 classes, but 1 names were given"),
+        ([data, "--out", "run", "--label-names", "a"], "--label-names: the data has 2 classes, but there are 1 names"),
         ([data, "--out", "missing/run"], "the folder missing does not exist"),
         ([data, "--out", data], "is a file, not a folder"),
         ([data, "--out", "run", "--channels", "9"], "must be a multiple of norm_num_groups"),
         ([data, "--out", "run", "--network", "no.json"], "no.json does not exist"),
         ([data, "--out", "run", "--recipe", "wrong.json"], "wrong.json has unknown names: speed"),
+        ([data, "--out", "run", "--recipe", "list.json"], "list.json must hold a JSON object of recipe fields"),
+        ([data, "--out", "run", "--recipe", "text.json"], "learning_rate must be a finite number, got 'fast'"),
+        (["pictures", "--out", "pictures/run"], "lies in the data, pictures, which its pictures would join"),
+        ([data, "--out", "used"], "used/model holds other files than a model's"),
+        ([data, "--out", "run", "--init", "vp"], "--init: the model is for TCDScheduler; training is of"),
     ):
         assert message in complaint(capsys, "train", *argv)
 
 
 def settle(*options):
     arguments = parser().parse_args(["train", "data.npz", "--out", "run", *options])
-    return train._settle(arguments, read_images("data.npz"), None)
+    return train._settle(arguments, read_images("data.npz"), None, None)
 
 
 def test_a_network_and_a_recipe_may_be_files(data):
     with open("recipe.json", "w") as file:
         json.dump({"stage_steps": [300, 100], "batch_size": 4, "huber_c": 0.1}, file)
     files = ["--network", "network.json", "--recipe", "recipe.json"]
-    unet_config, recipe = settle(*files, "--seed", "7", "--steps", "10")
+    unet_config, _, recipe = settle(*files, "--seed", "7", "--steps", "10")
     assert (unet_config.block_out_channels, unet_config.num_class_embeds, unet_config.sample_size) == ((8,), 2, 8)
     assert (recipe.batch_size, recipe.huber_c, recipe.seed, recipe.stage_steps) == (4, 0.1, 7, (8, 2))
 
@@ -403,8 +439,19 @@ def test_a_network_and_a_recipe_may_be_files(data):
 )
 def test_the_network_suits_the_images(size, options, widths):
     np.savez("data.npz", images=np.zeros((2, *size, 3), np.uint8))
-    unet_config, _ = settle(*options)
+    unet_config, *_ = settle(*options)
     assert unet_config.block_out_channels == widths
     assert unet_config.sample_size == (size[0] if size[0] == size[1] else size)
     assert (unet_config.in_channels, unet_config.out_channels, unet_config.num_class_embeds) == (3, 3, None)
     assert all(side % unet_config.downsampling == 0 for side in size)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_an_output_that_is_full_is_one_sentence(model):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cmjax", "inspect", model], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert "nothing more can be written" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ beside this one, with a function `run(args)`.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         importlib.import_module(f"cmjax.cli.{args.command}").run(args)
+        sys.stdout.flush()
     except UsageError as error:
         print(f"cmjax {args.command}: {error}", file=sys.stderr)
         return 2
@@ -112,6 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read our output has gone: no more of it, and no complaint at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        print(f"cmjax {args.command}: nothing more can be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     return 0
 
 

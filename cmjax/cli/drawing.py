@@ -92,12 +92,21 @@ def image_shape(config: UNetConfig) -> tuple[int, int, int]:
     """Say the size (H, W, C) of the images of a network.
 
     Raises:
-      ValueError: its config does not say.
+      ValueError: its config does not say, or the network cannot make images of that size.
     """
     size = config.sample_size
     if size is None:
         raise ValueError("the network's config.json has no sample_size, so the size of its images is unknown.")
     height, width = (size, size) if isinstance(size, int) else size
+    if height % config.downsampling or width % config.downsampling:
+        raise ValueError(
+            f"the network's sample_size {size} must be a multiple of {config.downsampling}, its downsampling."
+        )
+    if config.out_channels != config.in_channels:
+        raise ValueError(
+            f"the network makes {config.out_channels} channels of {config.in_channels}; "
+            "a sampler needs as many out as in."
+        )
     return height, width, config.in_channels
 
 

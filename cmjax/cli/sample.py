@@ -82,8 +82,8 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out must end in .png or .npz, or be a folder, got {out}.")
     if is_file and out.is_dir():
         raise UsageError(f"--out: {out} is a folder, not a file.")
-    if not is_file and out.is_file():
-        raise UsageError(f"--out: {out} is a file, not a folder.")
+    if not is_file and (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise UsageError(f"--out: {out} is not a folder.")
     with bad_input("--out"):
         check_writable(out)
 
@@ -100,17 +100,17 @@ def _choose_classes(wanted: list[str] | None, classes: int | None, names: tuple[
     numbers = range(min(classes, _CLASSES))
     if wanted:
         texts = [part for text in wanted for part in ([text] if text.casefold() in known else text.split(","))]
-        numbers = [_class_number(text.strip(), known, classes) for text in texts]
+        numbers = [_class_number(text.strip(), known, classes, names) for text in texts if text.strip()]
     return _Classes(tuple(numbers), tuple(names[i] if names else str(i) for i in numbers))
 
 
-def _class_number(label: str, known: dict[str, int], classes: int) -> int:
+def _class_number(label: str, known: dict[str, int], classes: int, names: tuple[str, ...] | None) -> int:
     if label.casefold() in known:
         return known[label.casefold()]
     if label.isdecimal() and int(label) < classes:
         return int(label)
     near = difflib.get_close_matches(label.casefold(), known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f" Did you mean {names[known[near[0]]]!r}?" if near and names else ""
     by_name = " or names" if known else ""
     raise UsageError(f"--labels: unknown label {label!r}: give numbers 0 ... {classes - 1}{by_name}.{hint}")
 
@@ -135,9 +135,8 @@ def _write(out: Path, drawn: Drawn, classes: _Classes | None) -> None:
         write_png(class_grid(strips(drawn), None if classes is None else classes.names), out)
     else:
         out.mkdir(exist_ok=True)
-        digits = len(str(len(drawn.images) - 1))
         for i, image in enumerate(strips(drawn)):
-            write_png(image, out / f"{i:0{digits}}{'' if labels is None else f'-class{labels[i]}'}.png")
+            write_png(image, out / f"{i:05}{'' if labels is None else f'-class{labels[i]}'}.png")
 
 
 def _report(args: argparse.Namespace, setup: Setup, compile_seconds: float, images_per_second: float) -> None:

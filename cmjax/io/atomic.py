@@ -38,7 +38,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
       >>> [p.name for p in folder.iterdir()], (folder / "a.txt").read_text()
       (['a.txt'], 'whole')
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one, and its file is replaced
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -104,9 +104,10 @@ def check_writable(path: str | Path) -> None:
         raise FileNotFoundError(f"cannot write {path}: the folder {folder} does not exist.")
     if not folder.is_dir():
         raise NotADirectoryError(f"cannot write {path}: {folder} is a file, not a folder.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    try:  # under a name as long as the one that is to come
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        os.unlink(name)
     except OSError as error:
         raise PermissionError(f"cannot write {path}: {error.strerror or error} in {folder}.") from error
 

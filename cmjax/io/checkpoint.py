@@ -73,7 +73,10 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None) -> Path:
       ModuleNotFoundError: it looks like a hub id, and huggingface_hub is not installed.
       NotADirectoryError: it is a file.
     """
-    path = Path(path_or_name).expanduser()
+    try:
+        path = Path(path_or_name).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise FileNotFoundError(f"no model {path_or_name}: {error}") from error
     if path.is_dir():
         return path
     if path.exists():
@@ -102,6 +105,7 @@ def load(path_or_name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: 
 
     Raises:
       FileNotFoundError: there is no such model, or the folder lacks a file.
+      TypeError: dtype is not a float dtype.
       ValueError: a file is damaged or of another kind, or weights do not fit the network.
       ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
 
@@ -111,6 +115,7 @@ def load(path_or_name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: 
       >>> model.module.config.num_class_embeds
       10
     """
+    _check_dtype(dtype)
     folder = resolve(path_or_name, revision=revision)
     _check_layout(folder)
     config = read_config(folder / "scheduler")
@@ -139,8 +144,9 @@ def save(
         5e-4 a weight; `load` makes float32 of it again.
 
     Raises:
-      TypeError: the model is not a `UNet`: another network has no place in diffusers' layout.
-      ValueError: the number of names is not the number of classes.
+      TypeError: the model is not a `UNet` (another network has no place in diffusers' layout), the config is no
+        sampler's, or dtype is not a float dtype.
+      ValueError: the names (given, or kept from the folder) are not one text for each class.
       FileExistsError: the folder holds something else.
       OSError: it cannot be written.
     """
@@ -148,13 +154,18 @@ def save(
     unet = getattr(model, "module", model)
     if not isinstance(unet, UNet):
         raise TypeError(f"model must be a cmjax.models.UNet or from_nnx of one, got {type(unet).__name__}.")
+    path = Path(path).expanduser()
     if label_names is not None:
         _check_label_names(label_names, unet.config.num_class_embeds)
-    path = Path(path).expanduser()
+    elif (path / "labels.json").exists():
+        _check_label_names(read_json(path / "labels.json"), unet.config.num_class_embeds)
+    if not isinstance(config, SamplerConfig):
+        raise TypeError(f"config must be a CMConfig, TCDConfig or LCMConfig, got a {type(config).__name__}.")
     if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").exists():
         raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
     tensors = unet_tensors(unet)
     if dtype is not None:
+        _check_dtype(dtype)
         tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
     with atomic_folder(path) as folder:
         (folder / "unet").mkdir()
@@ -216,15 +227,34 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
         return read_safetensors(folder / _WEIGHTS)
     index = folder / f"{_WEIGHTS}.index.json"
     if not index.exists():
-        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}: the network has no weights.")
+        others = [p.name for p in sorted(folder.glob("diffusion_pytorch_model*")) if p.suffix != ".json"]
+        found = f" It holds {', '.join(others)}: convert it to that name and format first." if others else ""
+        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}: the network has no weights.{found}")
     tensors: dict[str, np.ndarray] = {}
-    for piece in sorted(set(read_json(index)["weight_map"].values())):
+    for piece in _pieces(index):
         tensors |= read_safetensors(folder / piece)
     return tensors
 
 
-def _check_label_names(names: Sequence[str], classes: int | None) -> None:
-    if len(names) != (classes or 0):
-        raise ValueError(
-            f"label_names must be {classes or 0} texts, one for each class of the network, got {len(names)}."
-        )
+def _pieces(index: Path) -> list[str]:
+    """The files that an index lists; they lie beside it."""
+    listed = read_json(index)
+    names = listed.get("weight_map") if isinstance(listed, dict) else None
+    pieces = set(map(str, names.values())) if isinstance(names, dict) else set()
+    if not pieces or any(Path(piece).name != piece for piece in pieces):
+        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
+    return sorted(pieces)
+
+
+def _check_label_names(names: Any, classes: int | None) -> None:
+    is_list = (
+        isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(name, str) for name in names)
+    )
+    if not is_list or len(names) != (classes or 0):
+        got = len(names) if is_list else f"{names!r:.60}"
+        raise ValueError(f"label_names must be {classes or 0} texts, one for each class of the network, got {got}.")
+
+
+def _check_dtype(dtype: DTypeLike | None) -> None:
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a float dtype, such as float32, bfloat16 or float16, got {dtype!r}.")

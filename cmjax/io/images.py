@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from cmjax.io.atomic import atomic_file
 
@@ -167,26 +168,32 @@ def read_images(path: str | Path) -> ImageData:
 
 def _read_npz(path: Path) -> ImageData:
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is not a zip archive")
         with np.load(path, allow_pickle=False) as file:
             found = next(((x, y) for x, y in _NPZ_NAMES if x in file), None)
             if found is None:
-                raise ValueError(
-                    f"{path} must hold an array named 'images', but it holds {', '.join(file) or 'nothing'}."
-                )
+                raise ValueError(f"it must hold an array named 'images', but it holds {', '.join(file) or 'nothing'}")
             images = file[found[0]]
             labels = file.get(found[1])
-            names = tuple(map(str, file["label_names"])) if "label_names" in file else None
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable npz file: {error}.") from error
+            names = tuple(map(str, np.ravel(file["label_names"]))) if "label_names" in file else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not an npz file of arrays that can be read: {error}.") from error
+    if not all(isinstance(array, np.ndarray) for array in (images, images if labels is None else labels)):
+        raise ValueError(f"{path} is not an npz file of arrays that can be read: {found[0]} is no array.")
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
         raise ValueError(
             f"{found[0]} in {path} must be u8[N, H, W] or u8[N, H, W, 1 or 3] with N at least 1, "
             f"got {images.dtype}{list(images.shape)}."
         )
     if labels is not None:
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "ui" or labels.min() < 0:
+        if (
+            labels.shape != images.shape[:1]
+            or labels.dtype.kind not in "ui"
+            or not 0 <= labels.min() <= labels.max() < 2**31
+        ):
             raise ValueError(
                 f"{found[1]} in {path} must be {len(images)} integers from 0, one for each image, "
                 f"got {labels.dtype}{list(labels.shape)}."
@@ -224,10 +231,12 @@ def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             channels = _CHANNELS.get(image.mode)
+            if "transparency" in image.info:
+                raise ValueError(f"{path} has transparent pixels; flatten it to grey (L) or RGB first.")
             if channels is None:
                 raise ValueError(f"{path} has the colour mode {image.mode}; convert it to grey (L) or RGB first.")
-            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            array = np.asarray(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a readable image: {error}.") from error
     return array.reshape(*array.shape[:2], channels)
 

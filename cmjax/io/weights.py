@@ -104,7 +104,7 @@ def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray]) -> Any:
 
     Raises:
       ValueError: Parameters without weights, weights without a parameter, or weights of another shape; all of them
-        are listed in one message.
+        are listed in one message. Also weights that are not floats.
     """
     tensors = {_modern_name(name): value for name, value in tensors.items()}
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
@@ -120,6 +120,8 @@ def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray]) -> Any:
         if value.shape != shape:
             misshapen.append(f"{name} is {value.shape}, not {shape}")
             continue
+        if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+            raise ValueError(f"tensor {name} of the file holds {value.dtype}, but weights are floats.")
         value = value.transpose(_FROM_FILE[value.ndim]) if is_kernel else value
         found.append((path, variable.replace(jax.numpy.asarray(value, wanted.dtype))))
     _refuse(missing, sorted(tensors), misshapen)

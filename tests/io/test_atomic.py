@@ -138,3 +138,17 @@ def test_check_writable_says_why_and_leaves_no_trace(tmp_path):
     if os.path.isdir("/proc/self"):
         with pytest.raises(PermissionError, match=r"cannot write /proc/self/a\.png"):
             check_writable("/proc/self/a.png")
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with atomic_file(tmp_path / "link.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+def test_a_name_that_is_too_long_is_found_before_the_work(tmp_path):
+    with pytest.raises(PermissionError, match="too long"):
+        check_writable(tmp_path / ("a" * 250 + ".png"))

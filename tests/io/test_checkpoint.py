@@ -169,3 +169,34 @@ def test_what_is_no_model_is_said(tmp_path):
         cmjax.load(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match=r"no unet/config\.json"):
         cmjax.load(tmp_path)
+
+
+def test_names_that_do_not_fit_are_refused_before_anything_is_written(checkpoint, tmp_path):
+    cmjax.save(checkpoint, tmp_path / "model", label_names=["a", "b", "c"])
+    other = tiny.checkpoint(classes=5)
+    with pytest.raises(ValueError, match="label_names must be 5 texts"):  # those of the folder
+        cmjax.save(other, tmp_path / "model")
+    assert label_names(tmp_path / "model") == ("a", "b", "c")
+    for names in ("abc", [1, 2, 3], ["a"]):
+        with pytest.raises(ValueError, match="label_names must be 3 texts"):
+            cmjax.save(checkpoint, tmp_path / "new", label_names=names)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex64"])
+def test_weights_are_floats(dtype, checkpoint, tmp_path):
+    with pytest.raises(TypeError, match="dtype must be a float dtype"):
+        cmjax.save(checkpoint, tmp_path / "model", dtype=dtype)
+    with pytest.raises(TypeError, match="dtype must be a float dtype"):
+        cmjax.load("fashion-mnist-cm", dtype=dtype)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {"a": "../../a.safetensors"}}', '{"weight_map": {}}'])
+def test_an_index_lists_files_beside_it_only(content, checkpoint, tmp_path):
+    cmjax.save(checkpoint, tmp_path / "model")
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "a.safetensors")
+    weights.with_name(weights.name + ".index.json").write_text(content)
+    with pytest.raises(ValueError, match="must hold a weight_map from tensors to the names of files beside it"):
+        cmjax.load(tmp_path / "model")

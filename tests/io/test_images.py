@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +82,9 @@ def test_npz_of_grey_training_images_gets_a_channel(tmp_path):
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "must be 2 integers"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(2)}, "must be 2 integers"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, -1])}, "integers from 0"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 2**32])}, "integers from 0"),
+        ({"images": np.zeros((2, 0, 0), np.uint8)}, "must be u8"),
+        ({"images": np.array([None, {}], object)}, "not an npz file of arrays that can be read"),
     ],
 )
 def test_an_unfit_npz_is_refused(arrays, message, tmp_path):
@@ -93,7 +98,7 @@ def test_a_truncated_npz_is_said(tmp_path):
     whole = (tmp_path / "d.npz").read_bytes()
     for part in (whole[: len(whole) // 2], b""):
         (tmp_path / "d.npz").write_bytes(part)
-        with pytest.raises(ValueError, match="not a readable npz file"):
+        with pytest.raises(ValueError, match="not an npz file of arrays that can be read"):
             read_images(tmp_path / "d.npz")
 
 
@@ -156,3 +161,33 @@ def test_a_png_is_written_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     with pytest.raises(FileNotFoundError):
         write_png(image, tmp_path / "missing" / "a.png")
+
+
+def test_an_array_or_a_text_named_npz_is_said(tmp_path):
+    with open(tmp_path / "a.npz", "wb") as file:
+        np.save(file, np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "b.npz").write_text("no zip")
+    with zipfile.ZipFile(tmp_path / "c.npz", "w") as file:
+        file.writestr("images", b"no array")
+    for name in "abc":
+        with pytest.raises(ValueError, match=rf"{name}.npz is not an npz file of arrays that can be read"):
+            read_images(tmp_path / f"{name}.npz")
+
+
+def test_transparency_is_refused_and_a_turned_photograph_stands_upright(tmp_path):
+    (tmp_path / "clear").mkdir()
+    Image.new("P", (4, 4)).save(tmp_path / "clear" / "a.png", transparency=0)
+    with pytest.raises(ValueError, match="has transparent pixels; flatten it"):
+        read_images(tmp_path / "clear")
+    (tmp_path / "turned").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned" / "a.jpg", exif=exif)
+    assert read_images(tmp_path / "turned").images.shape == (1, 6, 4, 3)
+
+
+def test_an_enormous_image_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="is not a readable image"):
+        read_images(tmp_path)
