@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from cmjax._numerics import f32, is_traced, refuse_integers
 from cmjax._random import noise, split
-from cmjax.samplers.base import SamplerState, advance, step
+from cmjax.samplers.base import SamplerConfig, SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
 
 __all__ = ["Trajectory", "add_noise", "generate", "model_input", "prior", "sample", "skip", "step", "trajectory"]
@@ -57,6 +57,7 @@ def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLik
       >>> prior(state, jax.random.key(0), (1, 8, 8, 3)).std().round(-1)
       Array(80., dtype=float32)
     """
+    _refuse_config(state)
     if is_traced(shape):
         raise TypeError('shape must be static under jit: jax.jit(generate, static_argnames="shape").')
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -86,6 +87,7 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
       Array([[4., 4.]], dtype=float32)
     """
     refuse_integers("x0", x0)
+    x0 = jnp.asarray(x0)
     is_noise = jnp.issubdtype(key.dtype, jnp.floating)
     if is_noise and key.shape != x0.shape:
         raise ValueError(f"The noise has shape {key.shape} for x0 of shape {x0.shape}; they must be equal.")
@@ -246,6 +248,7 @@ def generate(
 def _walk(
     model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond, edit: Edit | None, *, keep: bool
 ) -> tuple[Array, Any]:
+    _refuse_config(state)
     _refuse_used(state, "sample")
 
     def body(carry, key):
@@ -256,6 +259,13 @@ def _walk(
 
     (_, x), kept = jax.lax.scan(body, (state, x), split(key, state.num_steps))
     return x, kept
+
+
+def _refuse_config(state: Any) -> None:
+    if isinstance(state, SamplerConfig):
+        raise TypeError(
+            f"state must be a path, as init(config, num_steps=...) makes it, got the {type(state).__name__}."
+        )
 
 
 def _refuse_used(state: SamplerState, verb: str) -> None:

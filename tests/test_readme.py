@@ -23,7 +23,7 @@ def session():
 
 
 def test_all_programs_are_there():
-    assert len(PROGRAMS) == 8
+    assert len(PROGRAMS) == 9
 
 
 def test_one_step_gives_ten_pictures(session):
@@ -36,6 +36,11 @@ def test_the_loop_by_hand_gives_finite_pictures(session):
     assert session["strip"].shape == (11, 1, 28, 28, 1)
     assert bool(jnp.isfinite(session["strip"]).all())
     assert float(jnp.abs(session["strip"][0] - session["strip"][10]).max()) > 0.1  # eta does something
+
+
+def test_image_to_image_starts_from_the_images(session):
+    assert session["shoes"].shape == (10, 28, 28, 1)
+    assert session["shoes"].std() > 0.1
 
 
 def test_inpainting_keeps_what_is_known(session):

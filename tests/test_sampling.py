@@ -188,6 +188,8 @@ def test_slips_of_newcomers_are_named() -> None:
         jax.jit(lambda shape: cmjax.prior(STATE, KEY, shape))((2, 3))
     with pytest.raises(TypeError, match="model_out must be an array, got a tuple: a model returns its output alone"):
         cmjax.sample(lambda x, t, cond: (x,), STATE, jnp.zeros(SHAPE), KEY)
+    with pytest.raises(TypeError, match="state must be a path, as init"):
+        cmjax.generate(lambda x, t, cond: x, cmjax.cm.CMConfig(), KEY, SHAPE)
     f = cmjax.consistency_fn(lambda x, t, cond: x[..., :1], cmjax.cm.CMConfig())
     with pytest.raises(ValueError, match="it must keep the shape"):
         f(jnp.zeros((2, 3)), 1.0)

@@ -27,7 +27,7 @@ _SAMPLE_EXAMPLES = """\
 examples:
   cmjax sample                                    8 images of each class in 2 steps, to samples.png
   cmjax sample --steps 1 --seed 7                 one step, other images
-  cmjax sample --labels Sneaker Bag 4 --num 30    ten each of three classes, by name or number
+  cmjax sample --labels Sneaker Bag 4 --num 30    ten each of three classes, by name or number (or Sneaker,Bag,4)
   cmjax sample --timesteps 22 0                   two noise levels by hand (cm: 0 is the noisiest)
   cmjax sample --sampler tcd --steps 4 --eta 0.3  another sampler on the same model
   cmjax sample --trajectory                       every step of every image, side by side
@@ -160,8 +160,8 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out",
         default="samples.png",
-        metavar="FILE",
-        help="a .png grid, an .npz of arrays, or a folder of .png files (default %(default)s)",
+        metavar="PATH",
+        help="a .png grid, an .npz of arrays, or a folder for .png files (default %(default)s)",
     )
     command.add_argument(
         "--trajectory", action="store_true", help="show x0 after every step: each image becomes a strip"

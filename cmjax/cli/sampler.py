@@ -15,11 +15,12 @@ _DEFAULT_STEPS = 2
 
 
 class Setup(NamedTuple):
-    """What is run: the model as the sampler sees it, the state at the start of the path, and the sampler's name."""
+    """What is run: the model as the sampler sees it, the state at the start of the path, the sampler and its config."""
 
     model: Any
     state: Any
     sampler: str
+    config: Any
 
 
 def prepare(checkpoint: Checkpoint, args: argparse.Namespace) -> Setup:
@@ -49,7 +50,7 @@ def prepare(checkpoint: Checkpoint, args: argparse.Namespace) -> Setup:
         timesteps = None if args.timesteps is None else [t for part in args.timesteps for t in part]
         steps = _DEFAULT_STEPS if args.steps is None and timesteps is None else args.steps
         eta = {} if args.eta is None else {"eta": args.eta}
-        return Setup(model, module.init(config, steps, timesteps=timesteps, **eta), sampler)
+        return Setup(model, module.init(config, steps, timesteps=timesteps, **eta), sampler, config)
 
 
 def _name(config: Any) -> str:
