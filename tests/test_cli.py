@@ -440,10 +440,18 @@ def test_a_network_and_a_recipe_may_be_files(data):
 def test_the_network_suits_the_images(size, options, widths):
     np.savez("data.npz", images=np.zeros((2, *size, 3), np.uint8))
     unet_config, *_ = settle(*options)
+    assert unet_config.add_attention
     assert unet_config.block_out_channels == widths
     assert unet_config.sample_size == (size[0] if size[0] == size[1] else size)
     assert (unet_config.in_channels, unet_config.out_channels, unet_config.num_class_embeds) == (3, 3, None)
     assert all(side % unet_config.downsampling == 0 for side in size)
+
+
+def test_photographs_of_odd_sizes_get_no_attention_that_no_memory_holds():
+    np.savez("data.npz", images=np.zeros((1, 333, 500, 3), np.uint8))
+    unet_config, *_ = settle()
+    assert not unet_config.add_attention
+    assert unet_config.down_block_types == ("DownBlock2D",)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")

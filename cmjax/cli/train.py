@@ -31,6 +31,7 @@ __all__ = ["run"]
 _CHECKPOINT, _RUN = "checkpoint.safetensors", "run.json"
 _OPTIONS = {"stage_steps": "--steps", "batch_size": "--batch", "seed": "--seed", "block_out_channels": "--channels"}
 _WIDTHS = (16, 48, 96, 144)  # channels of a UNet's levels, finest first
+_MOST_TOKENS = 1024  # pixels of the coarsest level that attention compares, each with each
 _SAMPLED_CLASSES, _SAMPLES_A_CLASS, _SAMPLE_STEPS = 10, 8, 2
 
 
@@ -215,7 +216,10 @@ def _changed(base: training.Recipe, changes: Any, out_of: str) -> training.Recip
 
 
 def _network(args: argparse.Namespace, data: ImageData) -> UNetConfig:
-    """Read --network, or describe a UNet for these images: as many levels as their size allows."""
+    """Read --network, or describe a UNet for these images: as many levels as their size allows.
+
+    The coarsest level has attention, unless it is so large (of images of odd sizes) that no memory would hold it.
+    """
     height, width, depth = data.images.shape[1:]
     fits = {
         "sample_size": height if height == width else (height, width),
@@ -224,16 +228,26 @@ def _network(args: argparse.Namespace, data: ImageData) -> UNetConfig:
         "num_class_embeds": None if data.labels is None else int(data.labels.max()) + 1,
     }
     if args.network:
-        return UNetConfig.from_dict({**read_json(args.network), **fits})
+        given = read_json(args.network)
+        if not isinstance(given, dict):
+            raise ValueError(f"--network: {args.network} must hold a JSON object.")
+        config = UNetConfig.from_dict({**given, **fits})
+        if config.class_embed_type is not None:
+            raise ValueError(
+                f"--network: class_embed_type = {config.class_embed_type!r} is not for classes; leave it out."
+            )
+        return config
     levels = 1
     while math.gcd(height, width) % 2**levels == 0 and min(height, width) >> levels >= 4 and levels < len(_WIDTHS):
         levels += 1
     widths = tuple(args.channels or _WIDTHS[:levels])
     plain = len(widths) - 1
+    attends = (height >> plain) * (width >> plain) <= _MOST_TOKENS
     return UNetConfig(
         block_out_channels=widths,
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D" if attends else "DownBlock2D",),
+        up_block_types=("AttnUpBlock2D" if attends else "UpBlock2D",) + ("UpBlock2D",) * plain,
+        add_attention=attends,
         layers_per_block=1,
         norm_num_groups=8,
         attn_norm_num_groups=8,
