@@ -4,6 +4,11 @@ The losses stand alone in anyone's loop; this is ours. It trains a sigma-space c
 consistency tuning: denoising first, then pairs of noise levels whose gap halves from stage to stage. (Chosen over the
 discrete recipe because the first stage needs no target, a quarter less work an image, and every later stage starts from
 targets that already mean something.)
+
+How far to go: a pair of levels r < t keeps, of detail of standard deviation s, the share
+ρ = (s² + r t) / √((s² + t²) (s² + r²)), the correlation of its two samples, and the way from noise to picture keeps the
+product of them all. For s = 0.2 that is 0.44 at a last gap of 1/2, 0.47 at 1/4, 0.82 at 1/8, 0.92 at 1/16 and 0.96 at
+1/32, and `fashion-mnist-cm` was as sharp at each as that says. So wide gaps are a way to narrow ones, and blurred.
 """
 
 from __future__ import annotations
@@ -58,7 +63,7 @@ class Recipe:
       seed: of everything that is random: data order, noise, dropout.
     """
 
-    stage_steps: tuple[int, ...] = (4000, 2000, 2000, 2000)
+    stage_steps: tuple[int, ...] = (4000, 1000, 500, 2500, 4000)
     initial_gap: float = 1.0
     batch_size: int = 64
     learning_rate: float = 1e-3
