@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         io,
         losses,
         models,
+        ode,
         parameterization,
         plots,
         samplers,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         types,
     )
     from cmjax.io import Checkpoint, load, save
-    from cmjax.parameterization import consistency_fn
+    from cmjax.parameterization import consistency_fn, denoiser_fn
     from cmjax.samplers import cm, lcm, tcd
     from cmjax.samplers.base import Prediction, step
     from cmjax.sampling import Trajectory, add_noise, generate, model_input, prior, sample, skip, trajectory
@@ -54,6 +55,7 @@ __all__ = [
     # around the loop
     "guidance",
     "editing",
+    "ode",
     # models and files
     "load",
     "save",
@@ -63,6 +65,7 @@ __all__ = [
     "plots",
     # training
     "consistency_fn",
+    "denoiser_fn",
     "parameterization",
     "losses",
     "curricula",
@@ -76,7 +79,7 @@ _HOME = {
     "samplers": ("cm", "tcd", "lcm"),
     "samplers.base": ("Prediction", "step"),
     "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "sample", "trajectory", "generate"),
-    "parameterization": ("consistency_fn",),
+    "parameterization": ("consistency_fn", "denoiser_fn"),
     "io": ("Checkpoint", "load", "save"),
 }
 

@@ -17,7 +17,17 @@ from cmjax._struct import Struct, static
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key, ModelFn
 
-__all__ = ["ConsistencyFn", "PredictionType", "c_in", "c_noise", "c_out", "c_skip", "consistency_fn", "x0_eps"]
+__all__ = [
+    "ConsistencyFn",
+    "PredictionType",
+    "c_in",
+    "c_noise",
+    "c_out",
+    "c_skip",
+    "consistency_fn",
+    "denoiser_fn",
+    "x0_eps",
+]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
@@ -128,3 +138,28 @@ def consistency_fn(model: ModelFn, config: _KarrasConfig) -> ConsistencyFn:
       Song et al. 2023, equation 5 and appendix C.
     """
     return ConsistencyFn(model, config.sigma_data, config.sigma_min)
+
+
+def denoiser_fn(model: ModelFn, config: _KarrasConfig) -> ConsistencyFn:
+    """Make the denoiser D of a sigma-space diffusion model, such as the teacher of a consistency model.
+
+    D(x, σ) = c_skip x + c_out F(c_in x, c_noise) with the scalings of Karras et al., which have no σ_min. The network
+    is told 250 ln σ, as those published with consistency models are. (Their own denoiser is `consistency_fn`.)
+
+    Args:
+      model: a callable pytree `model(x_in, t, cond)`.
+      config: a `cm.CMConfig`, or anything with `sigma_data`.
+
+    Returns:
+      D(x, sigma, cond=None, *, key=None) -> x0, for sigma above 0; otherwise as `consistency_fn`.
+
+    Example:
+      >>> import cmjax, jax.numpy as jnp
+      >>> denoise = denoiser_fn(lambda x, t, cond: jnp.zeros_like(x), cmjax.cm.CMConfig())
+      >>> denoise(jnp.full((1, 2), 3.0), 0.5)
+      Array([[1.5, 1.5]], dtype=float32)
+
+    References:
+      Karras et al. 2022, equation 7 and table 1.
+    """
+    return ConsistencyFn(model, config.sigma_data, 0.0)

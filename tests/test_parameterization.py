@@ -72,3 +72,20 @@ def test_it_is_a_pytree_of_the_models_arrays():
     slope = jax.grad(lambda f: f(jnp.ones((1, 1)), 80.0).sum())(f)
     # d/dw c_out(80) * w * c_in(80) * 1
     assert float(jax.tree.leaves(slope)[0]) == pytest.approx(0.49997774 / np.sqrt(80**2 + 0.25), rel=1e-5)
+
+
+def test_the_denoiser_has_the_scalings_of_the_paper() -> None:
+    config = cmjax.cm.CMConfig(sigma_data=0.7)
+    told = []
+
+    def network(x: jax.Array, t: jax.Array, cond: object) -> jax.Array:
+        told.append(t)
+        return jnp.sin(x)
+
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    for sigma in (0.01, 0.7, 50.0):
+        weight = 1 / np.sqrt(sigma**2 + 0.49)
+        expected = 0.49 * weight**2 * x + sigma * 0.7 * weight * np.sin(weight * x)
+        actual = cmjax.denoiser_fn(network, config)(jnp.asarray(x, jnp.float32), sigma)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(told[-1], 250 * np.log(sigma), rtol=1e-6)
