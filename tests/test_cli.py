@@ -104,6 +104,22 @@ def test_vp_samplers_run_on_a_sigma_space_model(model, options, capsys):
     assert re.search(rf"sampler +{options[1]}", capsys.readouterr().out)
 
 
+def test_a_published_model_takes_its_published_path(capsys):
+    name = "diffusers-cd_imagenet64_l2"
+    cmjax.save(tiny.checkpoint(), name)
+    drawn = {options: draw(name, *options.split(), steps=2)["images"] for options in ("", "--timesteps 22 0")}
+    assert "2 (timesteps 22, 0, as published)" in capsys.readouterr().out
+    np.testing.assert_array_equal(*drawn.values())
+    assert main(["inspect", name, "--steps", "2"]) == 0
+    assert "path: cm, 2 steps (timesteps 22, 0, as published)" in capsys.readouterr().out
+    for other in (["--steps", "1"], ["--steps", "3"], ["--timesteps", "10", "0"], ["--sampler", "tcd", "--steps", "2"]):
+        assert main(["inspect", name, *other]) == 0
+        assert "as published" not in capsys.readouterr().out
+    cmjax.save(tiny.checkpoint(config=cmjax.cm.CMConfig(num_train_timesteps=50)), name)  # on another grid
+    assert main(["inspect", name, "--steps", "2"]) == 0
+    assert "as published" not in capsys.readouterr().out
+
+
 def test_labels_by_name_and_number(model):
     for text in (["Ankle boot", "2"], ["ankle BOOT", "bag"], ["1,2"], ["Ankle boot,Bag"]):
         assert draw(model, "--labels", *text)["labels"].tolist() == [1, 2, 1, 2]

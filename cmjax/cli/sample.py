@@ -145,7 +145,7 @@ def _report(args: argparse.Namespace, setup: Setup, compile_seconds: float, imag
     table.add_column(overflow="fold")
     table.add_row("model", escape(args.model))
     table.add_row("sampler", setup.sampler)
-    table.add_row("steps", str(setup.state.num_steps))
+    table.add_row("steps", f"{setup.state.num_steps}{setup.note}")
     table.add_row("compile", f"{compile_seconds:.2f} s")
     table.add_row("speed", f"{images_per_second:.1f} images/s")
     table.add_row("file", escape(args.out))

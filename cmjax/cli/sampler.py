@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.io import Checkpoint
+from cmjax.io.published import published
 
 __all__ = ["Setup", "prepare"]
 
@@ -15,12 +16,16 @@ _DEFAULT_STEPS = 2
 
 
 class Setup(NamedTuple):
-    """What is run: the model as the sampler sees it, the state at the start of the path, the sampler and its config."""
+    """What is run: the model as the sampler sees it, the state at the start of the path, the sampler and its config.
+
+    `note` says, to be put after the number of steps, where the path is from if it was not asked for.
+    """
 
     model: Any
     state: Any
     sampler: str
     config: Any
+    note: str = ""
 
 
 def prepare(checkpoint: Checkpoint, args: argparse.Namespace) -> Setup:
@@ -49,8 +54,19 @@ def prepare(checkpoint: Checkpoint, args: argparse.Namespace) -> Setup:
             config = cmjax.io.read_config(cmjax.io.config_dict(config), as_=module.Config)
         timesteps = None if args.timesteps is None else [t for part in args.timesteps for t in part]
         steps = _DEFAULT_STEPS if args.steps is None and timesteps is None else args.steps
+        note = ""
+        if sampler == own == "cm" and timesteps is None and (found := _published_path(args.model, config, steps)):
+            steps, timesteps, note = None, found, f" (timesteps {', '.join(map(str, found))}, as published)"
         eta = {} if args.eta is None else {"eta": args.eta}
-        return Setup(model, module.init(config, steps, timesteps=timesteps, **eta), sampler, config)
+        return Setup(model, module.init(config, steps, timesteps=timesteps, **eta), sampler, config, note)
+
+
+def _published_path(name: str, config: Any, steps: int | None) -> tuple[int, ...] | None:
+    """The path of that many steps that was published with a model, if there is one on its grid."""
+    entry = published(name)
+    if entry is None or entry.timesteps is None or entry.num_train_timesteps != config.num_train_timesteps:
+        return None
+    return entry.timesteps if len(entry.timesteps) == steps else None
 
 
 def _name(config: Any) -> str:
