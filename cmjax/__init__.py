@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cmjax.samplers import cm, lcm, tcd
     from cmjax.samplers.base import Prediction, step
     from cmjax.sampling import Trajectory, add_noise, generate, model_input, prior, sample, skip, trajectory
+    from cmjax.search import search_timesteps
 
 __all__ = [
     # samplers
@@ -56,6 +57,7 @@ __all__ = [
     "guidance",
     "editing",
     "ode",
+    "search_timesteps",
     # models and files
     "load",
     "save",
@@ -79,6 +81,7 @@ _HOME = {
     "samplers": ("cm", "tcd", "lcm"),
     "samplers.base": ("Prediction", "step"),
     "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "sample", "trajectory", "generate"),
+    "search": ("search_timesteps",),
     "parameterization": ("consistency_fn", "denoiser_fn"),
     "io": ("Checkpoint", "load", "save"),
 }

@@ -17,7 +17,7 @@ LAYERS = {
     0: ("types", "schedules", "_typed", "_version"),
     1: ("_struct", "_numerics", "_random", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "losses", "ode", "curricula"),
-    3: ("sampling",),
+    3: ("sampling", "search"),
     4: ("models", "io", "training"),
     5: ("cli", "__main__", "plots", "__init__"),
 }
@@ -71,9 +71,10 @@ def test_every_module_says_what_is_public() -> None:
 
 
 def test_the_public_names() -> None:
-    verbs = "prior add_noise model_input step skip sample trajectory generate load save consistency_fn denoiser_fn"
+    verbs = "prior add_noise model_input step skip sample trajectory generate load save consistency_fn"
+    more = "denoiser_fn search_timesteps"
     modules = "cm tcd lcm samplers schedules guidance editing ode losses curricula models io"
-    promised = f"{verbs} {modules} Prediction Trajectory".split()
+    promised = f"{verbs} {more} {modules} Prediction Trajectory".split()
     for name in promised:
         assert getattr(cmjax, name) is not None
         assert name in dir(cmjax)
