@@ -8,7 +8,8 @@ targets that already mean something.)
 How far to go: a pair of levels r < t keeps, of detail of standard deviation s, the share
 ρ = (s² + r t) / √((s² + t²) (s² + r²)), the correlation of its two samples, and the way from noise to picture keeps the
 product of them all. For s = 0.2 that is 0.44 at a last gap of 1/2, 0.47 at 1/4, 0.82 at 1/8, 0.92 at 1/16 and 0.96 at
-1/32, and `fashion-mnist-cm` was as sharp at each as that says. So wide gaps are a way to narrow ones, and blurred.
+1/32 (the sharpness of `fashion-mnist-cm` was 0.56, 0.65, 0.89 and 0.94 of real at the first four). So wide gaps are a
+way to narrow ones, and blurred.
 """
 
 from __future__ import annotations

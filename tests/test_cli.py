@@ -196,6 +196,7 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
             "unknown label 'Ankle boots': give numbers 0 ... 2 or names. Did you mean 'Ankle boot'?",
         ),
         (["--labels", "3"], "unknown label '3'"),
+        (["--labels", ","], "--labels: no label was given."),
         (["--out", "a.jpg"], "--out must end in .png or .npz, or be a folder, got a.jpg."),
         (["--out", "missing/a.png"], "--out: cannot write missing/a.png: the folder missing does not exist."),
         (["--model", "no-such-model"], "no model no-such-model: it is neither a folder here"),

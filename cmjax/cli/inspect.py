@@ -30,10 +30,7 @@ def run(args: argparse.Namespace) -> None:
         (f"model: {args.model}", _model_table(checkpoint, names)),
         (f"network: {network.pop('_class_name')}", _config_table(network)),
         (f"sampler: {sampler.pop('_class_name')}", _config_table(sampler)),
-        (
-            f"path: {setup.sampler}, {setup.state.num_steps} steps{setup.note}",
-            _path_table(setup),
-        ),
+        (f"path: {setup.sampler}, {setup.state.num_steps} steps{setup.note}", _path_table(setup)),
     ):
         console.print(f"[bold]{escape(title)}[/bold]")
         console.print(table)

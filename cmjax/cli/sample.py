@@ -101,6 +101,8 @@ def _choose_classes(wanted: list[str] | None, classes: int | None, names: tuple[
     if wanted:
         texts = [part for text in wanted for part in ([text] if text.casefold() in known else text.split(","))]
         numbers = [_class_number(text.strip(), known, classes, names) for text in texts if text.strip()]
+    if not numbers:
+        raise UsageError("--labels: no label was given.")
     return _Classes(tuple(numbers), tuple(names[i] if names else str(i) for i in numbers))
 
 
