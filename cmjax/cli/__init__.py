@@ -124,7 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_path_options(command: argparse.ArgumentParser) -> None:
-    """Add what says which sampler takes which path."""
+    """Add what says which weights are read, and which sampler takes which path."""
+    command.add_argument(
+        "--variant", metavar="V", help="which of the model's weights: fp16 reads those in half precision"
+    )
     command.add_argument("--sampler", choices=_SAMPLERS, help="default: the one the model was made for")
     path = command.add_mutually_exclusive_group()
     path.add_argument("--steps", type=_count, metavar="N", help="model calls for an image (default 2)")

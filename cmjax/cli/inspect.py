@@ -21,8 +21,8 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> None:
     """Print what the model of `args` is, and its path."""
     with bad_input():
-        checkpoint = cmjax.load(args.model)
-        names = cmjax.io.label_names(args.model)
+        checkpoint = cmjax.load(args.model, variant=args.variant)
+        names = cmjax.io.label_names(args.model, variant=args.variant)
     setup = prepare(checkpoint, args)
     network, sampler = checkpoint.model.module.config.to_dict(), cmjax.io.config_dict(setup.config)
     console = Console(highlight=False)

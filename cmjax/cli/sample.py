@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.no_compile_cache:
         compile_cache.enable()
     with bad_input():
-        checkpoint = cmjax.load(args.model, dtype=args.dtype)
-        names = cmjax.io.label_names(args.model)
+        checkpoint = cmjax.load(args.model, dtype=args.dtype, variant=args.variant)
+        names = cmjax.io.label_names(args.model, variant=args.variant)
     unet = checkpoint.model.module.config
     with bad_input():
         height, width, channels = image_shape(unet)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "embedded_models", "label_names", "load", "resolve", "save"]
 
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_WEIGHTS = "diffusion_pytorch_model"
 _PIPELINES = {
     "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
     "TCDScheduler": "DDPMPipeline",
@@ -58,12 +59,13 @@ def embedded_models() -> tuple[str, ...]:
     return tuple(sorted(p.parent.name for p in _PRETRAINED.glob("*/model_index.json")))
 
 
-def resolve(path_or_name: str | Path, *, revision: str | None = None) -> Path:
+def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> Path:
     """Find the folder of a model: a folder of that name, then a model in the package, then a repository on the hub.
 
     Args:
       path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
       revision: of the hub's repository.
+      variant: of the weights to fetch from there.
 
     Returns:
       The folder.
@@ -85,20 +87,27 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None) -> Path:
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        return hub.download(name, revision=revision)
+        return hub.download(name, weights=_stem(variant), revision=revision)
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."
     )
 
 
-def load(path_or_name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: str | None = None) -> Checkpoint:
+def load(
+    path_or_name: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Checkpoint:
     """Load a model and the config of its sampler.
 
     Args:
       path_or_name: a folder in diffusers layout, a model in the package (`"fashion-mnist-cm"`), or a hub id.
       dtype: what the network computes in; its weights stay float32.
       revision: a branch, tag or commit of the hub's repository.
+      variant: which of the weights: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`, half the size.
 
     Returns:
       A `Checkpoint`: the model, a callable pytree `model(x, t, cond)` of uncommitted arrays, and the frozen config.
@@ -116,12 +125,12 @@ def load(path_or_name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: 
       10
     """
     _check_dtype(dtype)
-    folder = resolve(path_or_name, revision=revision)
+    folder = resolve(path_or_name, revision=revision, variant=variant)
     _check_layout(folder)
     config = read_config(folder / "scheduler")
     unet_config = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
     abstract = nnx.eval_shape(lambda: UNet(unet_config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
-    return Checkpoint(from_nnx(load_unet_weights(abstract, _read_weights(folder / "unet"))), config)
+    return Checkpoint(from_nnx(load_unet_weights(abstract, _read_weights(folder / "unet", variant))), config)
 
 
 def save(
@@ -172,18 +181,21 @@ def save(
         (folder / "scheduler").mkdir()
         write_json(_model_index(config), folder / "model_index.json")
         write_json(unet.config.to_dict(), folder / "unet" / "config.json")
-        write_safetensors(tensors, folder / "unet" / _WEIGHTS)
+        write_safetensors(tensors, folder / "unet" / f"{_WEIGHTS}.safetensors")
         write_config(config, folder / "scheduler")
         if label_names is not None:
             write_json(list(label_names), folder / "labels.json")
 
 
-def label_names(path_or_name: str | Path, *, revision: str | None = None) -> tuple[str, ...] | None:
+def label_names(
+    path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None
+) -> tuple[str, ...] | None:
     """Read the names of a model's classes, in order, or None where they have no names.
 
     Args:
       path_or_name: as for `load`.
       revision: as for `load`.
+      variant: as for `load`: a hub's repository is fetched once for both.
 
     Raises:
       FileNotFoundError: there is no such model.
@@ -194,7 +206,7 @@ def label_names(path_or_name: str | Path, *, revision: str | None = None) -> tup
       >>> cmjax.io.label_names("fashion-mnist-cm")[0]
       'T-shirt/top'
     """
-    path = resolve(path_or_name, revision=revision) / "labels.json"
+    path = resolve(path_or_name, revision=revision, variant=variant) / "labels.json"
     if not path.exists():
         return None
     names = read_json(path)
@@ -221,19 +233,41 @@ def _check_layout(folder: Path) -> None:
             )
 
 
-def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+def _stem(variant: str | None) -> str:
+    """What the names of a variant's files begin with."""
+    if variant is None:
+        return _WEIGHTS
+    if not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(f"variant must be a word such as fp16, got {variant!r}.")
+    return f"{_WEIGHTS}.{variant}"
+
+
+def _read_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
     """Read one file, or all the pieces that an index lists."""
-    if (folder / _WEIGHTS).exists():
-        return read_safetensors(folder / _WEIGHTS)
-    index = folder / f"{_WEIGHTS}.index.json"
+    whole = folder / f"{_stem(variant)}.safetensors"
+    if whole.exists():
+        return read_safetensors(whole)
+    index = folder / f"{_WEIGHTS}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
     if not index.exists():
-        others = [p.name for p in sorted(folder.glob("diffusion_pytorch_model*")) if p.suffix != ".json"]
-        found = f" It holds {', '.join(others)}: convert it to that name and format first." if others else ""
-        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}: the network has no weights.{found}")
+        raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder)}")
     tensors: dict[str, np.ndarray] = {}
     for piece in _pieces(index):
         tensors |= read_safetensors(folder / piece)
     return tensors
+
+
+def _remedy(folder: Path) -> str:
+    """What to do where the weights are of another variant or format."""
+    names = sorted(path.name for path in folder.glob(f"{_WEIGHTS}*"))
+    variants = sorted(
+        {found[1] for name in names if (found := re.fullmatch(rf"{_WEIGHTS}\.([\w-]+)\.safetensors", name))}
+    )
+    if variants:
+        return f" There is a variant: load(..., variant={variants[0]!r})."
+    if f"{_WEIGHTS}.safetensors" in names:
+        return " There are weights that are no variant: leave variant out."
+    others = [name for name in names if not name.endswith(".json")]
+    return f" It holds {', '.join(others)}: only safetensors are read; convert it first." if others else ""
 
 
 def _pieces(index: Path) -> list[str]:

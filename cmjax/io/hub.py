@@ -7,15 +7,8 @@ from pathlib import Path
 
 __all__ = ["download", "is_repo_id"]
 
-# All that `load` reads of a repository, and nothing else of what may be gigabytes.
-_PATTERNS = [
-    "model_index.json",
-    "labels.json",
-    "unet/config.json",
-    "unet/*.safetensors",
-    "unet/*.json",
-    "scheduler/*.json",
-]
+# All that `load` reads of a repository but its weights, and nothing else of what may be gigabytes.
+_PATTERNS = ["model_index.json", "labels.json", "unet/*.json", "scheduler/*.json"]
 
 
 def is_repo_id(name: str) -> bool:
@@ -28,11 +21,12 @@ def is_repo_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
-def download(repo_id: str, *, revision: str | None = None) -> Path:
+def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path:
     """Bring a repository's model to this machine, or find it in huggingface_hub's own cache.
 
     Args:
       repo_id: owner/name.
+      weights: the stem of the weights' files in unet/, whole or in pieces; other files of weights are not fetched.
       revision: a branch, tag or commit; None for the newest.
 
     Returns:
@@ -49,8 +43,9 @@ def download(repo_id: str, *, revision: str | None = None) -> Path:
         raise ModuleNotFoundError(
             f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
         ) from error
+    patterns = [*_PATTERNS, f"unet/{weights}.safetensors", f"unet/{weights}-*.safetensors"]
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -200,3 +200,32 @@ def test_an_index_lists_files_beside_it_only(content, checkpoint, tmp_path):
     weights.with_name(weights.name + ".index.json").write_text(content)
     with pytest.raises(ValueError, match="must hold a weight_map from tensors to the names of files beside it"):
         cmjax.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_a_variant_is_read_by_its_name(in_pieces, checkpoint, tmp_path):
+    from cmjax.io.weights import read_safetensors
+
+    cmjax.save(checkpoint, tmp_path / "model", dtype="float16")
+    unet = tmp_path / "model" / "unet"
+    half = unet / "diffusion_pytorch_model.fp16.safetensors"
+    (unet / "diffusion_pytorch_model.safetensors").rename(half)
+    with pytest.raises(FileNotFoundError, match=r"There is a variant: load\(\.\.\., variant='fp16'\)"):
+        cmjax.load(tmp_path / "model")
+    if in_pieces:
+        piece = half.rename(unet / "diffusion_pytorch_model.fp16-00001-of-00001.safetensors")
+        index = {"weight_map": dict.fromkeys(read_safetensors(piece), piece.name)}
+        (unet / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    model = cmjax.load(tmp_path / "model", variant="fp16").model
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(output(model), output(checkpoint.model), rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=r"variant must be a word such as fp16, got '\.\./x'"):
+        cmjax.load(tmp_path / "model", variant="../x")
+
+
+def test_weights_in_another_format_are_named(checkpoint, tmp_path):
+    cmjax.save(checkpoint, tmp_path / "model")
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(FileNotFoundError, match=r"It holds diffusion_pytorch_model\.bin: only safetensors are read"):
+        cmjax.load(tmp_path / "model")

@@ -36,7 +36,12 @@ def test_a_hub_id_is_downloaded_and_loaded(fake_hub, tmp_path):
 
     fake_hub[0].snapshot_download = snapshot_download
     assert cmjax.load("owner/name", revision="v1").config == checkpoint.config
-    assert asked == [("owner/name", "v1", hub._PATTERNS)]
+    weights = ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model-*.safetensors"]
+    assert asked == [("owner/name", "v1", [*hub._PATTERNS, *weights])]
+    with pytest.raises(FileNotFoundError, match="leave variant out"):
+        cmjax.load("owner/name", variant="fp16")
+    weights = ["unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16-*.safetensors"]
+    assert asked[1] == ("owner/name", None, [*hub._PATTERNS, *weights])
 
 
 @pytest.mark.parametrize(
