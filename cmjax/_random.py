@@ -17,7 +17,7 @@ import numpy as np
 
 from cmjax.types import Array, Key
 
-__all__ = ["flat_noise", "has_key_per_image", "noise", "split"]
+__all__ = ["flat_noise", "has_key_per_image", "noise", "noise_if", "split"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -56,6 +56,13 @@ def flat_noise(key: Key, shape: tuple[int, ...]) -> Array:
         batch = f"a batch of {shape[0]}" if shape else "a sample without a batch axis"
         raise ValueError(f"{given} keys for {batch}: give one key, or one for each image.")
     return _draw(key, shape)
+
+
+def noise_if(wanted: Array, key: Key, shape: tuple[int, ...]) -> Array:
+    """Draw `noise(key, shape)` where a traced bool[] holds; else zeros, without paying for the draw."""
+    draw = partial(flat_noise, shape=shape)
+    drawn = jax.eval_shape(draw, key)  # both branches must agree, on the sharding too
+    return jax.lax.cond(wanted, draw, lambda _: jnp.zeros_like(drawn), key).reshape(shape)
 
 
 def split(key: Key, n: int) -> Key:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import expand_like, f32, is_traced, safe_sqrt
-from cmjax._random import noise, split
+from cmjax._random import noise_if, split
 from cmjax._struct import Struct
 
 if TYPE_CHECKING:
@@ -248,8 +248,7 @@ def solve(
     def noised(x: Array, key: Key | None, std: Array) -> Array:
         if key is None:
             return x
-        more = jax.lax.cond(std > 0, lambda key: std * noise(key, x.shape), lambda _: jnp.zeros(x.shape), key)
-        return (f32(x) + more).astype(x.dtype)
+        return (f32(x) + std * noise_if(std > 0, key, x.shape)).astype(x.dtype)
 
     def body(x: Array, at: Any) -> tuple[Array, None]:
         raised, added, landed, fresh, keys = at

@@ -129,6 +129,12 @@ def test_stochastic_walks_are_their_formulas() -> None:
     np.testing.assert_allclose(walked, by_hand, rtol=2e-5)
 
 
+def test_noise_is_float32_under_x64() -> None:
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 3), jnp.float32)
+        assert ode.solve(ode.heun, denoise, ode.ladder(4), x, KEY, eta=0.5).dtype == jnp.float32
+
+
 def test_knobs_are_leaves() -> None:
     @jax.jit
     @chex.assert_max_traces(1)

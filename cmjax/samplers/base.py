@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax._numerics import f32, is_traced, read, refuse_integers
-from cmjax._random import flat_noise
+from cmjax._random import noise, noise_if
 from cmjax._struct import Struct
 from cmjax._typed import mistyped
 from cmjax.types import Array, Edit, Key
@@ -181,13 +181,11 @@ def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Predi
 
 def _fresh_noise(state: SamplerState, key: Key, shape: tuple[int, ...]) -> Array:
     """Draw z ~ N(0, I), f32[B, *S]; under `jit` not for the last step: its weight is 0 there, and drawing is dear."""
-    draw = partial(flat_noise, shape=shape)
     if not is_traced(state.index):
-        return draw(key).reshape(shape)  # outside of jit a cond would be compiled anew at each call
-    drawn = jax.eval_shape(draw, key)  # both branches must agree, on the sharding too
-    if state.num_steps == 1:
-        return jnp.zeros(shape, jnp.float32)
-    return jax.lax.cond(_is_last(state), lambda _: jnp.zeros_like(drawn), draw, key).reshape(shape)
+        return noise(key, shape)  # outside of jit a cond would be compiled anew at each call
+    if state.num_steps == 1:  # its only step is the last
+        return jnp.zeros_like(jax.eval_shape(partial(noise, shape=shape), key))
+    return noise_if(~_is_last(state), key, shape)
 
 
 def _is_last(state: SamplerState) -> Array:
