@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import f32
+from cmjax.models.attention import attend
 from cmjax.models.config import UNetConfig
 from cmjax.models.layers import (
     Downsample2D,
@@ -22,6 +22,7 @@ from cmjax.models.layers import (
     activation,
     avg_pool,
     conv,
+    doubled_conv,
     dropout,
     linear,
     upsample_nearest,
@@ -73,10 +74,12 @@ class ResnetBlock2D(nnx.Module):
     def __call__(self, x: Array, emb: Array, key: Key | None = None) -> Array:
         """Map x f[B, H, W, c_in] and the time embedding f32[B, E] to f[B, H', W', c_out]."""
         h = self.act(self.norm1(x))
-        if self.resample is not None:
-            resize = upsample_nearest if self.resample == "up" else avg_pool
-            x, h = resize(x), resize(h)
-        h = self.conv1(h)
+        if self.resample == "up":
+            x, h = upsample_nearest(x), doubled_conv(self.conv1, h)
+        elif self.resample == "down":
+            x, h = avg_pool(x), self.conv1(avg_pool(h))
+        else:
+            h = self.conv1(h)
         time = self.time_emb_proj(self.act(emb))[:, None, None, :]
         if self.scale_shift:
             gain, shift = jnp.split(time, 2, axis=-1)
@@ -90,7 +93,7 @@ class ResnetBlock2D(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention over the pixels of a picture, with a residual connection; the softmax is float32.
+    """Self-attention over the pixels of a picture, with a residual connection.
 
     Args:
       channels: Channels of x.
@@ -100,9 +103,6 @@ class Attention(nnx.Module):
       scale: The sum is divided by it.
       dtype: Of the matrix products.
       rngs: Keys of the initial weights.
-
-    References:
-      Vaswani et al., Attention Is All You Need, 2017, equation 1.
     """
 
     def __init__(
@@ -130,11 +130,13 @@ class Attention(nnx.Module):
         """Map f[B, H, W, C] to the same shape."""
         b, h, w, c = x.shape
         y = (x if self.group_norm is None else self.group_norm(x)).reshape(b, h * w, c)
-        q, k, v = (to(y).reshape(b, h * w, self.heads, self.head_dim) for to in (self.to_q, self.to_k, self.to_v))
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * self.head_dim**-0.5, axis=-1).astype(v.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, h * w, self.heads * self.head_dim)
+        q, k, v = (self._heads(to(y)) for to in (self.to_q, self.to_k, self.to_v))
+        y = attend(q, k, v).swapaxes(1, 2).reshape(b, h * w, -1)
         return _sum(x, self.to_out[0](y).reshape(b, h, w, c), self.scale)
+
+    def _heads(self, y: Array) -> Array:
+        """Split f[B, N, heads head_dim] to f[B, heads, N, head_dim]."""
+        return y.reshape(*y.shape[:2], self.heads, self.head_dim).swapaxes(1, 2)
 
 
 @dataclasses.dataclass(frozen=True)

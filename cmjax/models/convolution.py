@@ -1,0 +1,166 @@
+"""Convolution: the same sums in the order that suits the machine.
+
+On GPU and TPU a convolution is one call. On a CPU, XLA's own is far from what the machine can do, and others of the
+textbook's orders are nearer, all of them matrix products (figures by `benchmarks/unet_forward.py`):
+
+- few pixels, large kernel: XLA rearranges the whole kernel at every call, which takes longer than the sums themselves.
+  The windows laid side by side, times the kernel as one matrix, need no such rearrangement.
+- many pixels and channels: Winograd's minimal filtering gives four pixels of a 3x3 convolution for 16 products, not 36.
+- a picture doubled by repeating pixels: the same minimal filtering, where seven of the 16 products meet zeros: nine.
+
+All are exact on paper. Minimal filtering with tiles of this size only adds and halves, so that its rounding is no worse
+than that of the plain sum (larger tiles would save more and lose digits).
+
+References:
+  Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
+  Networks, 2016, section 4.1 (F(2x2, 3x3)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.types import Array
+
+__all__ = ["convolve", "convolve_doubled", "upsample_nearest"]
+
+Padding = Sequence[tuple[int, int]]
+Grid = Sequence[Sequence[Array]]
+Transform = Callable[..., tuple[Array, ...]]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+# Where the formulations cross over on CPUs, from sizes of 7 to 64 pixels and 32 to 768 channels at batches 1 to 16:
+# one product from this many numbers of the kernel for each pixel; minimal filtering from this many channels.
+_KERNEL_PER_PIXEL = 4500
+_CHANNELS = 128
+
+
+def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding, **_: Any) -> Array:
+    """Convolve pictures, in the formulation that suits the sizes and the platform.
+
+    Args:
+      x: f[B, H, W, c_in].
+      kernel: f[h, w, c_in, c_out], in the dtype of x.
+      strides: of the window.
+      padding: zeros before and after, for each axis of the picture.
+      **_: what else flax gives to `jax.lax.conv_general_dilated`; the networks here leave it all at its default.
+
+    Returns:
+      f[B, H', W', c_out].
+
+    Example:
+      >>> convolve(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 2)), (1, 1), ((1, 1), (1, 1)))[0, 0, 0]
+      Array([12., 12.], dtype=float32)
+    """
+    height, width = (
+        (size + sum(pad) - window) // stride + 1
+        for size, pad, window, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
+    )
+
+    def direct(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC)
+
+    def one_product(x: Array, kernel: Array) -> Array:
+        return _one_product(x, kernel, (height, width), strides, padding)
+
+    same = tuple(strides) == (1, 1) and kernel.shape[:2] == (3, 3) and (height, width) == x.shape[1:3]
+    if kernel.size > _KERNEL_PER_PIXEL * x.shape[0] * height * width:
+        on_cpu = one_product
+    elif same and _is_wide(x, kernel):
+        on_cpu = _minimal_filtering
+    else:
+        return direct(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
+
+
+def convolve_doubled(x: Array, kernel: Array) -> Array:
+    """Double pictures by repeating their pixels, then convolve them with a 3x3 kernel.
+
+    Args:
+      x: f[B, H, W, c_in].
+      kernel: f[3, 3, c_in, c_out], in the dtype of x.
+
+    Returns:
+      f[B, 2 H, 2 W, c_out].
+    """
+
+    def plainly(x: Array, kernel: Array) -> Array:
+        return convolve(upsample_nearest(x), kernel, (1, 1), ((1, 1), (1, 1)))
+
+    if not _is_wide(x, kernel):
+        return plainly(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=_minimal_filtering_doubled, default=plainly)
+
+
+def upsample_nearest(x: Array) -> Array:
+    """Double a picture f[B, H, W, C] by repeating its pixels."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def _is_wide(x: Array, kernel: Array) -> bool:
+    """Whether minimal filtering pays: the sums over channels outweigh the transforms. Not with few digits to lose."""
+    return min(kernel.shape[2:]) >= _CHANNELS and x.dtype == jnp.float32
+
+
+def _one_product(x: Array, kernel: Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> Array:
+    """The windows side by side, f[B H' W', h w c_in], times the kernel as a matrix."""
+    *window, c_in, c_out = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    spans = [(n - 1) * stride + 1 for n, stride in zip(size, strides, strict=True)]
+    shifted = [
+        x[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
+    columns = jnp.concatenate(shifted, axis=-1).reshape(-1, len(shifted) * c_in)
+    return (columns @ kernel.reshape(-1, c_out)).reshape(x.shape[0], *size, c_out)
+
+
+def _minimal_filtering(x: Array, kernel: Array) -> Array:
+    """A 3x3 convolution, two by two pixels at a time: F(2x2, 3x3)."""
+    _, h, w, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    tiles = [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
+    y = _filter(
+        tiles,
+        kernel,
+        lambda d0, d1, d2, d3: (d0 - d2, d1 + d2, d2 - d1, d1 - d3),
+        lambda g0, g1, g2: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2),
+        lambda m0, m1, m2, m3: (m0 + m1 + m2, m1 - m2 - m3),
+    )
+    return y[:, :h, :w]
+
+
+def _minimal_filtering_doubled(x: Array, kernel: Array) -> Array:
+    """The same for repeated pixels: a tile's rows are (above, here, here, below), and d2 - d1 is nothing."""
+    _, h, w, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    tiles = [[x[:, i : i + h, j : j + w] for j in range(3)] for i in range(3)]
+    return _filter(
+        tiles,
+        kernel,
+        lambda above, here, below: (above - here, here, here - below),
+        lambda g0, g1, g2: (g0, g0 + g1 + g2, g2),
+        lambda m0, m1, m2: (m0 + m1, m1 - m2),
+    )
+
+
+def _filter(tiles: Grid, kernel: Array, of_tile: Transform, of_kernel: Transform, of_products: Transform) -> Array:
+    """Transform tiles and kernel along both axes, multiply position by position, and transform back to 2x2 pixels."""
+    tiles, weights = _both_axes(of_tile, tiles), _both_axes(of_kernel, kernel)
+    products = [[d @ g for d, g in zip(*rows, strict=True)] for rows in zip(tiles, weights, strict=True)]
+    rows = [jnp.stack(row, axis=3) for row in _both_axes(of_products, products)]
+    b, h, w, _, c = rows[0].shape
+    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
+
+
+def _both_axes(transform: Transform, grid: Any) -> Grid:
+    """Transform the columns of a grid of arrays, then its rows."""
+    columns = [transform(*column) for column in zip(*grid, strict=True)]
+    return [transform(*row) for row in zip(*columns, strict=True)]

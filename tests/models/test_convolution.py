@@ -1,0 +1,129 @@
+"""Every formulation of a convolution is the convolution, and its gradient; each is chosen where it belongs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.models import attention, convolution
+from cmjax.models.attention import attend
+from cmjax.models.convolution import convolve, convolve_doubled, upsample_nearest
+
+
+def exact(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
+    """In float64, window by window."""
+    x = np.pad(np.asarray(x, np.float64), ((0, 0), *padding, (0, 0)))
+    kernel = np.asarray(kernel, np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
+    windows = windows[:, :: strides[0], :: strides[1]]
+    return np.einsum("bhwcij,ijcd->bhwd", windows, kernel, optimize=True)
+
+
+def arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def relative(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+# Sizes that take each road (few pixels, many channels, neither), odd ones among them.
+SIZES = {
+    "direct": ((2, 9, 7, 5), (3, 3, 5, 6)),
+    "one product": ((1, 3, 5, 130), (3, 3, 130, 140)),
+    "minimal filtering": ((2, 8, 6, 128), (3, 3, 128, 130)),
+    "minimal filtering, odd sizes": ((3, 7, 5, 128), (3, 3, 128, 128)),
+}
+
+
+def formulation(x, kernel, **options):
+    """Which one the machine is given, by what is in the program."""
+    text = jax.jit(lambda x, k: convolve(x, k, (1, 1), ((1, 1), (1, 1)))).lower(x, kernel).as_text(**options)
+    products, convolutions = text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
+    return {(0, 1): "direct", (1, 0): "one product", (16, 0): "minimal filtering"}[products, convolutions]
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice is for CPUs")
+@pytest.mark.parametrize("name", SIZES)
+def test_each_size_takes_its_road(name):
+    assert formulation(*arrays(*SIZES[name])) == name.split(",")[0]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("name", SIZES)
+def test_on_accelerators_a_convolution_is_one_call(name, platform):
+    x, kernel = arrays(*SIZES[name])
+    call = jax.jit(lambda x, k: (convolve(x, k, (1, 1), ((1, 1), (1, 1))), convolve_doubled(x, k)))
+    text = call.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == 2
+    assert "stablehlo.dot_general" not in text
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_road_leads_to_the_convolution(name):
+    x, kernel = arrays(*SIZES[name])
+    ours = jax.jit(lambda x, k: convolve(x, k, (1, 1), ((1, 1), (1, 1))))(x, kernel)
+    assert relative(ours, exact(x, kernel)) <= 2e-6
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (1, 0))])
+@pytest.mark.parametrize("window", [(1, 1), (2, 2), (3, 3)])
+def test_any_window_stride_and_padding_as_one_product(window, padding, strides, monkeypatch):
+    monkeypatch.setattr(convolution, "_KERNEL_PER_PIXEL", 0)
+    x, kernel = arrays((2, 6, 5, 3), (*window, 3, 4))
+    assert relative(convolve(x, kernel, strides, padding), exact(x, kernel, strides, padding)) <= 2e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 4, 128), (2, 1, 1, 128), (1, 3, 5, 128), (2, 5, 4, 6)])
+def test_doubling_and_convolving_in_one(shape):
+    x, kernel = arrays(shape, (3, 3, shape[-1], 130))
+    assert relative(jax.jit(convolve_doubled)(x, kernel), exact(upsample_nearest(x), kernel)) <= 2e-6
+
+
+def test_gradients_are_those_of_the_plain_convolution(monkeypatch):
+    def loss(x, kernel):
+        y = convolve(x, kernel, (1, 1), ((1, 1), (1, 1)))
+        return jnp.sin(y).sum() + jnp.sin(convolve_doubled(x, kernel)).sum()
+
+    x, kernel = arrays((2, 4, 3, 4), (3, 3, 4, 5))
+    plain = jax.grad(loss, argnums=(0, 1))(x, kernel)
+    for constants in ({"_KERNEL_PER_PIXEL": 0}, {"_CHANNELS": 1}):
+        with monkeypatch.context() as patched:
+            for name, value in constants.items():
+                patched.setattr(convolution, name, value)
+            for ours, theirs in zip(jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel), plain, strict=True):
+                assert relative(ours, np.asarray(theirs)) <= 1e-5
+
+
+def test_half_precision_takes_no_minimal_filtering():
+    x, kernel = (a.astype(jnp.bfloat16) for a in arrays(*SIZES["minimal filtering"]))
+    assert formulation(x, kernel) == "direct"
+
+
+def softmax_average(q, k, v):
+    logits = np.einsum("bhqd,bhkd->bhqk", *(np.asarray(a, np.float64) for a in (q, k))) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdims=True), np.asarray(v, np.float64))
+
+
+@pytest.mark.parametrize("most", [0, 1 << 22])
+def test_attention_is_the_paper_s_formula_head_by_head_too(most, monkeypatch):
+    monkeypatch.setattr(attention, "_WEIGHTS", most)
+    q, k, v = arrays(*[(2, 3, 10, 4)] * 3)
+    call = jax.jit(lambda q, k, v: attend(q, k, v))  # its own: a jitted function is traced once
+    assert relative(call(30 * q, k, v), softmax_average(30 * q, k, v)) <= 2e-6
+    if jax.default_backend() == "cpu":
+        assert ("stablehlo.while" in call.lower(q, k, v).as_text()) == (most == 0)
+
+
+def test_attention_head_by_head_has_the_same_gradient(monkeypatch):
+    def loss(q, k, v):
+        return jnp.sin(attend(q, k, v)).sum()
+
+    operands = arrays(*[(2, 3, 6, 4)] * 3)
+    plain = jax.grad(loss, argnums=(0, 1, 2))(*operands)
+    monkeypatch.setattr(attention, "_WEIGHTS", 0)
+    for ours, theirs in zip(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands), plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
