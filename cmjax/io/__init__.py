@@ -3,6 +3,8 @@
 from cmjax.io.checkpoint import Checkpoint, embedded_models, label_names, load, save
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
+from cmjax.io.original import load_original
+from cmjax.io.pt import read_pt
 
 __all__ = [
     "Checkpoint",
@@ -12,8 +14,10 @@ __all__ = [
     "grid",
     "label_names",
     "load",
+    "load_original",
     "read_config",
     "read_images",
+    "read_pt",
     "save",
     "to_uint8",
     "write_config",

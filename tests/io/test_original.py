@@ -1,0 +1,239 @@
+"""The names and shapes of the original repository's files, against a list written by hand."""
+
+import jax
+import numpy as np
+import pytest
+import torchfiles
+from originals import BLOCKS, CONFIG, all_layers, tensors
+
+import cmjax
+from cmjax.io import load_original
+from cmjax.io.original import network_config, published_original, rename
+from cmjax.io.published import PUBLISHED
+from cmjax.io.weights import unet_tensors
+from cmjax.models import UNetConfig
+
+
+def test_every_tensor_gets_the_name_of_the_list():
+    there, here = tensors(), rename(tensors(), CONFIG)
+    for theirs, (ours, _) in all_layers().items():
+        for kind in ("weight", "bias"):
+            value = there[f"{theirs}.{kind}"]
+            if ours is None:
+                module = BLOCKS[theirs.removesuffix(".qkv")][0]
+                for i, part in enumerate("qkv"):
+                    third = value.reshape(3, 64, -1)[i].reshape((64, 64) if kind == "weight" else (64,))
+                    np.testing.assert_array_equal(here.pop(f"{module}.to_{part}.{kind}"), third)
+            else:
+                value = value[:, :, 0, 0] if ours.endswith("to_out.0") and kind == "weight" else value
+                np.testing.assert_array_equal(here.pop(f"{ours}.{kind}"), value)
+    np.testing.assert_array_equal(here.pop("class_embedding.weight"), there["label_emb.weight"])
+    assert not here
+
+
+def test_the_network_is_read_off_the_shapes():
+    assert network_config(tensors(), head_dim=16) == CONFIG
+    assert network_config(tensors(), head_dim=16, sample_size=32).sample_size == 32
+    plain = {name: value for name, value in tensors().items() if name != "label_emb.weight"}
+    plain = {name: value[: len(value) // 2] if "emb_layers" in name else value for name, value in plain.items()}
+    config = network_config(plain, head_dim=16)
+    assert (config.num_class_embeds, config.resnet_time_scale_shift) == (None, "default")
+
+
+# What the published networks are, as diffusers' converter writes them; shapes only, so that nothing is allocated.
+PUBLISHED_NETWORKS = {
+    "ImageNet": (
+        {"block_out_channels": (192, 384, 576, 768), "layers_per_block": 3, "num_class_embeds": 1000},
+        {"resnet_time_scale_shift": "scale_shift", "sample_size": 64},
+        1,
+        (295_899_267, 629),
+    ),
+    "LSUN": (
+        {"block_out_channels": (256, 256, 512, 512, 1024, 1024), "layers_per_block": 2, "num_class_embeds": None},
+        {"resnet_time_scale_shift": "default", "sample_size": 256},
+        3,
+        (526_304_771, 630),
+    ),
+}
+
+
+class Shape:
+    """An array without numbers."""
+
+    def __init__(self, shape):
+        self.shape, self.ndim = tuple(shape), len(shape)
+
+    def __len__(self):
+        return self.shape[0]
+
+
+def original_shapes(channels, layers, attends, scale_shift, classes):
+    """The shapes of the original network's tensors, made as it is built: block after block."""
+    shapes, width = {}, 4 * channels[0]
+
+    def put(name, *shape, bias=True):
+        shapes[f"{name}.weight"] = Shape(shape)
+        if bias:
+            shapes[f"{name}.bias"] = Shape(shape[:1])
+
+    def put_block(name, c_in, c_out):
+        put(f"{name}.in_layers.0", c_in)
+        put(f"{name}.in_layers.2", c_out, c_in, 3, 3)
+        put(f"{name}.emb_layers.1", c_out * (1 + scale_shift), width)
+        put(f"{name}.out_layers.0", c_out)
+        put(f"{name}.out_layers.3", c_out, c_out, 3, 3)
+        if c_in != c_out:
+            put(f"{name}.skip_connection", c_out, c_in, 1, 1)
+
+    def put_attention(name, c):
+        put(f"{name}.norm", c)
+        put(f"{name}.qkv", 3 * c, c, 1, 1)
+        put(f"{name}.proj_out", c, c, 1, 1)
+
+    put("time_embed.0", width, channels[0])
+    put("time_embed.2", width, width)
+    if classes:
+        put("label_emb", classes, width, bias=False)
+    put("input_blocks.0.0", channels[0], 3, 3, 3)
+    c, skips, number = channels[0], [channels[0]], 1
+    for level, c_out in enumerate(channels):
+        for _ in range(layers):
+            put_block(f"input_blocks.{number}.0", c, c_out)
+            c = c_out
+            if level >= attends:
+                put_attention(f"input_blocks.{number}.1", c)
+            skips.append(c)
+            number += 1
+        if level < len(channels) - 1:
+            put_block(f"input_blocks.{number}.0", c, c)
+            skips.append(c)
+            number += 1
+    put_block("middle_block.0", c, c)
+    put_attention("middle_block.1", c)
+    put_block("middle_block.2", c, c)
+    number = 0
+    for level in reversed(range(len(channels))):
+        for j in range(layers + 1):
+            put_block(f"output_blocks.{number}.0", c + skips.pop(), channels[level])
+            c = channels[level]
+            if level >= attends:
+                put_attention(f"output_blocks.{number}.1", c)
+            if j == layers and level:
+                put_block(f"output_blocks.{number}.{2 if level >= attends else 1}", c, c)
+            number += 1
+    put("out.0", c)
+    put("out.2", 3, c, 3, 3)
+    return shapes
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NETWORKS)
+def test_the_published_networks_are_recognised(name):
+    sizes, rest, attends, (parameters, number) = PUBLISHED_NETWORKS[name]
+    shapes = original_shapes(
+        sizes["block_out_channels"],
+        sizes["layers_per_block"],
+        attends,
+        rest["resnet_time_scale_shift"] == "scale_shift",
+        sizes["num_class_embeds"],
+    )
+    assert sum(int(np.prod(shape.shape)) for shape in shapes.values()) == parameters
+    levels = len(sizes["block_out_channels"])
+    expected = UNetConfig(
+        **sizes,
+        **rest,
+        down_block_types=("ResnetDownsampleBlock2D",) * attends + ("AttnDownBlock2D",) * (levels - attends),
+        up_block_types=("AttnUpBlock2D",) * (levels - attends) + ("ResnetUpsampleBlock2D",) * attends,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        attention_head_dim=64,
+        attn_norm_num_groups=32,
+    )
+    assert network_config(shapes) == expected
+    # Every tensor has a place, and every place a tensor: as many as the published files have.
+    zeros = {name: np.broadcast_to(np.float32(0), shape.shape) for name, shape in shapes.items()}
+    renamed = rename(zeros, expected)
+    assert len(renamed) == number
+    assert sum(value.size for value in renamed.values()) == parameters
+
+
+def test_a_file_is_loaded_as_a_model(tmp_path):
+    path = torchfiles.write(tmp_path / "ema_0.9999_000100.pt", tensors())
+    model, config = load_original(path, head_dim=16)
+    assert config == cmjax.cm.CMConfig(num_train_timesteps=40)
+    assert model.module.config == CONFIG
+    np.testing.assert_array_equal(
+        unet_tensors(model.module)["mid_block.attentions.0.to_k.weight"],
+        tensors()["middle_block.1.qkv.weight"][64:128, :, 0, 0],
+    )
+    assert load_original(path, head_dim=16, num_train_timesteps=18).config.num_train_timesteps == 18
+    halves = {name: value.astype(np.float16) for name, value in tensors().items()}
+    half = load_original(torchfiles.write(tmp_path / "ct_cat256.pt", halves), head_dim=16)
+    assert half.config.num_train_timesteps == 151
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.model)} == {np.dtype("float32")}
+
+
+def test_the_names_of_published_files():
+    names = [name.removeprefix("openai/diffusers-") for name in PUBLISHED]
+    assert len(names) == 9
+    for name in names:
+        assert published_original(f"somewhere/{name}.pt") == PUBLISHED[f"openai/diffusers-{name}"]
+    assert published_original("edm_cat256_ema.pt") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("out.0.bias"), r"it lacks out.0.bias\."),
+        (
+            lambda t: (t.pop("out.0.bias"), t.pop("middle_block.1.norm.weight")),
+            "lacks middle_block.1.norm.weight, out.0",
+        ),
+        (lambda t: t.update({"time_embed_s.0.weight": t["out.0.bias"]}), "holds time_embed_s.0.weight, which have no"),
+        (lambda t: (t.pop("out.0.bias"), t.update(x=t["out.2.bias"])), "lacks out.0.bias; it holds x"),
+        (lambda t: t.update({"input_blocks.2.0.op.weight": t["out.2.weight"]}), "resblock_updown=False"),
+        (lambda t: t.update({"output_blocks.1.2.conv.weight": t["out.2.weight"]}), "resblock_updown=False"),
+        (
+            lambda t: [t.pop(k) for k in list(t) if k.startswith("input_blocks.2.")],
+            "3 input_blocks and 4 output_blocks",
+        ),
+        (lambda t: [t.pop(k) for k in list(t) if k.startswith("output_blocks.1.2.")], "it holds input_blocks.3.1.norm"),
+        (lambda t: t.pop("input_blocks.0.0.weight"), "no input_blocks.0.0.weight, so it is no UNetModel"),
+        (lambda t: t.pop("time_embed.0.weight"), "no tensor time_embed.0.weight"),
+        (lambda t: t.update({"time_embed.0.weight": t["out.0.bias"]}), "a UNetModel's has 2 axes"),
+        (lambda t: t.update({"time_embed.0.weight": t["time_embed.2.weight"]}), "the three must be equal"),
+        (lambda t: t.update({"middle_block.1.qkv.weight": t["middle_block.1.qkv.weight"][..., 0]}), "guided-diffusion"),
+        (lambda t: t.update({"middle_block.1.qkv.bias": t["out.0.bias"][:2]}), "three equal parts"),
+        (
+            lambda t: t.update({"middle_block.1.proj_out.weight": t["input_blocks.3.0.out_layers.3.weight"]}),
+            "not a 1x1 convolution's",
+        ),
+        (lambda t: t.pop("input_blocks.3.0.skip_connection.bias"), "down_blocks.1.resnets.0.conv_shortcut.bias"),
+        (lambda t: t.update({"out.0.bias": t["out.2.bias"]}), r"conv_norm_out.bias is \(3,\), not \(32,\)"),
+        (lambda t: t.update({"out.0.bias": t["out.0.bias"].astype(np.int32)}), "holds int32, but weights are floats"),
+        (
+            lambda t: t.update({k: np.zeros((0, *v.shape[1:]), np.float32) for k, v in t.items()}),
+            "must be equal|positive",
+        ),
+    ],
+)
+def test_files_that_are_not_such_a_network(change, message, tmp_path):
+    changed = tensors()
+    change(changed)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_original(torchfiles.write(tmp_path / "m.pt", changed), head_dim=16)
+    assert str(caught.value).startswith(f"{tmp_path / 'm.pt'}: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "head_dim = 64 is more than block_out_channels"),
+        ({"head_dim": 24}, "head_dim = 24 does not divide the 64 channels"),
+        ({"head_dim": 0}, "head_dim = 0 does not divide"),
+        ({"head_dim": 16, "sample_size": 0}, "sample_size must be a positive integer"),
+        ({"head_dim": 16, "num_train_timesteps": 0}, "num_train_timesteps must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_original(torchfiles.write(tmp_path / "m.pt", tensors()), **options)
