@@ -1,4 +1,4 @@
-"""The command `cmjax sample | train | inspect`: what may be said to it, and what to say when it is said wrongly.
+"""The command `cmjax sample | train | inspect | convert`: what may be said to it, and what to answer to mistakes.
 
 Arguments are parsed before JAX is imported, so `--help` and mistakes are answered at once. Each command is one file
 beside this one, with a function `run(args)`.
@@ -58,6 +58,20 @@ examples:
   cmjax inspect --sampler tcd --steps 4 --eta 0.3   where TCD lands at each step
 """
 
+_CONVERT_EXAMPLES = """\
+examples:
+  cmjax convert cd_imagenet64_l2.pt cd-imagenet64      a published checkpoint of openai/consistency_models
+  cmjax convert ema_0.9999_600000.pt mine --num-train-timesteps 151     one of your own runs of it
+  cmjax convert edm_cat256_ema.pt teacher              the diffusion model behind a published one
+  cmjax convert downloads/old new                      a diffusers folder with .bin weights, as safetensors
+  cmjax convert downloads/old small --dtype float16    half the size
+  cmjax sample --model cd-imagenet64                   draw from what was converted
+
+Nothing in a .pt or .bin file is executed, and PyTorch is not needed. A .pt file carries no config: the
+network is read off the shapes of its tensors, and N off a published file's name. OUT is a folder in
+diffusers' layout, which cmjax and diffusers load; it appears whole or not at all.
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one sentence."""
@@ -86,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
     _add_train(command("train", "Train a consistency model on images", _TRAIN_EXAMPLES))
     _add_inspect(
         command("inspect", "Show a model's configs, its size, and the path a sampler takes", _INSPECT_EXAMPLES)
+    )
+    _add_convert(
+        command("convert", "Read weights of PyTorch (.pt, .bin) and write a model's folder", _CONVERT_EXAMPLES)
     )
     return top
 
@@ -212,6 +229,26 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
         help="a folder, a model of the package, or a hub id (default %(default)s)",
     )
     _add_path_options(command)
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="IN", help="a .pt file of openai/consistency_models, or a diffusers folder")
+    command.add_argument("out", metavar="OUT", help="the folder to write")
+    command.add_argument("--dtype", choices=_DTYPES, help="what weights are stored in (default: float32)")
+    file_only = command.add_argument_group("what a .pt file does not say (a folder says it itself)")
+    file_only.add_argument(
+        "--num-train-timesteps",
+        type=_count,
+        metavar="N",
+        help="the grid of noise levels (default: as published with a file of that name, else 40)",
+    )
+    file_only.add_argument(
+        "--sample-size",
+        type=_count,
+        metavar="S",
+        help="pixels a side (default: 256, 128 or 64, whichever goes with the channels)",
+    )
+    file_only.add_argument("--head-dim", type=_count, metavar="D", help="channels of an attention head (default 64)")
 
 
 def _numbers(text: str) -> list[float]:

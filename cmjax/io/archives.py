@@ -101,7 +101,7 @@ def _entry(file: mmap.mmap, at: int, end: int) -> tuple[int, str, int, Record]:
     if flags & _ENCRYPTED or method or size != packed:
         raise ValueError(
             f"record {printable(name)} of the zip archive is compressed or encrypted, but torch.save stores records as "
-            "they are: unpack the archive and pack it with zip -0, or load it with torch and save it again."
+            "they are. Is it a TorchScript program? Load it with torch and save its state_dict()."
         )
     signature, _, flags_too, method_too, _, _, _, *sizes, name_length, extra_length = _unpack(_HEADER, file, header)
     start = header + _HEADER.size + name_length + extra_length

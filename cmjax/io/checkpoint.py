@@ -267,7 +267,8 @@ def _remedy(folder: Path) -> str:
     if f"{_WEIGHTS}.safetensors" in names:
         return " There are weights that are no variant: leave variant out."
     others = [name for name in names if not name.endswith(".json")]
-    return f" It holds {', '.join(others)}: only safetensors are read; convert it first." if others else ""
+    remedy = f"cmjax convert {folder.parent} OUT" if f"{_WEIGHTS}.bin" in others else "convert it first"
+    return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""
 
 
 def _pieces(index: Path) -> list[str]:
