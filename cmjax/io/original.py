@@ -79,7 +79,8 @@ def load_original(
       head_dim: Channels of one attention head.
 
     Returns:
-      The model, with float32 weights, and a `CMConfig`.
+      The model, with float32 weights, and a `CMConfig`. On a CPU, weights may stay views of the file, which must not be
+      changed while the model is used; one that `cmjax.save` has written needs the file no more.
 
     Raises:
       FileNotFoundError: There is no such file.

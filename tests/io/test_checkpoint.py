@@ -227,5 +227,5 @@ def test_weights_in_another_format_are_named(checkpoint, tmp_path):
     cmjax.save(checkpoint, tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(FileNotFoundError, match=r"It holds diffusion_pytorch_model\.bin: only safetensors are loaded; cmjax convert"):
+    with pytest.raises(FileNotFoundError, match=r"It holds diffusion_pytorch_model\.bin: only safetensors are loaded"):
         cmjax.load(tmp_path / "model")
