@@ -1,0 +1,73 @@
+"""Resampling with a smoothing filter: halve or double a picture with the kernel (1, 3, 3, 1), with either edge."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from cmjax.types import Array
+
+__all__ = ["fir_double", "fir_halve"]
+
+Edges = Literal["constant", "reflect"]
+
+
+def fir_halve(x: Array, edges: Edges = "constant") -> Array:
+    """Halve a picture: along each axis, y[i] = (x[2i - 1] + 3 x[2i] + 3 x[2i + 1] + x[2i + 2]) / 8.
+
+    Args:
+      x: f[B, H, W, C], with H and W even.
+      edges: What lies beyond the picture: "constant" (zeros) or "reflect" (the pixel next to the last).
+
+    Returns:
+      f[B, H / 2, W / 2, C].
+
+    Example:
+      >>> fir_halve(jnp.ones((1, 4, 4, 1)), "reflect")[0, :, :, 0].tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+
+    References:
+      Zhang, Making Convolutional Networks Shift-Invariant Again, 2019; Karras et al., StyleGAN2, 2020, appendix B.
+    """
+    for axis in (1, 2):
+        even, odd = (_every_other(_padded(x, axis, edges), axis, start) for start in (0, 1))
+        here, after = slice(None, -1), slice(1, None)
+        x = (
+            _cut(even, axis, here) + 3 * (_cut(odd, axis, here) + _cut(even, axis, after)) + _cut(odd, axis, after)
+        ) / 8
+    return x
+
+
+def fir_double(x: Array, edges: Edges = "constant") -> Array:
+    """Double a picture: along each axis, y[2i] = (3 x[i] + x[i - 1]) / 4 and y[2i + 1] = (3 x[i] + x[i + 1]) / 4.
+
+    With edges of zeros it is four times the transpose of `fir_halve`.
+
+    Args:
+      x: f[B, H, W, C].
+      edges: What lies beyond the picture: "constant" (zeros) or "reflect" (the pixel next to the last; an axis of one
+        pixel is repeated).
+
+    Returns:
+      f[B, 2 H, 2 W, C].
+    """
+    for axis in (1, 2):
+        padded = _padded(x, axis, edges)
+        before, after = _cut(padded, axis, slice(None, -2)), _cut(padded, axis, slice(2, None))
+        shape = (*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+        x = jnp.stack([(3 * x + before) / 4, (3 * x + after) / 4], axis=axis + 1).reshape(shape)
+    return x
+
+
+def _padded(x: Array, axis: int, edges: Edges) -> Array:
+    """Add one row at both ends of an axis."""
+    return jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], mode=edges)
+
+
+def _every_other(x: Array, axis: int, start: int) -> Array:
+    return _cut(x, axis, slice(start, None, 2))
+
+
+def _cut(x: Array, axis: int, part: slice) -> Array:
+    return x[(slice(None),) * axis + (part,)]
