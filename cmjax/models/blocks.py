@@ -13,7 +13,9 @@ from flax import nnx
 
 from cmjax._numerics import f32
 from cmjax.models.attention import attend
+from cmjax.models.block_types import up_widths
 from cmjax.models.config import UNetConfig
+from cmjax.models.fir import fir_double, fir_halve
 from cmjax.models.layers import (
     Downsample2D,
     Dtype,
@@ -33,6 +35,8 @@ __all__ = ["Attention", "DownBlock", "MidBlock", "ResnetBlock2D", "UpBlock"]
 
 Keys = Iterator[Key | None]
 
+_RESIZE = {"down": avg_pool, "fir_up": fir_double, "fir_down": fir_halve}
+
 
 class ResnetBlock2D(nnx.Module):
     """A residual block: x + conv(act(norm(conv(act(norm(x))) + time))), with optional resampling in between.
@@ -41,8 +45,11 @@ class ResnetBlock2D(nnx.Module):
       config: Gives activation, norms, dropout and how time enters.
       c_in: Channels of x.
       c_out: Channels of the result; where they differ, x passes through a 1x1 convolution.
-      resample: None, "up" or "down": both branches are doubled (nearest) or halved (means).
+      resample: None, "up" or "down": both branches are doubled (nearest) or halved (means); "fir_up" or "fir_down": by
+        a smooth filter.
       scale: The sum is divided by it.
+      groups: Groups of the first and of the second norm; None for the config's.
+      shortcut: Whether x passes through a 1x1 convolution even where c_in is c_out.
       dtype: Of the convolutions; norms, activations and time stay float32.
       rngs: Keys of the initial weights.
     """
@@ -55,17 +62,20 @@ class ResnetBlock2D(nnx.Module):
         *,
         resample: str | None = None,
         scale: float = 1.0,
+        groups: tuple[int, int] | None = None,
+        shortcut: bool = False,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
         self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
-        groups, eps = config.norm_num_groups, config.norm_eps
-        self.norm1 = GroupNorm(c_in, groups, eps=eps)
+        groups_in, groups_out = groups or (config.num_groups(c_in), config.num_groups(c_out))
+        eps = config.norm_eps
+        self.norm1 = GroupNorm(c_in, groups_in, eps=eps)
         self.conv1 = conv(c_in, c_out, dtype=dtype, rngs=rngs)
         self.time_emb_proj = linear(config.time_width, c_out * (2 if self.scale_shift else 1), rngs=rngs)
-        self.norm2 = GroupNorm(c_out, groups, eps=eps)
+        self.norm2 = GroupNorm(c_out, groups_out, eps=eps)
         self.conv2 = conv(c_out, c_out, zero=True, dtype=dtype, rngs=rngs)
-        self.conv_shortcut = conv(c_in, c_out, 1, dtype=dtype, rngs=rngs) if c_in != c_out else None
+        self.conv_shortcut = conv(c_in, c_out, 1, dtype=dtype, rngs=rngs) if shortcut or c_in != c_out else None
         self.act = activation(config.act_fn)
         self.dropout = config.dropout
         self.resample = resample
@@ -76,8 +86,9 @@ class ResnetBlock2D(nnx.Module):
         h = self.act(self.norm1(x))
         if self.resample == "up":
             x, h = upsample_nearest(x), doubled_conv(self.conv1, h)
-        elif self.resample == "down":
-            x, h = avg_pool(x), self.conv1(avg_pool(h))
+        elif self.resample is not None:
+            resize = _RESIZE[self.resample]
+            x, h = resize(x), self.conv1(resize(h))
         else:
             h = self.conv1(h)
         time = self.time_emb_proj(self.act(emb))[:, None, None, :]
@@ -163,7 +174,7 @@ class _Maker:
         )
 
     def attentions(self, channels: int, num: int) -> nnx.List:
-        return nnx.List([self.attention(channels, self.config.norm_num_groups) for _ in range(num)])
+        return nnx.List([self.attention(channels, self.config.num_groups(channels)) for _ in range(num)])
 
 
 class DownBlock(nnx.Module):
@@ -257,9 +268,8 @@ class UpBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         make = _Maker(config, dtype, rngs)
-        n = config.layers_per_block
-        widths = [a + b for a, b in zip([c_prev] + [c_out] * n, [c_out] * n + [c_skip], strict=True)]
-        self.resnets = nnx.List([make.resnet(c, c_out) for c in widths])
+        widths = up_widths(c_prev, c_skip, c_out, config.layers_per_block)
+        self.resnets = nnx.List([make.resnet(a + b, c_out) for a, b in widths])
         self.attentions = make.attentions(c_out, len(widths)) if kind == "AttnUpBlock2D" else None
         if not double:
             self.upsamplers = None

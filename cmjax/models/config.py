@@ -11,12 +11,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax._typed import mistyped
+from cmjax.models.block_types import check_blocks, check_norms, skip_groups, without_prefix
 
 __all__ = ["UNetConfig"]
 
-DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
+
+# What each option may be, and why nothing else. Where an option acts nowhere, diffusers looks at it nowhere and takes
+# anything; here a value that no network could have is refused all the same.
+_CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "time_embedding_type": (("positional", "fourier", "learned"), ""),
+    "mid_block_type": (("UNetMidBlock2D", None), "UNet2DModel has no other; diffusers builds 'UNetMidBlock2D' for any"),
+    "downsample_type": (("conv", "resnet", None), "with any other an attention block would not halve its picture"),
+    "upsample_type": (("conv", "resnet", None), "with any other an attention block would not double its picture"),
+    "downsample_padding": ((0, 1), "with any other, pictures of the two ways would differ in size"),
+    "resnet_time_scale_shift": (
+        ("default", "scale_shift"),
+        "'ada_group' is what K blocks do by themselves, and 'spatial' is for decoders of latent pictures",
+    ),
+    "class_embed_type": ((None, "timestep", "identity"), "diffusers would build a network without classes"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,22 +48,24 @@ class UNetConfig:
       time_embedding_dim: Width of the time embedding; None means 4 x block_out_channels[0].
       freq_shift: Subtracted from the number of frequencies when they are spaced (positional).
       flip_sin_to_cos: Cosines first (positional).
-      down_block_types: One block per level, from fine to coarse: "DownBlock2D", "AttnDownBlock2D" or
-        "ResnetDownsampleBlock2D".
+      down_block_types: One block per level, from fine to coarse: "DownBlock2D", "AttnDownBlock2D",
+        "ResnetDownsampleBlock2D"; of NCSN++, "SkipDownBlock2D" or "AttnSkipDownBlock2D"; or all of them "KDownBlock2D".
+        A "UNetRes" before a name, as in the first files, changes nothing.
       mid_block_type: "UNetMidBlock2D" or None.
-      up_block_types: One block per level, from coarse to fine: "UpBlock2D", "AttnUpBlock2D" or
-        "ResnetUpsampleBlock2D".
+      up_block_types: One block per level, from coarse to fine: "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D";
+        "SkipUpBlock2D" or "AttnSkipUpBlock2D"; or all of them "KUpBlock2D".
       block_out_channels: Channels of each level, from fine to coarse.
       layers_per_block: Residual blocks per level on the way down (one more on the way up).
       mid_block_scale_factor: The mid block's sums are divided by it.
       downsample_padding: Padding of the strided convolution: 1 on every side, or 0 for one row at the bottom and
         one column at the right.
-      downsample_type: How an "AttnDownBlock2D" halves the picture: "conv" or "resnet".
-      upsample_type: How an "AttnUpBlock2D" doubles it: "conv" or "resnet".
+      downsample_type: How an "AttnDownBlock2D" halves the picture: "conv" (also None) or "resnet".
+      upsample_type: How an "AttnUpBlock2D" doubles it: "conv" (also None) or "resnet".
       dropout: Rate of the dropout inside every residual block; it acts only when the network is given a key.
-      act_fn: Activation of the residual blocks: "silu" ("swish"), "mish", "gelu" or "relu".
+      act_fn: Activation of the residual blocks: "silu" ("swish"), "mish", "gelu" or "relu", in capitals or not.
       attention_head_dim: Channels of one attention head; None means a single head.
-      norm_num_groups: Groups of every group norm.
+      norm_num_groups: Groups of every group norm, but for skip blocks, which have min(channels // 4, 32), and K blocks,
+        which have one for 32 channels. None means min(channels // 4, 32), where all blocks are skip or K blocks.
       attn_norm_num_groups: Groups of the mid attention's norm; None means norm_num_groups, and with
         resnet_time_scale_shift="scale_shift" it means that the mid attention has no norm at all.
       norm_eps: Epsilon of every group norm.
@@ -93,7 +109,7 @@ class UNetConfig:
     dropout: float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
@@ -113,23 +129,13 @@ class UNetConfig:
         self._check_sizes()
 
     def _check_choices(self):
-        choices: dict[str, tuple[Any, ...]] = {
-            "time_embedding_type": ("positional", "fourier", "learned"),
-            "mid_block_type": ("UNetMidBlock2D", None),
-            "downsample_type": ("conv", "resnet", None),
-            "upsample_type": ("conv", "resnet", None),
-            "downsample_padding": (0, 1),
-            "act_fn": ACTIVATIONS,
-            "resnet_time_scale_shift": ("default", "scale_shift"),
-            "class_embed_type": (None, "timestep", "identity"),
-        }
-        for name, allowed in choices.items():
+        for name, (allowed, why) in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {_list(allowed)}, got {getattr(self, name)!r}.")
-        for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            for block in getattr(self, name):
-                if block not in allowed:
-                    raise ValueError(f"{name} may hold {_list(allowed)}, got {block!r}.")
+                why = f" ({why})" if why else ""
+                raise ValueError(f"{name} must be one of {_list(allowed)}, got {getattr(self, name)!r}{why}.")
+        if self.act_fn.lower() not in ACTIVATIONS:
+            raise ValueError(f"act_fn must be one of {_list(ACTIVATIONS)}, got {self.act_fn!r}.")
+        check_blocks(self)
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("time_embedding_type='learned' needs num_train_timesteps, the rows of its table.")
 
@@ -142,11 +148,12 @@ class UNetConfig:
                     f"got {len(getattr(self, name))}."
                 )
         positive = {"in_channels": self.in_channels, "out_channels": self.out_channels}
-        positive |= {"layers_per_block": self.layers_per_block, "norm_num_groups": self.norm_num_groups}
+        positive |= {"layers_per_block": self.layers_per_block}
         positive |= {f"block_out_channels[{i}]": c for i, c in enumerate(self.block_out_channels)}
         if self.sample_size is not None:
             positive["sample_size"] = min(self.sample_size) if isinstance(self.sample_size, tuple) else self.sample_size
-        for name in ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim"):
+        optional = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps")
+        for name in (*optional, "norm_num_groups", "time_embedding_dim"):
             if getattr(self, name) is not None:
                 positive[name] = getattr(self, name)
         for name, value in positive.items():
@@ -154,13 +161,13 @@ class UNetConfig:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")
+        if self.mid_block_scale_factor == 0:
+            raise ValueError("mid_block_scale_factor must not be 0: the mid block's sums are divided by it.")
+        if self.norm_eps < 0:
+            raise ValueError(f"norm_eps must not be negative, got {self.norm_eps}.")
+        check_norms(self)
         for i, channels in enumerate(self.block_out_channels):
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels[{i}] = {channels} must be a multiple of norm_num_groups = "
-                    f"{self.norm_num_groups}."
-                )
-            if self.attention_head_dim is not None and channels < self.attention_head_dim:
+            if self.attention_head_dim is not None and self._attends(i) and channels < self.attention_head_dim:
                 raise ValueError(
                     f"attention_head_dim = {self.attention_head_dim} is more than block_out_channels[{i}] = {channels}."
                 )
@@ -171,11 +178,31 @@ class UNetConfig:
                 "block_out_channels)."
             )
         groups = self.attn_norm_num_groups
-        if groups is not None and self.block_out_channels[-1] % groups:
+        if groups is not None and self._mid_attends and self.block_out_channels[-1] % groups:
             raise ValueError(
                 f"block_out_channels[-1] = {self.block_out_channels[-1]} must be a multiple of attn_norm_num_groups = "
                 f"{groups}."
             )
+
+    @property
+    def _mid_attends(self) -> bool:
+        return self.mid_block_type is not None and self.add_attention
+
+    def _attends(self, level: int) -> bool:
+        """Whether there is an attention at a level, counted from the finest."""
+        kinds = (self.down_kinds[level], self.up_kinds[::-1][level])
+        is_last = level == len(self.block_out_channels) - 1
+        return any(kind.startswith("Attn") for kind in kinds) or (is_last and self._mid_attends)
+
+    @property
+    def down_kinds(self) -> tuple[str, ...]:
+        """The down_block_types, without the prefix that the first files have."""
+        return tuple(map(without_prefix, self.down_block_types))
+
+    @property
+    def up_kinds(self) -> tuple[str, ...]:
+        """The up_block_types, without the prefix that the first files have."""
+        return tuple(map(without_prefix, self.up_block_types))
 
     @property
     def downsampling(self) -> int:
@@ -192,11 +219,15 @@ class UNetConfig:
         """Whether the network takes a condition."""
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
+    def num_groups(self, channels: int) -> int:
+        """Groups of a norm over so many channels, outside skip and K blocks."""
+        return skip_groups(channels) if self.norm_num_groups is None else self.norm_num_groups
+
     @property
     def mid_attention_groups(self) -> int | None:
         """Groups of the mid attention's norm, or None where it has no norm."""
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
-            return self.norm_num_groups
+            return self.num_groups(self.block_out_channels[-1])
         return self.attn_norm_num_groups
 
     @classmethod

@@ -184,8 +184,9 @@ def dropout_keys(key: Key | None, rate: float) -> Iterator[Key | None]:
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation with a config's name."""
-    return {"silu": jax.nn.silu, "swish": jax.nn.silu, "mish": jax.nn.mish, "gelu": _gelu, "relu": jax.nn.relu}[name]
+    """The activation with a config's name, in capitals or not."""
+    table = {"silu": jax.nn.silu, "swish": jax.nn.silu, "mish": jax.nn.mish, "gelu": _gelu, "relu": jax.nn.relu}
+    return table[name.lower()]
 
 
 def _gelu(x: Array) -> Array:

@@ -11,10 +11,15 @@ from cmjax._numerics import f32, is_traced
 from cmjax.models.blocks import DownBlock, MidBlock, UpBlock
 from cmjax.models.config import UNetConfig
 from cmjax.models.embeddings import ClassEmbedding, FourierProjection, TimestepEmbedding, positional
+from cmjax.models.k_blocks import KDownBlock, KUpBlock
 from cmjax.models.layers import Dtype, GroupNorm, conv, dropout_keys
+from cmjax.models.skip_blocks import SkipDownBlock, SkipUpBlock
 from cmjax.types import Array, Key
 
 __all__ = ["UNet"]
+
+_DOWN = {"SkipDownBlock2D": SkipDownBlock, "AttnSkipDownBlock2D": SkipDownBlock, "KDownBlock2D": KDownBlock}
+_UP = {"SkipUpBlock2D": SkipUpBlock, "AttnSkipUpBlock2D": SkipUpBlock, "KUpBlock2D": KUpBlock}
 
 
 class UNet(nnx.Module):
@@ -54,15 +59,17 @@ class UNet(nnx.Module):
         last = len(channels) - 1
         self.down_blocks = nnx.List(
             [
-                DownBlock(config, kind, channels[max(i - 1, 0)], channels[i], halve=i < last, dtype=dtype, rngs=rngs)
-                for i, kind in enumerate(config.down_block_types)
+                _DOWN.get(kind, DownBlock)(
+                    config, kind, channels[max(i - 1, 0)], channels[i], halve=i < last, dtype=dtype, rngs=rngs
+                )
+                for i, kind in enumerate(config.down_kinds)
             ]
         )
         self.mid_block = MidBlock(config, dtype=dtype, rngs=rngs) if config.mid_block_type is not None else None
         rising = channels[::-1]
         self.up_blocks = nnx.List(
             [
-                UpBlock(
+                _UP.get(kind, UpBlock)(
                     config,
                     kind,
                     rising[max(i - 1, 0)],
@@ -72,10 +79,10 @@ class UNet(nnx.Module):
                     dtype=dtype,
                     rngs=rngs,
                 )
-                for i, kind in enumerate(config.up_block_types)
+                for i, kind in enumerate(config.up_kinds)
             ]
         )
-        self.conv_norm_out = GroupNorm(channels[0], config.norm_num_groups, eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(channels[0], config.num_groups(channels[0]), eps=config.norm_eps)
         self.conv_out = conv(channels[0], config.out_channels, zero=True, dtype=dtype, rngs=rngs)
 
     def _make_embeddings(self, config: UNetConfig, rngs: nnx.Rngs):
@@ -132,16 +139,24 @@ class UNet(nnx.Module):
         t = jnp.broadcast_to(t, x.shape[:1])
         emb, keys = self._embed(t, cond), dropout_keys(key, self.config.dropout)
         h = 2 * x - 1 if self.config.center_input_sample else x
-        h = self.conv_in(h)
+        h, picture = self.conv_in(h), h  # skip blocks carry a small picture past the others
         skips = [h]
         for down in self.down_blocks:
-            h, more = down(h, emb, keys)
+            if isinstance(down, SkipDownBlock):
+                h, more, picture = down(h, emb, keys, picture)
+            else:
+                h, more = down(h, emb, keys)
             skips += more
         if self.mid_block is not None:
             h = self.mid_block(h, emb, keys)
+        picture = None
         for up in self.up_blocks:
-            h = up(h, emb, skips, keys)
+            if isinstance(up, SkipUpBlock):
+                h, picture = up(h, emb, skips, keys, picture)
+            else:
+                h = up(h, emb, skips, keys)
         h = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        h = h if picture is None else f32(h) + picture
         if self.config.time_embedding_type == "fourier":
             h = f32(h) / f32(t)[:, None, None, None]
         return h.astype(x_dtype)

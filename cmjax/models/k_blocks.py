@@ -1,0 +1,159 @@
+"""K blocks: levels whose norms are scaled and shifted by the time, on NHWC pictures.
+
+They resample by a smooth filter (`fir`, with reflected edges) that has no weights. Attribute names are those of
+diffusers' modules, so that names of weights map by rule.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cmjax._numerics import f32
+from cmjax.models.block_types import k_groups
+from cmjax.models.blocks import Keys
+from cmjax.models.config import UNetConfig
+from cmjax.models.fir import fir_double, fir_halve
+from cmjax.models.layers import Dtype, activation, conv, dropout, fan_in_uniform, linear
+from cmjax.types import Array, Key
+
+__all__ = ["KDownBlock", "KUpBlock"]
+
+
+class AdaGroupNorm(nnx.Module):
+    """A group norm without weights, scaled and shifted by the time embedding; float32.
+
+    Args:
+      config: Gives epsilon and the width of the time embedding.
+      channels: Channels of x.
+      groups: Number of groups; it divides `channels`.
+      rngs: Keys of the initial weights.
+    """
+
+    def __init__(self, config: UNetConfig, channels: int, groups: int, *, rngs: nnx.Rngs):
+        self.linear = linear(config.time_width, 2 * channels, rngs=rngs)
+        self.groups = groups
+        self.eps = config.norm_eps
+
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Map x f[B, H, W, C] and the time embedding f32[B, E] to f32[B, H, W, C]."""
+        gain, shift = jnp.split(self.linear(emb)[:, None, None, :], 2, axis=-1)
+        b, h, w, c = x.shape
+        y = f32(x).reshape(b, h, w, self.groups, c // self.groups)
+        y = y - y.mean(axis=(1, 2, 4), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2, 4), keepdims=True) + self.eps)
+        return y.reshape(x.shape) * (1 + gain) + shift
+
+
+class KResnetBlock2D(nnx.Module):
+    """A residual block: x + conv(act(norm(conv(act(norm(x, time))), time))).
+
+    Args:
+      config: Gives activation, epsilon and dropout.
+      c_in: Channels of x.
+      c_out: Channels of the result; where they differ, x passes through a 1x1 convolution without a bias.
+      groups: Groups of the first and of the second norm.
+      dtype: Of the convolutions; norms, activations and time stay float32.
+      rngs: Keys of the initial weights.
+    """
+
+    def __init__(
+        self, config: UNetConfig, c_in: int, c_out: int, *, groups: tuple[int, int], dtype: Dtype, rngs: nnx.Rngs
+    ):
+        self.norm1 = AdaGroupNorm(config, c_in, groups[0], rngs=rngs)
+        self.conv1 = conv(c_in, c_out, dtype=dtype, rngs=rngs)
+        self.norm2 = AdaGroupNorm(config, c_out, groups[1], rngs=rngs)
+        self.conv2 = conv(c_out, c_out, zero=True, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = (
+            nnx.Conv(c_in, c_out, (1, 1), use_bias=False, dtype=dtype, kernel_init=fan_in_uniform, rngs=rngs)
+            if c_in != c_out
+            else None
+        )
+        self.act = activation(config.act_fn)
+        self.dropout = config.dropout
+
+    def __call__(self, x: Array, emb: Array, key: Key | None = None) -> Array:
+        """Map x f[B, H, W, c_in] and the time embedding f32[B, E] to f[B, H, W, c_out]."""
+        h = self.conv1(self.act(self.norm1(x, emb)))
+        h = self.conv2(dropout(self.act(self.norm2(h, emb)), self.dropout, key))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class KDownBlock(nnx.Module):
+    """One level on the way down: residual blocks, then a halving (but for the last level).
+
+    Args:
+      config: The network's.
+      kind: "KDownBlock2D".
+      c_in: Channels that come in.
+      c_out: Channels of the level.
+      halve: Whether the level ends in a halving.
+      dtype: Of the convolutions.
+      rngs: Keys of the initial weights.
+    """
+
+    def __init__(
+        self, config: UNetConfig, kind: str, c_in: int, c_out: int, *, halve: bool, dtype: Dtype, rngs: nnx.Rngs
+    ):
+        del kind
+        resnet = functools.partial(KResnetBlock2D, config, dtype=dtype, rngs=rngs)
+        widths = [c_in] + [c_out] * (config.layers_per_block - 1)
+        self.resnets = nnx.List([resnet(c, c_out, groups=(k_groups(c), k_groups(c_out))) for c in widths])
+        self.halve = halve
+
+    def __call__(self, x: Array, emb: Array, keys: Keys) -> tuple[Array, list[Array]]:
+        """Map x f[B, H, W, c_in] to f[B, H / 2, W / 2, c_out]; also returns what the way up will be given."""
+        skips = []
+        for resnet in self.resnets:
+            x = resnet(x, emb, next(keys))
+            skips.append(x)
+        return fir_halve(x, "reflect") if self.halve else x, skips
+
+
+class KUpBlock(nnx.Module):
+    """One level on the way up: residual blocks; the first also gets the level's last picture from the way down.
+
+    Args:
+      config: The network's.
+      kind: "KUpBlock2D".
+      c_prev: Channels that come in from the level below: c_out.
+      c_skip: Channels of the level above, which the last residual block makes.
+      c_out: Channels of the level.
+      double: Whether the level ends in a doubling.
+      dtype: Of the convolutions.
+      rngs: Keys of the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        kind: str,
+        c_prev: int,
+        c_skip: int,
+        c_out: int,
+        *,
+        double: bool,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        del kind, c_prev
+        between = [c_out] * (config.layers_per_block - 1)
+        resnet = functools.partial(KResnetBlock2D, config, dtype=dtype, rngs=rngs)
+        self.resnets = nnx.List(
+            [
+                resnet(a, b, groups=(k_groups(a), k_groups(c_out)))
+                for a, b in zip([2 * c_out, *between], [*between, c_skip], strict=True)
+            ]
+        )
+        self.double = double
+
+    def __call__(self, x: Array, emb: Array, skips: list[Array], keys: Keys) -> Array:
+        """Map x f[B, H, W, c_out] to f[B, 2 H, 2 W, c_skip], taking the level's pictures from the end of `skips`."""
+        last, *_ = [skips.pop() for _ in self.resnets]
+        x = jnp.concatenate([x, last], axis=-1)
+        for resnet in self.resnets:
+            x = resnet(x, emb, next(keys))
+        return fir_double(x, "reflect") if self.double else x
