@@ -157,7 +157,9 @@ def _file_name(path: tuple[Any, ...]) -> str:
 
 
 def _modern_name(name: str) -> str:
-    """Rename the attention layers of old files."""
+    """Rename the attention layers of old files, and the frequencies, which the first had under two names."""
+    if name == "time_proj.W":
+        return "time_proj.weight"
     words = name.split(".")
     if len(words) >= 3 and words[-3].isdigit() and words[-2] in _OLD_ATTENTION and "attentions" in words:
         words[-2] = _OLD_ATTENTION[words[-2]]

@@ -91,6 +91,18 @@ def test_old_names_of_attention_layers_are_understood(module):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(module))
 
 
+@pytest.mark.parametrize("names", [["time_proj.W"], ["time_proj.W", "time_proj.weight"]])
+def test_both_old_names_of_the_fourier_frequencies_are_understood(names):
+    options = unets.SMALLEST | {"time_embedding_type": "fourier"}
+    module = unets.network(**options).module
+    tensors = unet_tensors(module)
+    frequencies = tensors.pop("time_proj.weight")
+    loaded = load_unet_weights(
+        abstract(time_embedding_type="fourier", **unets.SMALLEST), tensors | dict.fromkeys(names, frequencies)
+    )
+    np.testing.assert_array_equal(loaded.time_proj.weight[...], frequencies)
+
+
 def test_missing_left_over_and_misshapen_weights_are_listed_at_once(module):
     tensors = unet_tensors(module)
     for name in [n for n in tensors if n.startswith("mid_block.resnets.0")]:
