@@ -1,5 +1,9 @@
 """The UNet against diffusers' `UNet2DModel`: the same weights, both ways, give the same pictures."""
 
+import dataclasses
+import inspect
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +12,24 @@ from flax import nnx
 
 from cmjax.io.weights import load_unet_weights, read_safetensors, unet_tensors, write_safetensors
 from cmjax.models import UNet, UNetConfig, from_nnx
+from cmjax.models.block_types import DOWN_BLOCKS, UP_BLOCKS
+from cmjax.models.config import _CHOICES, ACTIVATIONS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+PLAIN_DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+PLAIN_UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+SKIP_DOWN = ("SkipDownBlock2D", "AttnSkipDownBlock2D")
+SKIP_UP = ("SkipUpBlock2D", "AttnSkipUpBlock2D")
+
+SMALL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
 
 # Options that the random configurations may miss, each in a network of its own.
 NAMED = {
@@ -30,44 +46,94 @@ NAMED = {
     "fourier times": {"time_embedding_type": "fourier"},
     "learned times": {"time_embedding_type": "learned", "num_train_timesteps": 20},
     "classes as times": {"class_embed_type": "timestep"},
-    "classes as embeddings": {"class_embed_type": "identity"},
+    "classes as embeddings": {"class_embed_type": "identity", "num_class_embeds": 3},
     "no middle": {"mid_block_type": None},
     "heads that do not fill the channels": {"attention_head_dim": 7},
+    "ncsnpp": {
+        "block_out_channels": (32, 32, 64),
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+        "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "attention_head_dim": None,
+        "norm_num_groups": None,
+        "mid_block_scale_factor": 2**0.5,
+        "time_embedding_type": "fourier",
+    },
+    "the first files": {
+        "down_block_types": ("UNetResAttnDownBlock2D", "UNetResDownBlock2D"),
+        "up_block_types": ("UNetResAttnUpBlock2D", "UNetResUpBlock2D"),
+        "act_fn": "SiLU",
+    },
 }
 
 
 def random_options(seed):
-    """A random, small, valid configuration."""
+    """A random, small, valid configuration; of every four one has skip blocks and one has K blocks."""
     rng = np.random.default_rng(seed)
 
     def choose(*values):
         return values[rng.integers(len(values))]
 
-    levels, groups = choose(1, 2, 3), choose(2, 4)
-    return {
+    def several(num, *values):
+        return tuple(choose(*values) for _ in range(num))
+
+    levels, groups = choose(1, 2, 2, 3) if seed % 2 else choose(1, 2), choose(2, 4)
+    options = {
         "in_channels": choose(1, 3),
         "out_channels": choose(1, 3, 6),
+        "down_block_types": several(levels, *PLAIN_DOWN),
+        "up_block_types": several(levels, *PLAIN_UP),
+        "block_out_channels": tuple(groups * c for c in several(levels, 2, 3, 4)),
+        "norm_num_groups": groups,
+    }
+    if seed % 4 == 2:
+        options |= random_skip_blocks(choose, several, levels)
+    elif seed % 4 == 3:
+        options |= {
+            "down_block_types": ("KDownBlock2D",) * levels,
+            "up_block_types": ("KUpBlock2D",) * levels,
+            "block_out_channels": several(levels, 32, 64),
+            "norm_num_groups": choose(None, 8),
+        }
+    time, classes = choose("positional", "positional", "fourier", "learned"), choose(None, None, "timestep", "identity")
+    return options | {
+        "sample_size": choose(None, 16, (16, 8)),
         "center_input_sample": choose(False, True),
+        "time_embedding_type": time,
+        "num_train_timesteps": choose(20, 30) if time == "learned" else choose(None, 20),
         "time_embedding_dim": choose(None, 24),
         "freq_shift": choose(0, 1),
         "flip_sin_to_cos": choose(False, True),
-        "down_block_types": tuple(choose(*DOWN) for _ in range(levels)),
-        "up_block_types": tuple(choose(*UP) for _ in range(levels)),
-        "block_out_channels": tuple(int(groups * choose(2, 3, 4)) for _ in range(levels)),
-        "layers_per_block": choose(1, 2),
+        "layers_per_block": choose(1, 1, 2) if levels < 3 else 1,
+        "mid_block_type": choose("UNetMidBlock2D", "UNetMidBlock2D", None),
         "mid_block_scale_factor": choose(1, 2**0.5),
         "downsample_padding": choose(0, 1),
-        "downsample_type": choose("conv", "resnet"),
-        "upsample_type": choose("conv", "resnet"),
+        "downsample_type": choose("conv", "resnet", None),
+        "upsample_type": choose("conv", "resnet", None),
         "dropout": choose(0.0, 0.3),
         "act_fn": choose("silu", "swish", "mish", "gelu", "relu"),
         "attention_head_dim": choose(None, 2, 4),
-        "norm_num_groups": groups,
         "attn_norm_num_groups": choose(None, 2),
         "norm_eps": choose(1e-6, 1e-5, 1e-3),
         "resnet_time_scale_shift": choose("default", "scale_shift"),
         "add_attention": choose(True, False),
+        "class_embed_type": classes,
         "num_class_embeds": choose(None, 7),
+    }
+
+
+def random_skip_blocks(choose, several, levels):
+    """Skip blocks at the finest levels of each way, plain ones at the others, and channels that fit."""
+    down, up = choose(*range(1, levels + 1)), choose(*range(1, levels + 1))
+    kinds_down = several(down, *SKIP_DOWN) + several(levels - down, *PLAIN_DOWN)
+    kinds_up = several(levels - up, *PLAIN_UP) + several(up, *SKIP_UP)
+    attend = any(kind.startswith("AttnSkip") for kind in kinds_down + kinds_up)
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": kinds_down,
+        "up_block_types": kinds_up,
+        "block_out_channels": (32,) * levels if attend else several(levels, 8, 12, 16),
+        "norm_num_groups": None if down == up == levels else 4,
     }
 
 
@@ -82,10 +148,10 @@ def reference(options, seed):
     return network
 
 
-def inputs(config, seed):
+def inputs(config, seed, size=None):
     """Pictures that are not square, times as consistency models are told them, and a condition."""
     rng = np.random.default_rng(seed)
-    size = (4 * config.downsampling, 2 * config.downsampling)
+    size = size or (4 * config.downsampling, 2 * config.downsampling)
     x = rng.normal(size=(2, *size, config.in_channels)).astype(np.float32)
     t = np.array([1095.5, -700.25], np.float32)
     if config.time_embedding_type == "fourier":
@@ -96,7 +162,7 @@ def inputs(config, seed):
     if config.class_embed_type == "identity":
         cond = rng.normal(size=(2, config.time_width)).astype(np.float32)
     elif config.class_embed_type == "timestep":
-        cond = np.array([3.0, 7.0], np.float32)
+        cond = np.array([3, 7], np.int64 if config.time_embedding_type == "learned" else np.float32)
     elif config.num_class_embeds:
         cond = rng.integers(config.num_class_embeds, size=2)
     return x, t, cond
@@ -141,24 +207,134 @@ def _array(value):
 
 @pytest.mark.parametrize("name", NAMED)
 def test_named_configurations(name, tmp_path):
-    small = {
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-    }
-    check(small | NAMED[name], 0, tmp_path)
+    check(SMALL | NAMED[name], 0, tmp_path)
 
 
-@pytest.mark.parametrize("seed", range(12))
+SEEDS = range(28)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_configurations(seed, tmp_path):
     check(random_options(seed), seed, tmp_path)
 
 
-def test_defaults_and_names_of_the_config_are_the_reference_s():
-    import inspect
+def acting(options):
+    """The values of a configuration that its network computes with, as pairs of option and value."""
+    config = UNetConfig(**options)
+    values = {(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values |= {("down", kind) for kind in config.down_kinds} | {("up", kind) for kind in config.up_kinds}
+    idle = set()
+    if "AttnDownBlock2D" not in config.down_kinds[:-1]:
+        idle.add("downsample_type")
+    if "AttnUpBlock2D" not in config.up_kinds[:-1]:
+        idle.add("upsample_type")
+    if "DownBlock2D" not in config.down_kinds[:-1]:
+        idle.add("downsample_padding")
+    if config.mid_block_type is None:
+        idle |= {"add_attention", "mid_block_scale_factor"}
+    if config.mid_block_type is None or not config.add_attention:
+        idle.add("attn_norm_num_groups")
+    if not any(kind.startswith("Attn") for kind in config.down_kinds + config.up_kinds):
+        idle.add("attention_head_dim")
+    if config.time_embedding_type != "positional":
+        idle |= {"freq_shift", "flip_sin_to_cos"}
+    if config.mid_block_type is None and config.down_kinds[0] == "KDownBlock2D":
+        idle.add("resnet_time_scale_shift")
+    if config.class_embed_type is not None:
+        idle.add("num_class_embeds")
+    return {pair for pair in values if pair[0] not in idle}
 
+
+def test_together_they_try_every_value_of_every_option():
+    tried = set().union(
+        *(acting(SMALL | options) for options in NAMED.values()), *map(acting, map(random_options, SEEDS))
+    )
+    wanted = {(name, value) for name, (values, _) in _CHOICES.items() for value in values}
+    wanted |= {("down", kind) for kind in DOWN_BLOCKS} | {("up", kind) for kind in UP_BLOCKS}
+    wanted |= {("act_fn", name) for name in (*ACTIVATIONS, "SiLU")}
+    wanted |= {(name, value) for name in ("center_input_sample", "flip_sin_to_cos") for value in (False, True)}
+    wanted |= {("add_attention", False), ("add_attention", True), ("dropout", 0.0), ("dropout", 0.3)}
+    wanted |= {("freq_shift", 0), ("freq_shift", 1), ("layers_per_block", 1), ("layers_per_block", 2)}
+    wanted |= {("sample_size", None), ("sample_size", 16), ("sample_size", (16, 8)), ("norm_eps", 1e-3)}
+    optional = {
+        "time_embedding_dim",
+        "attention_head_dim",
+        "norm_num_groups",
+        "attn_norm_num_groups",
+        "num_class_embeds",
+    }
+    wanted |= {(name, None) for name in optional}
+    assert wanted - tried == set()
+    assert {name for name, value in tried if value is not None} >= optional | {"num_train_timesteps"}
+    assert {value for name, value in tried if name == "mid_block_scale_factor"} == {1, 2**0.5}
+
+
+# The networks of two published repositories, at their full width; the options of the first files only.
+PUBLISHED = {
+    "google/ddpm-cifar10-32": {
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": [128, 256, 256, 256],
+        "center_input_sample": False,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 32,
+        "time_embedding_type": "positional",
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    },
+    "google/ncsnpp-celebahq-256": {
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": [128, 128, 256, 256, 256, 256, 256],
+        "center_input_sample": False,
+        "down_block_types": ["SkipDownBlock2D"] * 4 + ["AttnSkipDownBlock2D"] + ["SkipDownBlock2D"] * 2,
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1.4142135623730951,
+        "norm_eps": 1e-06,
+        "norm_num_groups": None,
+        "out_channels": 3,
+        "sample_size": 256,
+        "time_embedding_type": "fourier",
+        "up_block_types": ["SkipUpBlock2D"] * 2 + ["AttnSkipUpBlock2D"] + ["SkipUpBlock2D"] * 4,
+    },
+}
+
+
+def old_names(state):
+    """The names that the first files have: of attention layers, and both names of the Fourier frequencies."""
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    renamed = {}
+    for name, value in state.items():
+        for new, before in old.items():
+            name = name.replace(new, before)
+        renamed[name] = value
+    return renamed | ({"time_proj.W": state["time_proj.weight"]} if "time_proj.weight" in state else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("google/ddpm-cifar10-32", 32), ("google/ncsnpp-celebahq-256", 64)])
+def test_networks_as_published_with_weights_in_the_first_files_names(name, size):
+    theirs = reference(PUBLISHED[name], 0)
+    config = UNetConfig.from_dict(json.loads(json.dumps(PUBLISHED[name])))
+    state = old_names({name: value.numpy() for name, value in theirs.state_dict().items()})
+    ours = load_unet_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
+    call = inputs(config, 0, (size, size))
+    assert distance(run(from_nnx(ours), *map(_array, call)), run_reference(theirs, *call)) <= 2e-5
+
+
+def test_defaults_and_names_of_the_config_are_the_reference_s():
     theirs = inspect.signature(diffusers.UNet2DModel.__init__).parameters
     ours = UNetConfig().to_dict()
     assert set(ours) - {"_class_name"} == set(theirs) - {"self"}
@@ -169,8 +345,6 @@ def test_defaults_and_names_of_the_config_are_the_reference_s():
 
 
 def test_the_reference_reads_our_config(tmp_path):
-    import json
-
     config = UNetConfig(
         block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
     )
