@@ -44,7 +44,8 @@ class UNetConfig:
       out_channels: Channels of the output.
       center_input_sample: Give the network 2 x - 1 in place of x.
       time_embedding_type: How t is shown to the network: "positional" (sines and cosines of t), "fourier" (of
-        random frequencies of ln t, and the output is divided by t), or "learned" (a table over integer t).
+        random frequencies of ln t, and the output is divided by t, which must be above 0), or "learned" (a table over
+        integer t; what is after the point is cut off).
       time_embedding_dim: Width of the time embedding; None means 4 x block_out_channels[0].
       freq_shift: Subtracted from the number of frequencies when they are spaced (positional).
       flip_sin_to_cos: Cosines first (positional).
@@ -73,7 +74,7 @@ class UNetConfig:
       add_attention: Whether the mid block has attention.
       class_embed_type: None (a table of num_class_embeds rows, if that is given), "timestep" (the class is a number,
         embedded as t is) or "identity" (the condition is already an embedding).
-      num_class_embeds: Number of classes, or None for an unconditional network.
+      num_class_embeds: Number of classes, or None for an unconditional network; no effect with a class_embed_type.
       num_train_timesteps: Rows of the learned time table.
 
     Raises:
