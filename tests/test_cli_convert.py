@@ -14,7 +14,8 @@ from originals import tensors
 
 import cmjax
 from cmjax.cli import main
-from cmjax.io.weights import read_safetensors, unet_tensors
+from cmjax.io.tensors import read_safetensors
+from cmjax.io.weights import unet_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(capsys):
         (["m.pt", "missing/out"], "OUT: cannot write missing/out: the folder missing does not exist."),
         (["m.pt", "full"], "OUT: full holds other files than a model's; choose a new or empty folder."),
         (["m.pt", "other.pt"], "OUT: other.pt is a file, not a folder."),
-        (["m.pt", "out"], "m.pt: attention_head_dim = 64 is more than block_out_channels[0] = 32."),
+        (["m.pt", "out", "--head-dim", "48"], "m.pt: head_dim = 48 does not divide the 64 channels that attention has"),
         (
             ["evil.pt", "out"],
             "evil.pt: the file asks for os.system, which is no part of a tensor; nothing",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,12 +15,12 @@ from rich.table import Table
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.io import Checkpoint, read_config, read_pt
+from cmjax.io.assembly import assemble
 from cmjax.io.atomic import check_writable
 from cmjax.io.configs import read_json
-from cmjax.io.original import load_original, published_original
+from cmjax.io.original import load_original
 from cmjax.io.published import published
-from cmjax.io.weights import load_unet_weights
-from cmjax.models import UNet, UNetConfig, from_nnx
+from cmjax.models import UNetConfig
 from cmjax.samplers.cm import CMConfig
 
 __all__ = ["run"]
@@ -70,9 +69,7 @@ def _read_folder(folder: Path, args: argparse.Namespace) -> tuple[Checkpoint, tu
     else:
         config = read_config(folder / "scheduler")
         network = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
-        tensors = read_pt(weights)
-        abstract = nnx.eval_shape(lambda: UNet(network, rngs=nnx.Rngs(0)))
-        checkpoint = Checkpoint(from_nnx(load_unet_weights(abstract, tensors)), config)
+        checkpoint = Checkpoint(assemble(network, read_pt(weights)), config)
     return checkpoint, cmjax.io.label_names(folder)
 
 
@@ -121,7 +118,7 @@ def _sampler(args: argparse.Namespace, config: Any) -> str:
         why = "as its folder says"
     elif args.num_train_timesteps is not None:
         why = "as given"
-    elif published_original(args.source):
+    elif published(args.source):
         why = "as published"
     else:
         why = "the default, as of distilled models: for another, --num-train-timesteps"
@@ -130,7 +127,7 @@ def _sampler(args: argparse.Namespace, config: Any) -> str:
 
 def _path(args: argparse.Namespace) -> str:
     """The two steps that were published with a file, where the new folder's name does not bring them along."""
-    entry = published_original(args.source) or published(args.source)
+    entry = published(args.source)
     if entry is None or entry.timesteps is None or published(args.out) or args.num_train_timesteps is not None:
         return ""
     return f" --timesteps {' '.join(map(str, entry.timesteps))}"

@@ -9,19 +9,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from cmjax.io import hub
+from cmjax.io.assembly import Checkpoint, assemble, check_dtype
 from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_config, read_json, write_config, write_json
-from cmjax.io.weights import load_unet_weights, read_safetensors, unet_tensors, write_safetensors
-from cmjax.models import Network, UNet, UNetConfig, from_nnx
+from cmjax.io.original import read_original
+from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.weights import Placement, unet_tensors
+from cmjax.models import UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 
 if TYPE_CHECKING:
@@ -31,22 +33,12 @@ __all__ = ["Checkpoint", "embedded_models", "label_names", "load", "resolve", "s
 
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
 _WEIGHTS = "diffusion_pytorch_model"
+_CONFIGS = ("unet/config.json", "scheduler/scheduler_config.json")
 _PIPELINES = {
     "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
     "TCDScheduler": "DDPMPipeline",
     "LCMScheduler": "DDPMPipeline",
 }
-
-
-class Checkpoint(NamedTuple):
-    """A model and the config of the sampler it was made for: `model, config = cmjax.load(...)`.
-
-    The config is a `CMConfig`, a `TCDConfig` or an `LCMConfig`; only the folder says which, so to type checkers it is
-    `Any`.
-    """
-
-    model: Network
-    config: Any
 
 
 def embedded_models() -> tuple[str, ...]:
@@ -60,7 +52,7 @@ def embedded_models() -> tuple[str, ...]:
 
 
 def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> Path:
-    """Find the folder of a model: a folder of that name, then a model in the package, then a repository on the hub.
+    """Find a model: a folder or file of that name, then a model in the package, then a repository on the hub.
 
     Args:
       path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
@@ -68,21 +60,18 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
       variant: of the weights to fetch from there.
 
     Returns:
-      The folder.
+      The folder, or the file.
 
     Raises:
       FileNotFoundError: there is no such folder or model.
       ModuleNotFoundError: it looks like a hub id, and huggingface_hub is not installed.
-      NotADirectoryError: it is a file.
     """
     try:
         path = Path(path_or_name).expanduser()
     except RuntimeError as error:  # ~nobody
         raise FileNotFoundError(f"no model {path_or_name}: {error}") from error
-    if path.is_dir():
+    if path.is_dir() or path.is_file():
         return path
-    if path.exists():
-        raise NotADirectoryError(f"{path} is a file; a model is a folder with unet/ and scheduler/.")
     name = str(path_or_name)
     if name in embedded_models():
         return _PRETRAINED / name
@@ -98,23 +87,34 @@ def load(
     path_or_name: str | Path,
     *,
     dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    sharding: Placement | None = None,
     revision: str | None = None,
     variant: str | None = None,
 ) -> Checkpoint:
     """Load a model and the config of its sampler.
 
+    The files are mapped into memory, and each tensor goes from there straight to its dtype and its place: what is held
+    in memory is the result and one tensor more.
+
     Args:
-      path_or_name: a folder in diffusers layout, a model in the package (`"fashion-mnist-cm"`), or a hub id.
-      dtype: what the network computes in; its weights stay float32.
+      path_or_name: a folder in diffusers layout, a model in the package (`"fashion-mnist-cm"`), a hub id, or a single
+        .safetensors file: one in such a folder's unet/, or one with the names of the consistency models' own
+        repository. (For its .pt files: `cmjax.io.load_original`, or `cmjax convert`.)
+      dtype: what the network computes in.
+      param_dtype: what its matrices are stored in: with bfloat16 the weights take half the memory. Vectors (biases,
+        norms) stay float32.
+      sharding: where the weights go: a `jax.sharding.Sharding` for all, or a function of a weight's name and shape.
+        Each device is sent its own part only. None for JAX's default device, uncommitted.
       revision: a branch, tag or commit of the hub's repository.
       variant: which of the weights: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`, half the size.
 
     Returns:
-      A `Checkpoint`: the model, a callable pytree `model(x, t, cond)` of uncommitted arrays, and the frozen config.
+      A `Checkpoint`: the model, a callable pytree `model(x, t, cond)`, and the frozen config.
 
     Raises:
       FileNotFoundError: there is no such model, or the folder lacks a file.
-      TypeError: dtype is not a float dtype.
+      TypeError: dtype or param_dtype is not a float dtype.
       ValueError: a file is damaged or of another kind, or weights do not fit the network.
       ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
 
@@ -124,13 +124,16 @@ def load(
       >>> model.module.config.num_class_embeds
       10
     """
-    _check_dtype(dtype)
-    folder = resolve(path_or_name, revision=revision, variant=variant)
-    _check_layout(folder)
-    config = read_config(folder / "scheduler")
-    unet_config = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
-    abstract = nnx.eval_shape(lambda: UNet(unet_config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
-    return Checkpoint(from_nnx(load_unet_weights(abstract, _read_weights(folder / "unet", variant))), config)
+    check_dtype("dtype", dtype)
+    check_dtype("param_dtype", param_dtype)
+    path = resolve(path_or_name, revision=revision, variant=variant)
+    if path.is_file():
+        unet_config, tensors, config = _read_file(path)
+    else:
+        _check_layout(path)
+        unet_config, config = _read_configs(path)
+        tensors = _read_weights(path / "unet", variant)
+    return Checkpoint(assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding), config)
 
 
 def save(
@@ -174,7 +177,7 @@ def save(
         raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
     tensors = unet_tensors(unet)
     if dtype is not None:
-        _check_dtype(dtype)
+        check_dtype("dtype", dtype)
         tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
     with atomic_folder(path) as folder:
         (folder / "unet").mkdir()
@@ -206,7 +209,8 @@ def label_names(
       >>> cmjax.io.label_names("fashion-mnist-cm")[0]
       'T-shirt/top'
     """
-    path = resolve(path_or_name, revision=revision, variant=variant) / "labels.json"
+    folder = resolve(path_or_name, revision=revision, variant=variant)
+    path = (folder.parent.parent if folder.is_file() else folder) / "labels.json"
     if not path.exists():
         return None
     names = read_json(path)
@@ -224,13 +228,43 @@ def _model_index(config: SamplerConfig) -> dict[str, Any]:
     }
 
 
+def _read_configs(folder: Path) -> tuple[UNetConfig, Any]:
+    """Read what a model's folder says of its network and of its sampler."""
+    return UNetConfig.from_dict(read_json(folder / "unet" / "config.json")), read_config(folder / "scheduler")
+
+
+def _read_file(path: Path) -> tuple[UNetConfig, Mapping[str, np.ndarray], Any]:
+    """Read one file of weights: of a model's folder, or of the consistency models' own repository."""
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path} is no .safetensors file: a model is a folder with unet/ and scheduler/. For .pt files of the "
+            f"consistency models' repository: cmjax convert {path.name} FOLDER."
+        )
+    folder = path.parent.parent
+    if all((folder / part).is_file() for part in _CONFIGS):
+        unet_config, config = _read_configs(folder)
+        return unet_config, read_safetensors(path), config
+    return read_original(path)
+
+
 def _check_layout(folder: Path) -> None:
-    """Name the first file that a model's folder lacks."""
-    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
+    """Name the first file that a model's folder lacks, and what kind of folder it is if that can be told."""
+    for part in _CONFIGS:
         if not (folder / part).is_file():
             raise FileNotFoundError(
                 f"{folder} has no {part}: a model's folder holds unet/ and scheduler/, as diffusers writes it."
+                f"{_kind_of(folder)}"
             )
+
+
+def _kind_of(folder: Path) -> str:
+    """What a folder of another kind says of itself."""
+    for name in ("model_index.json", "config.json"):
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            kind = said.get("_class_name") if isinstance(said, dict) else None
+            return f" Its {name} is for {kind}." if isinstance(kind, str) else ""
+    return ""
 
 
 def _stem(variant: str | None) -> str:
@@ -288,8 +322,3 @@ def _check_label_names(names: Any, classes: int | None) -> None:
     if not is_list or len(names) != (classes or 0):
         got = len(names) if is_list else f"{names!r:.60}"
         raise ValueError(f"label_names must be {classes or 0} texts, one for each class of the network, got {got}.")
-
-
-def _check_dtype(dtype: DTypeLike | None) -> None:
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be a float dtype, such as float32, bfloat16 or float16, got {dtype!r}.")

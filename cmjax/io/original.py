@@ -33,16 +33,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
-from cmjax.io.checkpoint import Checkpoint
+from cmjax.io.assembly import Checkpoint, assemble
 from cmjax.io.pt import read_pt
-from cmjax.io.published import Published, published
-from cmjax.io.weights import load_unet_weights
-from cmjax.models import UNet, UNetConfig, from_nnx
+from cmjax.io.published import published
+from cmjax.io.tensors import read_safetensors
+from cmjax.models import UNetConfig
 from cmjax.samplers.cm import CMConfig
 
-__all__ = ["load_original", "network_config", "published_original", "rename"]
+__all__ = ["load_original", "network_config", "read_original", "rename"]
 
 # Multipliers of the channels, by the size of the pictures: the table of that repository.
 _SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}
@@ -72,15 +71,14 @@ def load_original(
     training run of that repository writes (`ema_0.9999_*.pt`, `model*.pt`, `target_model*.pt`).
 
     Args:
-      path: The file.
+      path: The file; or a .safetensors file of the same names.
       num_train_timesteps: N of the sampler's grid; None means the published N of a file of a published name, else 40.
       sample_size: Pixels a side of the pictures; None means what the repository's table has for such channels (256,
         128 or 64), or 64.
       head_dim: Channels of one attention head.
 
     Returns:
-      The model, with float32 weights, and a `CMConfig`. On a CPU, weights may stay views of the file, which must not be
-      changed while the model is used; one that `cmjax.save` has written needs the file no more.
+      The model, with float32 weights, and a `CMConfig`.
 
     Raises:
       FileNotFoundError: There is no such file.
@@ -91,32 +89,35 @@ def load_original(
       Traceback (most recent call last):
       FileNotFoundError: there is no weights file cd_imagenet64_l2.pt.
     """
-    entry = published_original(path)
+    network, tensors, config = read_original(
+        path, num_train_timesteps=num_train_timesteps, sample_size=sample_size, head_dim=head_dim
+    )
+    try:
+        return Checkpoint(assemble(network, tensors), config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_original(
+    path: str | Path,
+    *,
+    num_train_timesteps: int | None = None,
+    sample_size: int | None = None,
+    head_dim: int = 64,
+) -> tuple[UNetConfig, dict[str, np.ndarray], CMConfig]:
+    """Read what `load_original` makes a model of: the network's config, tensors in diffusers' names, the sampler's."""
+    entry = published(path)
     if num_train_timesteps is None:
         num_train_timesteps = entry.num_train_timesteps if entry else CMConfig.num_train_timesteps
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}.")
     config = CMConfig(num_train_timesteps=num_train_timesteps)
-    tensors = read_pt(path)
+    tensors = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
     try:
         network = network_config(tensors, sample_size=sample_size, head_dim=head_dim)
-        tensors = rename(tensors, network)
-        abstract = nnx.eval_shape(lambda: UNet(network, rngs=nnx.Rngs(0)))
-        return Checkpoint(from_nnx(load_unet_weights(abstract, tensors)), config)
+        return network, rename(tensors, network), config
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def published_original(path: str | Path) -> Published | None:
-    """Look a published file up by its name; None for any other.
-
-    Example:
-      >>> published_original("downloads/ct_cat256.pt").num_train_timesteps
-      151
-      >>> published_original("ema_0.9999_600000.pt") is None
-      True
-    """
-    return published(f"diffusers-{Path(path).stem}")
 
 
 def network_config(

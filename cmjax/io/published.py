@@ -32,14 +32,14 @@ PUBLISHED = {
     "openai/diffusers-ct_cat256": Published(151, (62, 0)),
 }
 
-_BY_NAME = {name.rpartition("/")[2]: entry for name, entry in PUBLISHED.items()}
+_BY_NAME = {name.partition("/diffusers-")[2]: entry for name, entry in PUBLISHED.items()}
 
 
 def published(path_or_name: str | PurePath) -> Published | None:
-    """Look a checkpoint up by its hub id, or by the name of a folder that was downloaded from it.
+    """Look a checkpoint up by its hub id, or by the name of a folder or file that was downloaded or made from it.
 
     Args:
-      path_or_name: what `cmjax.load` is given.
+      path_or_name: what `cmjax.load` or `cmjax.io.load_original` is given.
 
     Returns:
       The entry, or None for any other model.
@@ -49,10 +49,13 @@ def published(path_or_name: str | PurePath) -> Published | None:
       (22, 0)
       >>> published("checkpoints/diffusers-ct_cat256").num_train_timesteps
       151
+      >>> published("downloads/ct_cat256.pt") == published("ct_cat256") == published("checkpoints/diffusers-ct_cat256")
+      True
       >>> published("fashion-mnist-cm") is None
       True
 
     References:
       Song et al. 2023, section 4 (the greedy search) and their repository's scripts/launch.sh.
     """
-    return _BY_NAME.get(PurePath(path_or_name).name)
+    name = PurePath(path_or_name).name.removesuffix(".pt").removesuffix(".safetensors")
+    return _BY_NAME.get(name.removeprefix("diffusers-"))

@@ -1,4 +1,4 @@
-"""Weights: safetensors files and a network's parameters, in diffusers' names and layout, both ways.
+"""Weights: a network's parameters in diffusers' names and layout, both ways.
 
 Names map by rule. The parameter `down_blocks.0.conv1.kernel` is the tensor `down_blocks.0.conv1.weight`: the last word
 becomes `weight` (a `bias` stays), and the axes of a kernel are turned round.
@@ -13,61 +13,27 @@ becomes `weight` (a `bias` stays), and the axes of a kernel are turned round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-__all__ = ["load_unet_weights", "read_safetensors", "unet_tensors", "write_safetensors"]
+__all__ = ["Placement", "load_unet_weights", "unet_tensors"]
+
+# Where weights go: one sharding for all, or one for each by its name and shape, such as
+# ("down_blocks.0.resnets.0.conv1.kernel", (3, 3, 192, 192)).
+Placement = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 # Axis orders from our layout to the file's, by the number of axes of a kernel; and back.
 _TO_FILE = {4: (3, 2, 0, 1), 2: (1, 0)}
 _FROM_FILE = {4: (2, 3, 1, 0), 2: (1, 0)}
 
+_STRIP = 64
+
 # The names that attention layers had before diffusers 0.15; many published files still carry them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read every tensor of a safetensors file.
-
-    Args:
-      path: The file.
-
-    Returns:
-      The tensors by name, in the file's dtypes (bfloat16 through ml_dtypes).
-
-    Raises:
-      FileNotFoundError: There is no such file.
-      ValueError: The file is not a safetensors file, or its end is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); it may be truncated: fetch or write it again."
-        ) from error
-
-
-def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write tensors to a safetensors file.
-
-    Args:
-      tensors: The tensors by name.
-      path: The file; it is replaced.
-    """
-    # The metadata is what diffusers looks for to know that the layout is PyTorch's. (`save_file` makes files that only
-    # their owner may read, whatever the umask; written by Python they are like any other.)
-    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    Path(path).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
@@ -77,7 +43,7 @@ def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
       module: A `UNet`.
 
     Returns:
-      The tensors by name: convolutions (out, in, H, W), linear layers (out, in).
+      The tensors by name: convolutions (out, in, H, W), linear layers (out, in). On a CPU they are views.
 
     Example:
       >>> sorted(unet_tensors(nnx.Linear(3, 2, rngs=nnx.Rngs(0))).items())[1][1].shape
@@ -87,17 +53,21 @@ def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         value = np.asarray(variable[...])
         if path[-1] == "kernel":
-            value = np.ascontiguousarray(value.transpose(_TO_FILE[value.ndim]))  # safetensors writes memory as it lies
+            value = value.transpose(_TO_FILE[value.ndim])
         tensors[_file_name(path)] = value
     return tensors
 
 
-def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray], *, sharding: Placement | None = None) -> Any:
     """Put tensors in diffusers' names and layout into a copy of a module.
+
+    Every tensor is turned, cast and placed by itself, so that tensors which are views of a mapped file take no memory
+    but that of the result.
 
     Args:
       module: A `UNet`, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
       tensors: What `unet_tensors` gives or `read_safetensors` has read; any float dtype.
+      sharding: Where the weights go; None for JAX's default device, uncommitted.
 
     Returns:
       The module with the weights, in the dtypes of its parameters.
@@ -106,26 +76,48 @@ def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray]) -> Any:
       ValueError: Parameters without weights, weights without a parameter, or weights of another shape; all of them
         are listed in one message. Also weights that are not floats.
     """
-    tensors = {_modern_name(name): value for name, value in tensors.items()}
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     flat = list(nnx.to_flat_state(params))
-    found, missing, misshapen = [], [], []
+    tensors = {_modern_name(name): value for name, value in tensors.items()}
+    _check(flat, tensors)
+    found = []
     for path, variable in flat:
-        name, wanted = _file_name(path), variable.get_value()
-        if name not in tensors:
-            missing.append(name)
-            continue
-        value, is_kernel = np.asarray(tensors.pop(name)), path[-1] == "kernel"
-        shape = tuple(wanted.shape[axis] for axis in _TO_FILE[wanted.ndim]) if is_kernel else wanted.shape
-        if value.shape != shape:
-            misshapen.append(f"{name} is {value.shape}, not {shape}")
-            continue
-        if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-            raise ValueError(f"tensor {name} of the file holds {value.dtype}, but weights are floats.")
-        value = value.transpose(_FROM_FILE[value.ndim]) if is_kernel else value
-        found.append((path, variable.replace(jax.numpy.asarray(value, wanted.dtype))))
-    _refuse(missing, sorted(tensors), misshapen)
+        value, wanted = tensors[_file_name(path)], variable.get_value()
+        if path[-1] == "kernel":
+            value = value.transpose(_FROM_FILE[value.ndim])
+        where = sharding(".".join(map(str, path)), wanted.shape) if callable(sharding) else sharding
+        found.append((path, variable.replace(_place(value, wanted.dtype, where))))
     return nnx.merge(graphdef, nnx.from_flat_state(found), rest)
+
+
+def _place(value: np.ndarray, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jax.numpy.asarray(_copy(value, dtype))
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: _copy(value[index], dtype))
+
+
+def _copy(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """Copy and cast, in strips of the last axis: a third of the time where the axes of a kernel were turned round."""
+    copy = np.empty(value.shape, dtype)
+    for start in range(0, value.shape[-1], _STRIP):
+        copy[..., start : start + _STRIP] = value[..., start : start + _STRIP]
+    return copy
+
+
+def _check(flat: list[Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse tensors that do not fit the parameters, before any is placed."""
+    left_over, missing, misshapen = dict(tensors), [], []
+    for path, variable in flat:
+        name, shape = _file_name(path), variable.get_value().shape
+        value = left_over.pop(name, None)
+        shape = tuple(shape[axis] for axis in _TO_FILE[len(shape)]) if path[-1] == "kernel" else shape
+        if value is None:
+            missing.append(name)
+        elif value.shape != shape:
+            misshapen.append(f"{name} is {value.shape}, not {shape}")
+        elif not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+            raise ValueError(f"tensor {name} of the file holds {value.dtype}, but weights are floats.")
+    _refuse(missing, sorted(left_over), misshapen)
 
 
 def _refuse(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:

@@ -32,6 +32,10 @@ _CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
     "class_embed_type": ((None, "timestep", "identity"), "diffusers would build a network without classes"),
 }
 
+# Beyond these a damaged file is likelier than such a network, and making it would take all memory.
+_MOST_CHANNELS = 1 << 16
+_MOST = {"layers_per_block": 100, "num_class_embeds": 1 << 24, "num_train_timesteps": 1 << 24}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -160,6 +164,8 @@ class UNetConfig:
         for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+            if value > _MOST.get(name, _MOST_CHANNELS):
+                raise ValueError(f"{name} must be at most {_MOST.get(name, _MOST_CHANNELS)}, got {value!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")
         if self.mid_block_scale_factor == 0:

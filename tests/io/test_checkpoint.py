@@ -123,7 +123,7 @@ def test_a_name_is_a_folder_before_it_is_an_embedded_model(checkpoint, tmp_path,
 
 
 def test_weights_in_pieces_are_read(checkpoint, tmp_path):
-    from cmjax.io.weights import read_safetensors, write_safetensors
+    from cmjax.io.tensors import read_safetensors, write_safetensors
 
     cmjax.save(checkpoint, tmp_path / "model")
     whole = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -165,9 +165,16 @@ def test_what_is_no_model_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model fashion-mnist: .*fashion-mnist-cm.*nor a hub id"):
         cmjax.load("fashion-mnist")
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="is a file"):
+    with pytest.raises(ValueError, match=r"file is no \.safetensors file: a model is a folder"):
         cmjax.load(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match=r"no unet/config\.json"):
+        cmjax.load(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("model_index.json", "StableDiffusionXLPipeline"), ("config.json", "Flux")])
+def test_a_folder_of_another_kind_is_named(name, kind, tmp_path):
+    (tmp_path / name).write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(FileNotFoundError, match=rf"no unet/config\.json: .* Its {name} is for {kind}\.$"):
         cmjax.load(tmp_path)
 
 
@@ -204,7 +211,7 @@ def test_an_index_lists_files_beside_it_only(content, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 def test_a_variant_is_read_by_its_name(in_pieces, checkpoint, tmp_path):
-    from cmjax.io.weights import read_safetensors
+    from cmjax.io.tensors import read_safetensors
 
     cmjax.save(checkpoint, tmp_path / "model", dtype="float16")
     unet = tmp_path / "model" / "unet"

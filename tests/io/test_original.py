@@ -8,8 +8,8 @@ from originals import BLOCKS, CONFIG, all_layers, tensors
 
 import cmjax
 from cmjax.io import load_original
-from cmjax.io.original import network_config, published_original, rename
-from cmjax.io.published import PUBLISHED
+from cmjax.io.original import network_config, rename
+from cmjax.io.published import PUBLISHED, published
 from cmjax.io.weights import unet_tensors
 from cmjax.models import UNetConfig
 
@@ -176,8 +176,8 @@ def test_the_names_of_published_files():
     names = [name.removeprefix("openai/diffusers-") for name in PUBLISHED]
     assert len(names) == 9
     for name in names:
-        assert published_original(f"somewhere/{name}.pt") == PUBLISHED[f"openai/diffusers-{name}"]
-    assert published_original("edm_cat256_ema.pt") is None
+        assert published(f"somewhere/{name}.pt") == PUBLISHED[f"openai/diffusers-{name}"]
+    assert published("edm_cat256_ema.pt") is None
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_files_that_are_not_such_a_network(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "head_dim = 64 is more than block_out_channels"),
+        ({"head_dim": 128}, "head_dim = 128 does not divide the 64 channels"),
         ({"head_dim": 24}, "head_dim = 24 does not divide the 64 channels"),
         ({"head_dim": 0}, "head_dim = 0 does not divide"),
         ({"head_dim": 16, "sample_size": 0}, "sample_size must be a positive integer"),

@@ -9,7 +9,8 @@ import unets
 from flax import nnx
 from safetensors.numpy import load_file
 
-from cmjax.io.weights import load_unet_weights, read_safetensors, unet_tensors, write_safetensors
+from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.weights import load_unet_weights, unet_tensors
 from cmjax.models import UNet, from_nnx
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.io.weights import load_unet_weights, read_safetensors, unet_tensors, write_safetensors
+from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.weights import load_unet_weights, unet_tensors
 from cmjax.models import UNet, UNetConfig, from_nnx
 from cmjax.models.block_types import DOWN_BLOCKS, UP_BLOCKS
 from cmjax.models.config import _CHOICES, ACTIVATIONS

@@ -1,0 +1,70 @@
+"""Models put together: a network's config and its tensors become a model of the dtypes and on the devices asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax.io.weights import Placement, load_unet_weights
+from cmjax.models import Network, UNet, UNetConfig, from_nnx
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+__all__ = ["Checkpoint", "assemble", "check_dtype"]
+
+
+class Checkpoint(NamedTuple):
+    """A model and the config of the sampler it was made for: `model, config = cmjax.load(...)`.
+
+    The config is a `CMConfig`, a `TCDConfig` or an `LCMConfig`; only the folder says which, so to type checkers it is
+    `Any`.
+    """
+
+    model: Network
+    config: Any
+
+
+def assemble(
+    config: UNetConfig,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    sharding: Placement | None = None,
+) -> Network:
+    """Make the model that a config and tensors in diffusers' names describe.
+
+    Args:
+      config: of the network.
+      tensors: by name, in any float dtype.
+      dtype: what the network computes in.
+      param_dtype: what its matrices are stored in; vectors stay float32, as they are few and what they do is not.
+      sharding: where the weights go.
+
+    Raises:
+      ValueError: the tensors are not those of the network.
+    """
+
+    def make() -> UNet:
+        unet = UNet(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+        params = nnx.state(unet, nnx.Param)
+        nnx.update(unet, jax.tree.map(lambda p: p.astype(param_dtype) if p.ndim > 1 else p, params))
+        return unet
+
+    return from_nnx(load_unet_weights(nnx.eval_shape(make), tensors, sharding=sharding))
+
+
+def check_dtype(name: str, dtype: DTypeLike | None) -> None:
+    """Refuse what is not a float dtype.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must be a float dtype, such as float32, bfloat16 or float16, got {dtype!r}.")

@@ -1,0 +1,109 @@
+"""safetensors files: read by mapping them into memory, written tensor after tensor, so that no second copy is made."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+__all__ = ["read_safetensors", "write_safetensors"]
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Read every tensor of a safetensors file, without copying any: the numbers are fetched when they are used.
+
+    Args:
+      path: The file. It must not be written to while the tensors are in use (to replace it by a new one is no harm).
+
+    Returns:
+      The tensors by name, read-only, in the file's dtypes (bfloat16 through ml_dtypes).
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: The file is not a safetensors file, its end is missing, or it holds a dtype that NumPy has not.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+      >>> write_safetensors({"a": np.arange(3.0)}, path)
+      >>> read_safetensors(path)
+      {'a': array([0., 1., 2.])}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}.")
+    try:
+        with safe_open(path, framework="np"):  # the library's own check of the header and of every offset
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); it may be truncated: fetch or write it again."
+        ) from error
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    entries = json.loads(mapped[8:start])
+    entries.pop("__metadata__", None)
+    return {name: _view(mapped, start, name, entry, path) for name, entry in entries.items()}
+
+
+def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any], path: Path) -> np.ndarray:
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"tensor {name} of {path} holds {entry['dtype']}; cmjax reads {', '.join(_DTYPES)}.")
+    shape = tuple(entry["shape"])
+    if math.prod(shape) == 0:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, buffer=mapped, offset=start + entry["data_offsets"][0])
+
+
+def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Write tensors to a safetensors file.
+
+    Args:
+      tensors: The tensors by name, in any memory layout.
+      path: The file; it is replaced.
+
+    Raises:
+      ValueError: A dtype that such files have not.
+    """
+    # Widest numbers first, which aligns every tensor.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # by which diffusers knows that the layout is PyTorch's
+    end = 0
+    for name in ordered:
+        value = tensors[name]
+        if value.dtype not in _NAMES:
+            raise ValueError(f"tensor {name} holds {value.dtype}; a safetensors file holds {', '.join(_DTYPES)}.")
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in ordered:
+            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)

@@ -1,0 +1,234 @@
+"""Loading straight into dtypes and onto devices: from a map of the file, one tensor at a time."""
+
+import functools
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import originals
+import pytest
+import tiny
+import unets
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import cmjax
+from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.weights import load_unet_weights, unet_tensors
+from cmjax.models import UNet
+
+
+@pytest.fixture
+def folder(tmp_path):
+    cmjax.save(tiny.checkpoint(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def leaves(model):
+    return dict(zip(model._spec.names, jax.tree.leaves(model), strict=True))
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+def test_matrices_take_the_dtype_that_is_asked_for_and_vectors_stay_float32(folder, param_dtype):
+    with jax.enable_x64(True):
+        whole, half = cmjax.load(folder).model, cmjax.load(folder, param_dtype=param_dtype).model
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves(whole).values())
+    for name, leaf in leaves(half).items():
+        assert leaf.dtype == (param_dtype if leaf.ndim > 1 else jnp.float32), name
+        np.testing.assert_array_equal(leaf, np.asarray(leaves(whole)[name]).astype(leaf.dtype))
+
+
+def test_a_network_stored_in_halves_computes_what_its_rounded_weights_say(folder):
+    half = cmjax.load(folder, param_dtype=jnp.bfloat16).model
+    same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    x, t, _ = unets.inputs(channels=1)
+    cond = jnp.zeros(len(x), "int32")
+    np.testing.assert_allclose(unets.run(half, x, t, cond), unets.run(same, x, t, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_stored_in_halves_and_saved_again(folder, tmp_path):
+    cmjax.save(cmjax.load(folder, param_dtype=jnp.bfloat16), tmp_path / "again")
+    again = cmjax.load(tmp_path / "again", param_dtype=jnp.bfloat16).model
+    jax.tree.map(np.testing.assert_array_equal, again, cmjax.load(folder, param_dtype=jnp.bfloat16).model)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="takes two devices")
+def test_weights_go_where_they_are_asked_to(folder):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
+    everywhere = NamedSharding(mesh, P())
+    plain = cmjax.load(folder).model
+    model = cmjax.load(folder, sharding=everywhere).model
+    assert {leaf.sharding for leaf in jax.tree.leaves(model)} == {everywhere}
+    jax.tree.map(np.testing.assert_array_equal, model, plain)
+
+    asked = {}
+
+    def last_axis(name, shape):
+        asked[name] = shape
+        return NamedSharding(mesh, P(*[None] * (len(shape) - 1), "d") if shape[-1] % 2 == 0 else P())
+
+    split = cmjax.load(folder, sharding=last_axis).model
+    assert asked == {name: leaf.shape for name, leaf in leaves(plain).items()}
+    jax.tree.map(np.testing.assert_array_equal, split, plain)
+    kernel = leaves(split)["down_blocks.0.resnets.0.conv1.kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(*kernel.shape[:-1], kernel.shape[-1] // 2)}
+    x, t, _ = unets.inputs(channels=1)
+    cond = jnp.zeros(len(x), "int32")
+    np.testing.assert_allclose(unets.run(split, x, t, cond), unets.run(plain, x, t, cond), rtol=1e-4, atol=1e-5)
+
+
+def test_reading_copies_nothing_and_loading_little_more_than_the_result(tmp_path):
+    big = unets.network(block_out_channels=(64, 128)).module  # 8 MB
+    write_safetensors(unet_tensors(big), tmp_path / "w.safetensors")
+    size = (tmp_path / "w.safetensors").stat().st_size
+    tracemalloc.start()  # sees what NumPy allocates, not what the map of a file shows
+    try:
+        tensors = read_safetensors(tmp_path / "w.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < size / 20
+        tracemalloc.reset_peak()
+        write_safetensors(unet_tensors(big), tmp_path / "again.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
+    assert not any(value.flags.writeable for value in tensors.values())
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+
+
+def test_a_loaded_model_outlives_its_file(folder):
+    model = cmjax.load(folder).model
+    before = jax.tree.map(np.array, model)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))  # in place: what a map of the file would show
+    jax.tree.map(np.testing.assert_array_equal, model, before)
+
+
+def test_one_file_of_a_folder(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    one, all_of_it = cmjax.load(weights), cmjax.load(folder)
+    assert one.config == all_of_it.config
+    jax.tree.map(np.testing.assert_array_equal, one.model, all_of_it.model)
+    cmjax.save(all_of_it, folder, label_names=["a", "b", "c"])
+    assert cmjax.io.label_names(weights) == ("a", "b", "c")
+
+
+def test_one_file_with_the_original_names(tmp_path):
+    tensors = originals.tensors()
+    path = tmp_path / "cd_imagenet64_l2.safetensors"
+    write_safetensors(tensors, path)
+    model, config = cmjax.load(path)
+    assert config.num_train_timesteps == 40
+    np.testing.assert_array_equal(unet_tensors(model.module)["conv_in.weight"], tensors["input_blocks.0.0.weight"])
+
+
+def test_a_pickle_is_not_loaded_but_its_converter_is_named(tmp_path):
+    (tmp_path / "cd_imagenet64_l2.pt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"cmjax convert cd_imagenet64_l2\.pt FOLDER"):
+        cmjax.load(tmp_path / "cd_imagenet64_l2.pt")
+
+
+@pytest.mark.parametrize("name", ["dtype", "param_dtype"])
+@pytest.mark.parametrize("value", ["int8", None])
+def test_other_dtypes_are_refused(folder, name, value):
+    with pytest.raises(TypeError, match=rf"^{name} must be a float dtype"):
+        cmjax.load(folder, **{name: value})
+
+
+def test_a_dtype_that_numpy_has_not(tmp_path):
+    header = b'{"a":{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]}}'
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(ValueError, match=r"tensor a of .* holds F8_E5M2; cmjax reads F64, F32, "):
+        read_safetensors(tmp_path / "w.safetensors")
+
+
+def test_dtypes_and_shapes_there_and_back(tmp_path):
+    import ml_dtypes
+
+    rng = np.random.default_rng(0)
+    kinds = (np.float64, np.float16, ml_dtypes.bfloat16, np.int64, np.int8, np.uint16, np.bool_, np.uint8)
+    tensors = {f"{np.dtype(kind)}": (9 * rng.normal(size=(3, 5))).astype(kind) for kind in kinds}
+    tensors |= {"scalar": np.array(3.0), "nothing": np.empty((0, 4), np.float32), "turned": tensors["float64"].T}
+    write_safetensors(tensors, tmp_path / "w.safetensors")
+    again = read_safetensors(tmp_path / "w.safetensors")
+    assert again.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert again[name].dtype == value.dtype
+        np.testing.assert_array_equal(again[name], value)
+
+
+def mutations(whole, seed):
+    """Damage of every kind: bits, bytes, cuts, insertions, lies in the header's length, texts of the header."""
+    rng = np.random.default_rng(seed)
+    header = int.from_bytes(whole[:8], "little")
+    words = [b'"F32"', b'"F16"', b'"BF16"', b"null", b"-1", b"1e999", b"[]", b"{}", b'"', b"18446744073709551616", b"0"]
+    data, at = bytearray(whole), int(rng.integers(8 + header + 64))
+    match rng.integers(7):
+        case 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        case 1:
+            data[at : at + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(0, 9)))
+        case 2:
+            del data[int(rng.integers(len(data))) :]
+        case 3:
+            data[:8] = int(rng.integers(0, 2**63)).to_bytes(8, "little")
+        case 4:
+            data[:8] = int(rng.integers(header + 200)).to_bytes(8, "little")
+        case 5:
+            data[at : at + int(rng.integers(0, 6))] = words[rng.integers(len(words))]
+        case 6:
+            data += rng.bytes(int(rng.integers(1, 50)))
+    return bytes(data)
+
+
+@functools.cache
+def abstract():
+    return nnx.eval_shape(lambda: UNet(unets.config(**unets.SMALLEST), rngs=nnx.Rngs(0)))
+
+
+def test_nothing_but_a_value_error_comes_of_damaged_weights(tmp_path):
+    module = unets.network(**unets.SMALLEST).module
+    path = tmp_path / "w.safetensors"
+    write_safetensors(unet_tensors(module), path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(7000):
+        path.write_bytes(mutations(whole, seed))
+        try:
+            tensors = read_safetensors(path)
+            if seed % 20 == 0:
+                load_unet_weights(abstract(), tensors)
+        except ValueError:
+            refused += 1
+    assert refused > 3000  # a bit of a weight may be any
+
+
+def test_nothing_but_a_typed_error_comes_of_damaged_jsons(folder):
+    files = [folder / name for name in ("unet/config.json", "scheduler/scheduler_config.json", "labels.json")]
+    cmjax.save(cmjax.load(folder), folder, label_names=["a", "b", "c"])
+    wholes, refused = [file.read_bytes() for file in files], 0
+    words = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"x"', b"true", b"0", b"1.5", b"NaN", b"1" * 30, b"[" * 2000]
+    for seed in range(3000):
+        rng = np.random.default_rng(seed)
+        i = int(rng.integers(len(files)))
+        data = bytearray(wholes[i])
+        at = int(rng.integers(len(data)))
+        if rng.random() < 0.5:  # a value becomes another
+            start = data.find(b": ", at)
+            end = data.find(b"\n", start)
+            if 0 <= start < end:
+                data[start + 2 : end - (data[end - 1 : end] == b",")] = words[rng.integers(len(words))]
+        elif rng.random() < 0.5:
+            data[at : at + int(rng.integers(0, 5))] = rng.bytes(int(rng.integers(0, 5)))
+        else:
+            del data[at:]
+        files[i].write_bytes(data)
+        try:
+            network, sampler = cmjax.io.checkpoint._read_configs(folder)
+            cmjax.io.label_names(folder)
+            if seed % 30 == 0:
+                nnx.eval_shape(lambda config=network: UNet(config, rngs=nnx.Rngs(0)))
+                sampler.__hash__()
+        except ValueError:
+            refused += 1
+        files[i].write_bytes(wholes[i])
+    assert refused > 1500
