@@ -23,13 +23,13 @@ from cmjax.io.configs import read_config, read_json, write_config, write_json
 from cmjax.io.original import read_original
 from cmjax.io.tensors import read_safetensors, write_safetensors
 from cmjax.io.weights import Placement, unet_tensors
-from cmjax.models import UNet, UNetConfig
+from cmjax.models import Network, UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
-__all__ = ["Checkpoint", "embedded_models", "label_names", "load", "resolve", "save"]
+__all__ = ["Checkpoint", "embedded_models", "label_names", "load", "load_unet", "resolve", "save"]
 
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -136,6 +136,49 @@ def load(
     return Checkpoint(assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding), config)
 
 
+def load_unet(
+    path_or_name: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    sharding: Placement | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Network:
+    """Load a network alone, whatever sampler it was made for: a DDPM or a score-based model as a teacher, for one.
+
+    Args:
+      path_or_name: a folder or hub id whose config.json is for `UNet2DModel`, or that has such a folder unet/.
+      dtype: as for `load`, as are the others.
+      param_dtype: as for `load`.
+      sharding: as for `load`.
+      revision: as for `load`.
+      variant: as for `load`.
+
+    Returns:
+      The model, a callable pytree `model(x, t, cond)`. What t means and what the output is, its training says: of its
+      scheduler_config.json, `cmjax.io.read_config(folder, as_=cmjax.tcd.TCDConfig)` reads what there is.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or it lacks a file.
+      TypeError: dtype or param_dtype is not a float dtype.
+      ValueError: a file is damaged or of another kind, or weights do not fit the network.
+      ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
+
+    Example:
+      >>> load_unet("fashion-mnist-cm")
+      Network(UNet, 1,618,897 parameters)
+    """
+    check_dtype("dtype", dtype)
+    check_dtype("param_dtype", param_dtype)
+    path = resolve(path_or_name, revision=revision, variant=variant)
+    if path.is_file():
+        raise ValueError(f"{path} is a file; load_unet reads a folder with a config.json, alone or in unet/.")
+    folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
+    config = UNetConfig.from_dict(read_json(folder / "config.json"))
+    return assemble(config, _read_weights(folder, variant), dtype=dtype, param_dtype=param_dtype, sharding=sharding)
+
+
 def save(
     checkpoint: tuple[Any, SamplerConfig],
     path: str | Path,
@@ -230,7 +273,11 @@ def _model_index(config: SamplerConfig) -> dict[str, Any]:
 
 def _read_configs(folder: Path) -> tuple[UNetConfig, Any]:
     """Read what a model's folder says of its network and of its sampler."""
-    return UNetConfig.from_dict(read_json(folder / "unet" / "config.json")), read_config(folder / "scheduler")
+    unet_config = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
+    try:
+        return unet_config, read_config(folder / "scheduler")
+    except ValueError as error:
+        raise ValueError(f"{error} The network alone: cmjax.io.load_unet.") from error
 
 
 def _read_file(path: Path) -> tuple[UNetConfig, Mapping[str, np.ndarray], Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 __all__ = ["download", "is_repo_id"]
 
-# All that `load` reads of a repository but its weights, and nothing else of what may be gigabytes.
-_PATTERNS = ["model_index.json", "labels.json", "unet/*.json", "scheduler/*.json"]
+# All that is read of a repository but its weights, and nothing else of what may be gigabytes.
+_PATTERNS = ["model_index.json", "labels.json", "unet/*.json", "scheduler/*.json", "config.json"]
+_PATTERNS += ["scheduler_config.json", "diffusion_pytorch_model.safetensors.index*.json"]
 
 
 def is_repo_id(name: str) -> bool:
@@ -26,7 +27,7 @@ def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path
 
     Args:
       repo_id: owner/name.
-      weights: the stem of the weights' files in unet/, whole or in pieces; other files of weights are not fetched.
+      weights: the stem of the weights' files, in unet/ or beside config.json, whole or in pieces.
       revision: a branch, tag or commit; None for the newest.
 
     Returns:
@@ -43,11 +44,15 @@ def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path
         raise ModuleNotFoundError(
             f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
         ) from error
-    patterns = [*_PATTERNS, f"unet/{weights}.safetensors", f"unet/{weights}-*.safetensors"]
+    files = (f"{weights}.safetensors", f"{weights}-*.safetensors")
+    patterns = [*_PATTERNS, *files, *(f"unet/{name}" for name in files)]
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{repo_id} is not a folder here, and the hub could not be read: {reason}") from error
+        raise FileNotFoundError(
+            f"{repo_id} is not a folder here, and the hub could not be read: {reason.rstrip('.')}. Without a network, "
+            "give the path of a folder that was downloaded elsewhere."
+        ) from error

@@ -25,6 +25,10 @@ def fake_hub(monkeypatch):
     return module, errors
 
 
+def weights(stem):
+    return [f"{folder}{stem}{rest}" for folder in ("", "unet/") for rest in (".safetensors", "-*.safetensors")]
+
+
 def test_a_hub_id_is_downloaded_and_loaded(fake_hub, tmp_path):
     checkpoint = tiny.checkpoint()
     cmjax.save(checkpoint, tmp_path / "snapshot")
@@ -36,19 +40,17 @@ def test_a_hub_id_is_downloaded_and_loaded(fake_hub, tmp_path):
 
     fake_hub[0].snapshot_download = snapshot_download
     assert cmjax.load("owner/name", revision="v1").config == checkpoint.config
-    weights = ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model-*.safetensors"]
-    assert asked == [("owner/name", "v1", [*hub._PATTERNS, *weights])]
+    assert asked == [("owner/name", "v1", [*hub._PATTERNS, *weights("diffusion_pytorch_model")])]
     with pytest.raises(FileNotFoundError, match="leave variant out"):
         cmjax.load("owner/name", variant="fp16")
-    weights = ["unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16-*.safetensors"]
-    assert asked[1] == ("owner/name", None, [*hub._PATTERNS, *weights])
+    assert asked[1] == ("owner/name", None, [*hub._PATTERNS, *weights("diffusion_pytorch_model.fp16")])
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         ("RepositoryNotFoundError", "the hub has no repository owner/name"),
-        ("LocalEntryNotFoundError", "the hub could not be read: no network"),
+        ("LocalEntryNotFoundError", r"could not be read: no network\. Without a network, give the path of a folder"),
         ("HfHubHTTPError", "the hub could not be read: no network"),
     ],
 )

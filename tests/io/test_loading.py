@@ -122,6 +122,24 @@ def test_one_file_with_the_original_names(tmp_path):
     np.testing.assert_array_equal(unet_tensors(model.module)["conv_in.weight"], tensors["input_blocks.0.0.weight"])
 
 
+@pytest.mark.parametrize("place", ["unet", "."])
+def test_a_network_alone_whatever_its_sampler(folder, place, tmp_path):
+    whole = cmjax.load(folder).model
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler", "beta_end": 0.02}')
+    with pytest.raises(ValueError, match=r"is for DDPMScheduler; .* The network alone: cmjax\.io\.load_unet\.$"):
+        cmjax.load(folder)
+    if place == ".":  # as the first models of the hub lie
+        for file in [*folder.glob("unet/*"), *folder.glob("scheduler/*")]:
+            file.rename(folder / file.name)
+    alone = cmjax.io.load_unet(folder, param_dtype=jnp.bfloat16)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), alone, whole)
+    assert cmjax.io.read_config(folder, as_=cmjax.tcd.TCDConfig).beta_end == 0.02
+    with pytest.raises(ValueError, match="is a file; load_unet reads a folder"):
+        cmjax.io.load_unet(next(folder.rglob("*.safetensors")))
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        cmjax.io.load_unet(tmp_path)
+
+
 def test_a_pickle_is_not_loaded_but_its_converter_is_named(tmp_path):
     (tmp_path / "cd_imagenet64_l2.pt").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"cmjax convert cd_imagenet64_l2\.pt FOLDER"):
