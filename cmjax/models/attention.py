@@ -39,5 +39,5 @@ def _all_heads(q: Array, k: Array, v: Array) -> Array:
 
 
 def _head_by_head(q: Array, k: Array, v: Array) -> Array:
-    flat = [y.reshape(-1, *y.shape[2:]) for y in (q, k, v)]
-    return jax.lax.map(lambda head: _all_heads(*head), tuple(flat)).reshape(v.shape)
+    first = [jnp.moveaxis(y, 1, 0) for y in (q, k, v)]  # the batch stays an axis of its own, as it may be sharded
+    return jnp.moveaxis(jax.lax.map(lambda head: _all_heads(*head), tuple(first)), 0, 1)

@@ -34,7 +34,8 @@ _CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
 
 # Beyond these a damaged file is likelier than such a network, and making it would take all memory.
 _MOST_CHANNELS = 1 << 16
-_MOST = {"layers_per_block": 100, "num_class_embeds": 1 << 24, "num_train_timesteps": 1 << 24}
+_MOST_LEVELS, _MOST_BLOCKS = 16, 256
+_MOST = {"num_class_embeds": 1 << 24, "num_train_timesteps": 1 << 24}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,11 @@ class UNetConfig:
                     f"{name} must have one entry for each of the {levels} block_out_channels, "
                     f"got {len(getattr(self, name))}."
                 )
+        if levels * self.layers_per_block > _MOST_BLOCKS or levels > _MOST_LEVELS:
+            raise ValueError(
+                f"block_out_channels may have {_MOST_LEVELS} levels at most, of {_MOST_BLOCKS} blocks in all, got "
+                f"{levels} with layers_per_block = {self.layers_per_block}."
+            )
         positive = {"in_channels": self.in_channels, "out_channels": self.out_channels}
         positive |= {"layers_per_block": self.layers_per_block}
         positive |= {f"block_out_channels[{i}]": c for i, c in enumerate(self.block_out_channels)}

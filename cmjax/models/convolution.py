@@ -68,10 +68,10 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding
     def one_product(x: Array, kernel: Array) -> Array:
         return _one_product(x, kernel, (height, width), strides, padding)
 
-    same = tuple(strides) == (1, 1) and kernel.shape[:2] == (3, 3) and (height, width) == x.shape[1:3]
+    plain = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and [*map(tuple, padding)] == [(1, 1), (1, 1)]
     if kernel.size > _KERNEL_PER_PIXEL * x.shape[0] * height * width:
         on_cpu = one_product
-    elif same and _is_wide(x, kernel):
+    elif plain and _is_wide(x, kernel):
         on_cpu = _minimal_filtering
     else:
         return direct(x, kernel)
@@ -99,8 +99,14 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
 
 def upsample_nearest(x: Array) -> Array:
     """Double a picture f[B, H, W, C] by repeating its pixels."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return _interleave([_interleave([x, x], axis=2)] * 2, axis=1)
+
+
+def _interleave(pair: Sequence[Array], axis: int) -> Array:
+    """Take pixels from two pictures in turn, along an axis. (One axis at a time, no sharded axis is ever merged.)"""
+    shape = list(pair[0].shape)
+    shape[axis] *= 2
+    return jnp.stack(pair, axis + 1).reshape(shape)
 
 
 def _is_wide(x: Array, kernel: Array) -> bool:
@@ -155,9 +161,7 @@ def _filter(tiles: Grid, kernel: Array, of_tile: Transform, of_kernel: Transform
     """Transform tiles and kernel along both axes, multiply position by position, and transform back to 2x2 pixels."""
     tiles, weights = _both_axes(of_tile, tiles), _both_axes(of_kernel, kernel)
     products = [[d @ g for d, g in zip(*rows, strict=True)] for rows in zip(tiles, weights, strict=True)]
-    rows = [jnp.stack(row, axis=3) for row in _both_axes(of_products, products)]
-    b, h, w, _, c = rows[0].shape
-    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
+    return _interleave([_interleave(row, axis=2) for row in _both_axes(of_products, products)], axis=1)
 
 
 def _both_axes(transform: Transform, grid: Any) -> Grid:

@@ -127,3 +127,32 @@ def test_attention_head_by_head_has_the_same_gradient(monkeypatch):
     monkeypatch.setattr(attention, "_WEIGHTS", 0)
     for ours, theirs in zip(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands), plain, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [((2, 0), (0, 2)), ((0, 0), (1, 1)), ((1, 1), (1, 1)), ([1, 1], [1, 1])])
+def test_padding_is_what_it_says_for_wide_kernels_too(padding):
+    x, kernel = arrays((2, 6, 8, 128), (3, 3, 128, 128))
+    assert relative(convolve(x, kernel, (1, 1), padding), exact(x, kernel, padding=padding)) <= 2e-6
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="takes four devices")
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_sharded_batch_stays_where_it_is(kind, monkeypatch):
+    monkeypatch.setattr(attention, "_WEIGHTS", 0)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x, kernel, q = arrays((4, 12, 12, 128), (3, 3, 128, 128), (4, 2, 6, 8))
+    calls = {
+        "convolve": (lambda x, k: convolve(x, k, (1, 1), ((1, 1), (1, 1))), x, kernel),
+        "doubled": (convolve_doubled, x, kernel),
+        "repeated": (lambda x, _: upsample_nearest(x), x, kernel),
+        "attend": (lambda q, _: attend(q, q, q), q, kernel),
+    }
+    for name, (call, data, weights) in calls.items():
+        with jax.set_mesh(mesh):
+            program = jax.jit(call).lower(jax.device_put(data, split), jax.device_put(weights, whole)).compile()
+            out = program(jax.device_put(data, split), jax.device_put(weights, whole))
+        assert not {"all-gather", "all-to-all", "all-reduce"} & set(program.as_text().replace("(", " ").split()), name
+        assert out.sharding.is_equivalent_to(split, out.ndim), name
+        np.testing.assert_allclose(out, call(data, weights), rtol=1e-4, atol=1e-4, err_msg=name)
