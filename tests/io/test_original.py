@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torchfiles
+from full_size import NETWORKS, original_tensors
 from originals import BLOCKS, CONFIG, all_layers, tensors
 
 import cmjax
@@ -11,7 +12,6 @@ from cmjax.io import load_original
 from cmjax.io.original import network_config, rename
 from cmjax.io.published import PUBLISHED, published
 from cmjax.io.weights import unet_tensors
-from cmjax.models import UNetConfig
 
 
 def test_every_tensor_gets_the_name_of_the_list():
@@ -29,6 +29,9 @@ def test_every_tensor_gets_the_name_of_the_list():
                 np.testing.assert_array_equal(here.pop(f"{ours}.{kind}"), value)
     np.testing.assert_array_equal(here.pop("class_embedding.weight"), there["label_emb.weight"])
     assert not here
+    back = original_tensors(rename(there, CONFIG), CONFIG)
+    assert back.keys() == there.keys()
+    assert all(np.array_equal(back[name], value) for name, value in there.items())
 
 
 def test_the_network_is_read_off_the_shapes():
@@ -38,23 +41,6 @@ def test_the_network_is_read_off_the_shapes():
     plain = {name: value[: len(value) // 2] if "emb_layers" in name else value for name, value in plain.items()}
     config = network_config(plain, head_dim=16)
     assert (config.num_class_embeds, config.resnet_time_scale_shift) == (None, "default")
-
-
-# What the published networks are, as diffusers' converter writes them; shapes only, so that nothing is allocated.
-PUBLISHED_NETWORKS = {
-    "ImageNet": (
-        {"block_out_channels": (192, 384, 576, 768), "layers_per_block": 3, "num_class_embeds": 1000},
-        {"resnet_time_scale_shift": "scale_shift", "sample_size": 64},
-        1,
-        (295_899_267, 629),
-    ),
-    "LSUN": (
-        {"block_out_channels": (256, 256, 512, 512, 1024, 1024), "layers_per_block": 2, "num_class_embeds": None},
-        {"resnet_time_scale_shift": "default", "sample_size": 256},
-        3,
-        (526_304_771, 630),
-    ),
-}
 
 
 class Shape:
@@ -126,28 +112,17 @@ def original_shapes(channels, layers, attends, scale_shift, classes):
     return shapes
 
 
-@pytest.mark.parametrize("name", PUBLISHED_NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_published_networks_are_recognised(name):
-    sizes, rest, attends, (parameters, number) = PUBLISHED_NETWORKS[name]
+    expected, parameters, number, _ = NETWORKS[name]
     shapes = original_shapes(
-        sizes["block_out_channels"],
-        sizes["layers_per_block"],
-        attends,
-        rest["resnet_time_scale_shift"] == "scale_shift",
-        sizes["num_class_embeds"],
+        expected.block_out_channels,
+        expected.layers_per_block,
+        sum(kind == "ResnetDownsampleBlock2D" for kind in expected.down_block_types),
+        expected.resnet_time_scale_shift == "scale_shift",
+        expected.num_class_embeds,
     )
     assert sum(int(np.prod(shape.shape)) for shape in shapes.values()) == parameters
-    levels = len(sizes["block_out_channels"])
-    expected = UNetConfig(
-        **sizes,
-        **rest,
-        down_block_types=("ResnetDownsampleBlock2D",) * attends + ("AttnDownBlock2D",) * (levels - attends),
-        up_block_types=("AttnUpBlock2D",) * (levels - attends) + ("ResnetUpsampleBlock2D",) * attends,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        attention_head_dim=64,
-        attn_norm_num_groups=32,
-    )
     assert network_config(shapes) == expected
     # Every tensor has a place, and every place a tensor: as many as the published files have.
     zeros = {name: np.broadcast_to(np.float32(0), shape.shape) for name, shape in shapes.items()}

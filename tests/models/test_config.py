@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from full_size import IMAGENET_64
 
 from cmjax.models import UNetConfig
 
@@ -11,20 +12,6 @@ TWO_LEVELS = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "norm_num_groups": 4,
 }
-
-# The published network of ImageNet 64: every key of its file.
-IMAGENET_64 = """{
-  "_class_name": "UNet2DModel", "_diffusers_version": "0.18.0.dev0", "act_fn": "silu", "add_attention": true,
-  "attention_head_dim": 64, "attn_norm_num_groups": 32, "block_out_channels": [192, 384, 576, 768],
-  "center_input_sample": false, "class_embed_type": null,
-  "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-  "downsample_padding": 1, "downsample_type": "resnet", "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 3,
-  "layers_per_block": 3, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
-  "num_class_embeds": 1000, "out_channels": 3, "resnet_time_scale_shift": "scale_shift", "sample_size": 64,
-  "time_embedding_type": "positional",
-  "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"],
-  "upsample_type": "resnet"
-}"""
 
 
 def test_a_published_file_is_read():
