@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 __all__ = ["Timing", "interleaved", "machine", "parser", "print_table", "ratio", "conclude", "target"]
 
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))  # for `full_size`, the networks shared with the tests
 
 
 class Timing(dict[str, Any]):

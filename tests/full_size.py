@@ -1,8 +1,7 @@
 """The published networks in full size, with random weights: for benchmarks and for checks that need no download.
 
-python tests/full_size.py FOLDER                        the network of ImageNet 64, as a folder that cmjax.load reads
-python tests/full_size.py FOLDER --network lsun256      that of LSUN 256
-python tests/full_size.py FILE.pt --original            in the names and the format of the original repository
+`python tests/full_size.py FOLDER` writes a folder that `cmjax.load` and diffusers read; with `--original`, a .pt file
+in the original repository's names and format.
 """
 
 from __future__ import annotations
