@@ -18,7 +18,7 @@ import jax
 __all__ = ["main", "summary"]
 
 HERE = Path(__file__).parent
-PROGRAMS = ("step_overhead", "loop_cost", "bandwidth", "start_up")
+PROGRAMS = ("step_overhead", "loop_cost", "bandwidth", "start_up", "unet_forward", "published_models")
 
 
 def summary(results: Path) -> str:
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     few = {
         "loop_cost": ["--rounds", "3", "--compile-rounds", "1"],
         "start_up": ["--rounds", "1", "--import-rounds", "2"],
+        "unet_forward": ["--batches", "1", "--rounds", "1", "--no-compiled"],
+        "published_models": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
     }
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
     if device == "gpu":
