@@ -222,10 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     base = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     kinds = ["cmjax"]
-    if all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
-        kinds.append("diffusers")
-    else:
+    if jax.default_backend() != "cpu":
+        print("the reference runs on the CPU here: cmjax alone is measured")
+    elif not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
         print("torch and diffusers are not installed: cmjax alone is measured")
+    else:
+        kinds.append("diffusers")
     with tempfile.TemporaryDirectory() as made:
         folder = args.folder or write_folder(Path(made) / "network", args.network)
         images = first_image(args.network, folder, kinds, base, args.process_rounds)
