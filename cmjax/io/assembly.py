@@ -48,8 +48,13 @@ def assemble(
       sharding: where the weights go.
 
     Raises:
+      TypeError: dtype or param_dtype is not a float dtype, or float64 without x64, or sharding is no sharding.
       ValueError: the tensors are not those of the network.
     """
+    for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        check_dtype(name, value)
+        if jax.dtypes.canonicalize_dtype(value) != jnp.dtype(value):
+            raise TypeError(f"{name} is float64, which takes jax.config.update('jax_enable_x64', True).")
 
     def make() -> UNet:
         unet = UNet(config, rngs=cast(nnx.Rngs, _OneKey()), dtype=jnp.dtype(dtype))
@@ -70,11 +75,18 @@ class _OneKey:
         return jax.random.key(0)
 
 
-def check_dtype(name: str, dtype: DTypeLike | None) -> None:
-    """Refuse what is not a float dtype.
+def check_dtype(name: str, dtype: Any) -> None:
+    """Refuse what is not one of the float dtypes that networks are computed and stored in.
 
     Raises:
       TypeError: it is not.
     """
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be a float dtype, such as float32, bfloat16 or float16, got {dtype!r}.")
+    try:
+        known = dtype is not None and jnp.dtype(dtype).name in _DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(f"{name} must be a float dtype: {', '.join(_DTYPES)}; got {dtype!r:.60}.")
+
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -22,7 +22,7 @@ from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_config, read_json, write_config, write_json
 from cmjax.io.original import read_original
 from cmjax.io.tensors import read_safetensors, write_safetensors
-from cmjax.io.weights import Placement, unet_tensors
+from cmjax.io.weights import Placement, cast, unet_tensors
 from cmjax.models import Network, UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 
@@ -65,18 +65,25 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     Raises:
       FileNotFoundError: there is no such folder or model.
       ModuleNotFoundError: it looks like a hub id, and huggingface_hub is not installed.
+      TypeError: path_or_name is neither a text nor a path.
+      ValueError: variant is not a word, or a single file is asked for a variant or a revision.
     """
+    if not isinstance(path_or_name, str | Path):
+        raise TypeError(f"path_or_name must be a path, a name or a hub id, got a {type(path_or_name).__name__}.")
+    stem = _stem(variant)
     try:
         path = Path(path_or_name).expanduser()
     except RuntimeError as error:  # ~nobody
         raise FileNotFoundError(f"no model {path_or_name}: {error}") from error
+    if path.is_file() and (variant is not None or revision is not None):
+        raise ValueError(f"{path} is a single file, which has no variant and no revision.")
     if path.is_dir() or path.is_file():
         return path
     name = str(path_or_name)
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        return hub.download(name, weights=_stem(variant), revision=revision)
+        return hub.download(name, weights=stem, revision=revision)
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."
@@ -124,8 +131,6 @@ def load(
       >>> model.module.config.num_class_embeds
       10
     """
-    check_dtype("dtype", dtype)
-    check_dtype("param_dtype", param_dtype)
     path = resolve(path_or_name, revision=revision, variant=variant)
     if path.is_file():
         unet_config, tensors, config = _read_file(path)
@@ -169,8 +174,6 @@ def load_unet(
       >>> load_unet("fashion-mnist-cm")
       Network(UNet, 1,618,897 parameters)
     """
-    check_dtype("dtype", dtype)
-    check_dtype("param_dtype", param_dtype)
     path = resolve(path_or_name, revision=revision, variant=variant)
     if path.is_file():
         raise ValueError(f"{path} is a file; load_unet reads a folder with a config.json, alone or in unet/.")
@@ -201,7 +204,8 @@ def save(
     Raises:
       TypeError: the model is not a `UNet` (another network has no place in diffusers' layout), the config is no
         sampler's, or dtype is not a float dtype.
-      ValueError: the names (given, or kept from the folder) are not one text for each class.
+      ValueError: the names (given, or kept from the folder) are not one text for each class, or a weight is infinite in
+        dtype.
       FileExistsError: the folder holds something else.
       OSError: it cannot be written.
     """
@@ -221,7 +225,7 @@ def save(
     tensors = unet_tensors(unet)
     if dtype is not None:
         check_dtype("dtype", dtype)
-        tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
+        tensors = {name: cast(name, value, jnp.dtype(dtype)) for name, value in tensors.items()}
     with atomic_folder(path) as folder:
         (folder / "unet").mkdir()
         (folder / "scheduler").mkdir()
@@ -252,10 +256,11 @@ def label_names(
       >>> cmjax.io.label_names("fashion-mnist-cm")[0]
       'T-shirt/top'
     """
-    folder = resolve(path_or_name, revision=revision, variant=variant)
-    path = (folder.parent.parent if folder.is_file() else folder) / "labels.json"
-    if not path.exists():
+    found = resolve(path_or_name, revision=revision, variant=variant)
+    folder = _folder_of(found) if found.is_file() else found
+    if folder is None or not (folder / "labels.json").exists():
         return None
+    path = folder / "labels.json"
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} must be a list of texts, one a class.")
@@ -284,14 +289,20 @@ def _read_file(path: Path) -> tuple[UNetConfig, Mapping[str, np.ndarray], Any]:
     """Read one file of weights: of a model's folder, or of the consistency models' own repository."""
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"{path} is no .safetensors file: a model is a folder with unet/ and scheduler/. For .pt files of the "
-            f"consistency models' repository: cmjax convert {path.name} FOLDER."
+            f"{path} is no .safetensors file: a model is a folder with unet/ and scheduler/."
+            + (f" Convert it first: cmjax convert {path.name} FOLDER." if path.suffix in (".pt", ".pth") else "")
         )
-    folder = path.parent.parent
-    if all((folder / part).is_file() for part in _CONFIGS):
-        unet_config, config = _read_configs(folder)
-        return unet_config, read_safetensors(path), config
-    return read_original(path)
+    folder = _folder_of(path)
+    if folder is None:
+        return read_original(path)
+    unet_config, config = _read_configs(folder)
+    return unet_config, read_safetensors(path), config
+
+
+def _folder_of(file: Path) -> Path | None:
+    """The model's folder that has a file in its unet/; None where there is none."""
+    folder = file.parent.parent
+    return folder if file.parent.name == "unet" and all((folder / part).is_file() for part in _CONFIGS) else None
 
 
 def _check_layout(folder: Path) -> None:
@@ -318,7 +329,7 @@ def _stem(variant: str | None) -> str:
     """What the names of a variant's files begin with."""
     if variant is None:
         return _WEIGHTS
-    if not re.fullmatch(r"[\w-]+", variant):
+    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(f"variant must be a word such as fp16, got {variant!r}.")
     return f"{_WEIGHTS}.{variant}"
 
@@ -333,7 +344,10 @@ def _read_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder)}")
     tensors: dict[str, np.ndarray] = {}
     for piece in _pieces(index):
-        tensors |= read_safetensors(folder / piece)
+        more = read_safetensors(folder / piece)
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise ValueError(f"{index}: {piece} holds {twice[0]}, which another piece holds too.")
+        tensors |= more
     return tensors
 
 
@@ -348,7 +362,8 @@ def _remedy(folder: Path) -> str:
     if f"{_WEIGHTS}.safetensors" in names:
         return " There are weights that are no variant: leave variant out."
     others = [name for name in names if not name.endswith(".json")]
-    remedy = f"cmjax convert {folder.parent} OUT" if f"{_WEIGHTS}.bin" in others else "convert it first"
+    model = folder.parent if folder.name == "unet" else folder
+    remedy = f"cmjax convert {model} OUT" if f"{_WEIGHTS}.bin" in others else "convert it first"
     return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""
 
 
@@ -357,7 +372,7 @@ def _pieces(index: Path) -> list[str]:
     listed = read_json(index)
     names = listed.get("weight_map") if isinstance(listed, dict) else None
     pieces = set(map(str, names.values())) if isinstance(names, dict) else set()
-    if not pieces or any(Path(piece).name != piece for piece in pieces):
+    if not pieces or any(Path(piece).name != piece or not piece for piece in pieces):
         raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
     return sorted(pieces)
 

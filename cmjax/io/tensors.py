@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cmjax.io.atomic import atomic_file
+
 __all__ = ["read_safetensors", "write_safetensors"]
 
 _DTYPES = {
@@ -31,6 +33,7 @@ _DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_METADATA = "__metadata__"
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -66,9 +69,16 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + int.from_bytes(mapped[:8], "little")
-    entries = json.loads(mapped[8:start])
-    entries.pop("__metadata__", None)
-    return {name: _view(mapped, start, name, entry, path) for name, entry in entries.items()}
+    entries = dict(_no_name_twice(json.loads(mapped[8:start], object_pairs_hook=list), path))
+    entries.pop(_METADATA, None)
+    return {name: _view(mapped, start, name, dict(entry), path) for name, entry in entries.items()}
+
+
+def _no_name_twice(entries: list[tuple[str, Any]], path: Path) -> list[tuple[str, Any]]:
+    names = [name for name, _ in entries]
+    if len(names) != len(set(names)):
+        raise ValueError(f"{path} names a tensor twice: {max(names, key=names.count)}.")
+    return entries
 
 
 def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any], path: Path) -> np.ndarray:
@@ -76,9 +86,12 @@ def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any], pa
     if dtype is None:
         raise ValueError(f"tensor {name} of {path} holds {entry['dtype']}; cmjax reads {', '.join(_DTYPES)}.")
     shape = tuple(entry["shape"])
-    if math.prod(shape) == 0:
-        return np.empty(shape, dtype)
-    return np.ndarray(shape, dtype, buffer=mapped, offset=start + entry["data_offsets"][0])
+    try:
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, buffer=mapped, offset=start + entry["data_offsets"][0])
+    except ValueError as error:  # more axes, or longer ones, than NumPy has
+        raise ValueError(f"tensor {name} of {path} has a shape that NumPy has not: {error}.") from error
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
@@ -86,14 +99,21 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
 
     Args:
       tensors: The tensors by name, in any memory layout.
-      path: The file; it is replaced.
+      path: The file; it is replaced in one step, so that tensors may be views of the very file.
 
     Raises:
+      TypeError: Something that is not an array.
       ValueError: A dtype that such files have not.
+      OSError: It cannot be written.
     """
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+            raise TypeError(f"tensors must map names to NumPy arrays, got a {type(value).__name__} for {name!r:.60}.")
+        if name == _METADATA or not name.isprintable():
+            raise ValueError(f"{name!r:.60} is no name for a tensor of a safetensors file.")
     # Widest numbers first, which aligns every tensor.
     ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # by which diffusers knows that the layout is PyTorch's
+    header: dict[str, Any] = {_METADATA: {"format": "pt"}}  # by which diffusers knows that the layout is PyTorch's
     end = 0
     for name in ordered:
         value = tensors[name]
@@ -103,7 +123,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in ordered:
             file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)

@@ -13,14 +13,16 @@ becomes `weight` (a `bias` stays), and the axes of a kernel are turned round.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-__all__ = ["Placement", "load_unet_weights", "unet_tensors"]
+__all__ = ["Placement", "cast", "load_unet_weights", "unet_tensors"]
 
 # Where weights go: one sharding for all, or one for each by its name and shape, such as
 # ("down_blocks.0.resnets.0.conv1.kernel", (3, 3, 192, 192)).
@@ -73,31 +75,69 @@ def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray], *, shardin
       The module with the weights, in the dtypes of its parameters.
 
     Raises:
+      TypeError: sharding is something else, or gives something else.
       ValueError: Parameters without weights, weights without a parameter, or weights of another shape; all of them
-        are listed in one message. Also weights that are not floats.
+        are listed in one message. Also weights that are not floats, are infinite in the parameter's dtype, or cannot
+        be divided as `sharding` says.
     """
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     flat = list(nnx.to_flat_state(params))
     tensors = {_modern_name(name): value for name, value in tensors.items()}
     _check(flat, tensors)
+    places = [_placement(".".join(map(str, path)), variable.get_value().shape, sharding) for path, variable in flat]
     found = []
-    for path, variable in flat:
-        value, wanted = tensors[_file_name(path)], variable.get_value()
+    for (path, variable), where in zip(flat, places, strict=True):
+        value = np.asarray(tensors[_file_name(path)])
         if path[-1] == "kernel":
             value = value.transpose(_FROM_FILE[value.ndim])
-        where = sharding(".".join(map(str, path)), wanted.shape) if callable(sharding) else sharding
-        found.append((path, variable.replace(_place(value, wanted.dtype, where))))
+        dtype = variable.get_value().dtype
+        found.append((path, variable.replace(_place(_file_name(path), value, dtype, where))))
     return nnx.merge(graphdef, nnx.from_flat_state(found), rest)
 
 
-def _place(value: np.ndarray, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _placement(name: str, shape: tuple[int, ...], sharding: Placement | None) -> jax.sharding.Sharding | None:
+    """Where one weight goes, and whether it can go there: found out for all before any is placed."""
     if sharding is None:
-        return jax.numpy.asarray(_copy(value, dtype))
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: _copy(value[index], dtype))
+        return None
+    where: Any = sharding
+    if isinstance(sharding, FunctionType | MethodType | functools.partial):  # a Mesh, or a class, is callable too
+        where = sharding(name, shape)
+    if not isinstance(where, jax.sharding.Sharding):
+        raise TypeError(
+            "sharding must be a jax.sharding.Sharding, such as NamedSharding(mesh, PartitionSpec()), or a function of "
+            f"a weight's name and shape that gives one, got {where!r:.80}{'' if where is sharding else f' for {name}'}."
+        )
+    try:
+        where.shard_shape(shape)
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"sharding must divide the axes of every weight, but {where} does not divide {name} of shape {shape}."
+        ) from error
+    return where
+
+
+def cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
+    """Copy a tensor in a dtype, whatever its memory layout.
+
+    Raises:
+      ValueError: A finite number becomes infinite: float16 ends at 65504.
+    """
+    with np.errstate(over="ignore"):
+        copy = _copy(value, dtype)
+    if np.dtype(dtype).itemsize < value.dtype.itemsize and not np.isfinite(copy).all() and np.isfinite(value).all():
+        most = float(np.abs(value).max())
+        raise ValueError(f"tensor {name} holds {most:.6g}, which is infinite in {np.dtype(dtype)}; take bfloat16.")
+    return copy
+
+
+def _place(name: str, value: np.ndarray, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jax.numpy.asarray(cast(name, value, dtype))
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: cast(name, value[index], dtype))
 
 
 def _copy(value: np.ndarray, dtype: Any) -> np.ndarray:
-    """Copy and cast, in strips of the last axis: a third of the time where the axes of a kernel were turned round."""
+    """Copy in strips of the last axis: a third of the time where the axes of a kernel were turned round."""
     copy = np.empty(value.shape, dtype)
     for start in range(0, value.shape[-1], _STRIP):
         copy[..., start : start + _STRIP] = value[..., start : start + _STRIP]

@@ -103,7 +103,7 @@ def upsample_nearest(x: Array) -> Array:
 
 
 def _interleave(pair: Sequence[Array], axis: int) -> Array:
-    """Take pixels from two pictures in turn, along an axis. (One axis at a time, no sharded axis is ever merged.)"""
+    """Take pixels from two pictures in turn, along an axis: one at a time, so that no sharded axis is merged."""
     shape = list(pair[0].shape)
     shape[axis] *= 2
     return jnp.stack(pair, axis + 1).reshape(shape)

@@ -79,7 +79,7 @@ def test_weights_go_where_they_are_asked_to(folder):
     np.testing.assert_allclose(unets.run(split, x, t, cond), unets.run(plain, x, t, cond), rtol=1e-4, atol=1e-5)
 
 
-def test_reading_copies_nothing_and_loading_little_more_than_the_result(tmp_path):
+def test_reading_and_writing_copy_a_tensor_at_a_time_and_loading_no_more_than_the_result(tmp_path):
     big = unets.network(block_out_channels=(64, 128)).module  # 8 MB
     write_safetensors(unet_tensors(big), tmp_path / "w.safetensors")
     size = (tmp_path / "w.safetensors").stat().st_size
@@ -90,6 +90,11 @@ def test_reading_copies_nothing_and_loading_little_more_than_the_result(tmp_path
         tracemalloc.reset_peak()
         write_safetensors(unet_tensors(big), tmp_path / "again.safetensors")
         assert tracemalloc.get_traced_memory()[1] < size / 4
+        tracemalloc.reset_peak()
+        wide = nnx.eval_shape(lambda: UNet(unets.config(block_out_channels=(64, 128)), rngs=nnx.Rngs(0)))
+        loaded = load_unet_weights(wide, tensors)
+        assert tracemalloc.get_traced_memory()[1] < 1.3 * size
+        del loaded
     finally:
         tracemalloc.stop()
     assert not any(value.flags.writeable for value in tensors.values())
@@ -147,10 +152,109 @@ def test_a_pickle_is_not_loaded_but_its_converter_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dtype", "param_dtype"])
-@pytest.mark.parametrize("value", ["int8", None])
+@pytest.mark.parametrize("value", ["int8", None, "foo", 3, [1], "float8_e4m3fn"])
 def test_other_dtypes_are_refused(folder, name, value):
     with pytest.raises(TypeError, match=rf"^{name} must be a float dtype"):
         cmjax.load(folder, **{name: value})
+    with pytest.raises(TypeError, match="^dtype must be a float dtype" if value is not None else "^model must be"):
+        cmjax.save((None if value is None else cmjax.load(folder).model, cmjax.cm.CMConfig()), folder, dtype=value)
+    with pytest.raises(
+        TypeError, match=rf"^{name} is float64, which takes jax.config.update\('jax_enable_x64', True\)"
+    ):
+        cmjax.load(folder, **{name: "float64"})
+
+
+def two_devices():
+    return Mesh(np.array(jax.devices()[:2]), ("d",))
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="takes two devices")
+@pytest.mark.parametrize(
+    ("sharding", "error", "message"),
+    [
+        (lambda: "cpu", TypeError, "^sharding must be a jax.sharding.Sharding, .* got 'cpu'"),
+        (lambda: P("d"), TypeError, "^sharding must be"),
+        (two_devices, TypeError, "^sharding must be"),
+        (lambda: NamedSharding, TypeError, "^sharding must be"),
+        (lambda: lambda name, shape: None, TypeError, "got None for class_embedding.embedding"),
+        (
+            lambda: NamedSharding(two_devices(), P("d")),
+            ValueError,
+            r"does not divide class_embedding.embedding of shape \(3, 32\)\.$",
+        ),
+        (
+            lambda: NamedSharding(two_devices(), P(None, None, "d")),
+            ValueError,
+            "does not divide class_embedding.embedding of shape",
+        ),
+    ],
+)
+def test_what_is_no_place_is_refused_before_any_weight_is_placed(folder, sharding, error, message, monkeypatch):
+    monkeypatch.setattr("cmjax.io.weights._place", None)
+    with pytest.raises(error, match=message):
+        cmjax.load(folder, sharding=sharding())
+
+
+def test_a_weight_that_would_become_infinite_is_refused(folder, tmp_path):
+    model, config = cmjax.load(folder)
+    large = jax.tree.map(lambda leaf: leaf * 1e6, model)
+    with pytest.raises(ValueError, match=r"^tensor .* holds .*, which is infinite in float16; take bfloat16\.$"):
+        cmjax.save((large, config), tmp_path / "half", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    cmjax.save((large, config), tmp_path / "large")
+    with pytest.raises(ValueError, match="infinite in float16"):
+        cmjax.load(tmp_path / "large", param_dtype="float16")
+    assert cmjax.load(tmp_path / "large", param_dtype="bfloat16").config == config
+
+
+def test_a_file_may_be_rewritten_from_its_own_map(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_safetensors({"a": np.arange(1e6).reshape(100, -1)}, path)
+    write_safetensors({"a": read_safetensors(path)["a"].T}, path)
+    np.testing.assert_array_equal(read_safetensors(path)["a"], np.arange(1e6).reshape(100, -1).T)
+    before = path.read_bytes()
+    for tensors, error in (
+        ({"a": [1]}, TypeError),
+        ({1: np.ones(1)}, TypeError),
+        ({"__metadata__": np.ones(1)}, ValueError),
+    ):
+        with pytest.raises(error):
+            write_safetensors(tensors, path)
+    with pytest.raises(ValueError, match="holds complex64"):
+        write_safetensors({"a": np.ones(1), "b": np.ones(1, np.complex64)}, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+BYTE = b'"a":{"dtype":"U8","shape":[%s],"data_offsets":[0,1]}'
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"{%s,%s}" % (BYTE % b"1", BYTE % b"1,1"), "names a tensor twice: a"),
+        (b"{%s}" % (BYTE % b",".join([b"1"] * 70)), "tensor a of .* NumPy has not"),
+    ],
+)
+def test_headers_that_the_library_lets_pass(header, message, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(ValueError, match=message):
+        read_safetensors(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"revision": "main"}])
+def test_a_single_file_has_no_variants(folder, options):
+    with pytest.raises(ValueError, match="is a single file, which has no variant and no revision"):
+        cmjax.load(next(folder.rglob("*.safetensors")), **options)
+
+
+@pytest.mark.parametrize("value", [3, None, ["a"]])
+def test_names_that_are_no_names(folder, value):
+    with pytest.raises(TypeError, match="path_or_name must be a path"):
+        cmjax.load(value)
+    if value is not None:
+        with pytest.raises(ValueError, match="variant must be a word"):
+            cmjax.load(folder, variant=value)
 
 
 def test_a_dtype_that_numpy_has_not(tmp_path):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.test_config import IMAGENET_64
+from full_size import NETWORKS
 from parity.test_unet import NAMED, SMALL
 
 import cmjax
@@ -27,17 +27,8 @@ import cmjax
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-IMAGENET = json.loads(IMAGENET_64)
-LSUN = IMAGENET | {
-    "block_out_channels": [256, 256, 512, 512, 1024, 1024],
-    "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["AttnDownBlock2D"] * 3,
-    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"] * 3,
-    "layers_per_block": 2,
-    "num_class_embeds": None,
-    "resnet_time_scale_shift": "default",
-    "sample_size": 256,
-}
-FULL = {"ImageNet-64": (IMAGENET, 295_899_267), "LSUN-256": (LSUN, 526_304_771)}
+TITLES = {"ImageNet-64": NETWORKS["imagenet64"], "LSUN-256": NETWORKS["lsun256"]}
+FULL = {title: (network.config.to_dict(), network.parameters) for title, network in TITLES.items()}
 TINY = {
     "conditional": SMALL | NAMED["published"] | {"block_out_channels": (32, 64), "attention_head_dim": 16},
     "unconditional": SMALL | {"block_out_channels": (32, 64), "attention_head_dim": 16},
