@@ -60,6 +60,8 @@ def stored_records(file: mmap.mmap) -> dict[str, Record]:
             raise ValueError(f"the zip archive holds two records {printable(name)}.")
         records[name] = record
         taken.append((header, record.start + record.size, name))
+    if not taken:
+        raise ValueError("the zip archive holds no records; the file is damaged.")
     taken.sort()
     for (_, stop, name), (start, _, other) in zip(taken, [*taken[1:], (offset, offset, "the directory")], strict=True):
         if stop > start:

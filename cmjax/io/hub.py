@@ -13,13 +13,15 @@ _PATTERNS += ["scheduler_config.json", "diffusion_pytorch_model.safetensors.inde
 
 
 def is_repo_id(name: str) -> bool:
-    """Say whether `name` has the form of a hub id, owner/name.
+    """Say whether `name` has the form of a hub id, owner/name, as the hub itself restricts it.
 
     Example:
       >>> is_repo_id("openai/diffusers-cd_imagenet64_l2"), is_repo_id("./checkpoints/mine"), is_repo_id("mine")
       (True, False, False)
     """
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    word = r"[A-Za-z0-9]([\w.-]*\w)?"
+    odd = "--" in name or ".." in name or name.endswith(".git")
+    return not odd and len(name) <= 96 and re.fullmatch(f"{word}/{word}", name, re.ASCII) is not None
 
 
 def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path:
@@ -50,7 +52,7 @@ def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"{repo_id} is not a folder here, and the hub could not be read: {reason.rstrip('.')}. Without a network, "

@@ -8,7 +8,7 @@ fills in a record, and there is no opcode that imports. Everything else is refus
 
 The machine's work is bounded by the length of the pickle, which is bounded too (`LONGEST`): every opcode adds one thing
 to the stack at most, keys of dicts are texts and numbers (hashing nested tuples may take forever), and what is nested
-is never walked.
+is never walked. Its memory is bounded by a count of what one byte can ask for: containers, and places in the memo.
 
 References:
   The comments of Python's pickletools.py, which describe the machine and every opcode.
@@ -29,6 +29,7 @@ __all__ = ["LONGEST", "Pickle", "Storage", "StridedTensor", "printable", "read_p
 
 LONGEST = 1 << 21  # bytes; the pickle of a network of 10,000 tensors is shorter
 _DEEPEST = 100
+_MOST_OBJECTS = 200_000  # of containers, and of memo entries; 10,000 parameters take about 110,000 of each
 _MOST_AXES = 32  # of a tensor
 _OPCODES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 
@@ -80,14 +81,15 @@ def read_pickle(data: bytes, at: int = 0) -> Pickle:
 
     Args:
       data: The bytes that hold it.
-      at: Where in `data` it begins.
+      at: Where in `data` it begins. It must end within the first `LONGEST` bytes of `data`.
 
     Returns:
       Its value, made of dicts, lists, tuples, texts, numbers, True, False, None, and the records `StridedTensor` and
       `Storage`.
 
     Raises:
-      ValueError: It is damaged, longer than `LONGEST`, or asks for anything that a dict of tensors does not need.
+      ValueError: It is damaged, too long, makes too many things, or asks for anything that a dict of tensors does not
+        need.
 
     Example:
       >>> import pickle
@@ -109,7 +111,8 @@ class _Machine:
     """The stack machine. Values since the last mark are in `stack`, those before it in `below`."""
 
     def __init__(self, data: bytes, at: int):
-        self.data, self.at, self.end = data, at, min(len(data), at + LONGEST)
+        self.data, self.at, self.end = data, at, min(len(data), LONGEST)
+        self.containers = 0
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -128,11 +131,11 @@ class _Machine:
         match op:
             # what fills a file, in this order: it is the order of the comparisons
             case pickle.BINPUT:
-                self.memo[self.take(1)[0]] = self.peek()
+                self.keep(self.take(1)[0])
             case pickle.LONG_BINPUT:
-                self.memo[self.number("<L")] = self.peek()
+                self.keep(self.number("<L"))
             case pickle.MEMOIZE:
-                self.memo[len(self.memo)] = self.peek()
+                self.keep(len(self.memo))
             case pickle.BINGET:
                 push(self.recall(self.take(1)[0]))
             case pickle.LONG_BINGET:
@@ -145,17 +148,17 @@ class _Machine:
                 self.below.append(self.stack)
                 self.stack = []
             case pickle.TUPLE:
-                items = tuple(self.pop_mark())
+                items = self.made(tuple(self.pop_mark()))
                 self.stack.append(items)
             case pickle.BINUNICODE:
                 push(self.text(self.number("<L")))
             case pickle.SHORT_BINUNICODE:
                 push(self.text(self.take(1)[0]))
             case pickle.BINPERSID:
-                push(self.storage(self.pop()))
+                push(self.made(self.storage(self.pop())))
             case pickle.REDUCE:
                 args = self.pop()
-                push(_call(self.pop(), args))
+                push(self.made(_call(self.pop(), args)))
             case pickle.BININT2:
                 push(self.number("<H"))
             case pickle.BININT:
@@ -163,13 +166,13 @@ class _Machine:
             case pickle.EMPTY_TUPLE:
                 push(())
             case pickle.TUPLE1:
-                push((self.pop(),))
+                push(self.made((self.pop(),)))
             case pickle.TUPLE2:
                 last = self.pop()
-                push((self.pop(), last))
+                push(self.made((self.pop(), last)))
             case pickle.TUPLE3:
                 last, middle = self.pop(), self.pop()
-                push((self.pop(), middle, last))
+                push(self.made((self.pop(), middle, last)))
             case pickle.NEWFALSE:
                 push(False)
             case pickle.NEWTRUE:
@@ -177,9 +180,9 @@ class _Machine:
             case pickle.NONE:
                 push(None)
             case pickle.EMPTY_DICT:
-                push({})
+                push(self.made({}))
             case pickle.EMPTY_LIST:
-                push([])
+                push(self.made([]))
             case pickle.SETITEM:
                 value = self.pop()
                 key = self.pop()
@@ -269,7 +272,20 @@ class _Machine:
             raise ValueError(f"the pickle recalls value {index}, which it has not kept; the file is damaged.")
         return self.memo[index]
 
+    def keep(self, index: int) -> None:
+        self.memo[index] = self.peek()
+        self.check_count(len(self.memo))
+
     # containers and storages
+
+    def made(self, container: Any) -> Any:
+        self.containers += 1
+        self.check_count(self.containers)
+        return container
+
+    def check_count(self, number: int) -> None:
+        if number > _MOST_OBJECTS:
+            raise ValueError(f"its pickle makes more than {_MOST_OBJECTS} things, more than any dict of tensors needs.")
 
     def fill(self, items: list[Any]) -> None:
         target = self.peek()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ import numpy as np
 from cmjax.io.archives import Record, stored_records
 from cmjax.io.pickled import LONGEST, Storage, StridedTensor, printable, read_pickle
 
-__all__ = ["read_pt"]
+__all__ = ["check_path", "read_pt"]
 
 _NESTED = ("state_dict", "model", "ema")
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_UNKNOWN_VERSION = "it is of a version of torch.save that is not known; load it with torch and save it again."
 
 # Views may show the same numbers many times over (an expanded tensor takes no room in a file): of honest files a few
 # times, and never so often that a small file becomes a large network.
@@ -49,6 +51,7 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
       which must stay as it is while they are used.
 
     Raises:
+      TypeError: path is no path.
       FileNotFoundError: There is no such file.
       ValueError: The file is damaged, of another kind, holds something else than tensors, or was written on a
         big-endian machine.
@@ -58,6 +61,7 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
       Traceback (most recent call last):
       FileNotFoundError: there is no weights file cd_imagenet64_l2.pt.
     """
+    check_path(path)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}.")
@@ -75,6 +79,16 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
         return {name: _view(file, name, tensor, locate(tensor.storage)) for name, tensor in tensors.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse what is no path.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be the path of a file, got a {type(path).__name__}.")
 
 
 def _read_zip(file: mmap.mmap) -> tuple[Any, _Locate]:
@@ -104,22 +118,25 @@ def _read_legacy(file: mmap.mmap) -> tuple[Any, _Locate]:
     """Read the form of torch before 1.6: magic number, version, system, tensors, order of the storages; then those."""
     if file[:1] != b"\x80":
         raise ValueError("it is no file of torch.save: neither a zip archive nor a pickle.")
-    values, end = [], 0
-    storages: dict[str, Storage] = {}
-    for _ in range(5):
-        part = read_pickle(file[end : end + LONGEST + 1])
-        values.append(part.value)
-        storages |= part.storages
-        end += part.end
-        if values[0] != _LEGACY_MAGIC:
-            raise ValueError("it is a pickle, but not one of torch.save.")
-    _, version, system, top, order = values
-    if version != _LEGACY_VERSION or type(system) is not dict or type(order) is not list:
-        raise ValueError("it is of a version of torch.save that is not known; load it with torch and save it again.")
-    if system.get("little_endian") is not True:
+    head = file[: LONGEST + 1]  # all five share it
+    magic = read_pickle(head)
+    if magic.value != _LEGACY_MAGIC:
+        raise ValueError("it is a pickle, but not one of torch.save.")
+    version = read_pickle(head, magic.end)
+    if version.value != _LEGACY_VERSION:
+        raise ValueError(_UNKNOWN_VERSION)
+    system = read_pickle(head, version.end)
+    if type(system.value) is not dict:
+        raise ValueError(_UNKNOWN_VERSION)
+    if system.value.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine; load it there and save it as safetensors.")
+    top = read_pickle(head, system.end)
+    order = read_pickle(head, top.end)
+    if type(order.value) is not list:
+        raise ValueError(_UNKNOWN_VERSION)
+    storages, end = top.storages, order.end
     records: dict[str, Record] = {}
-    for key in order:
+    for key in order.value:
         if type(key) is not str or key not in storages or end + 8 > len(file):
             raise ValueError("its list of storages does not fit its tensors; the file is damaged or truncated.")
         size = int.from_bytes(file[end : end + 8], "little") * storages[key].dtype.itemsize
@@ -131,7 +148,7 @@ def _read_legacy(file: mmap.mmap) -> tuple[Any, _Locate]:
             raise ValueError(f"its storage {printable(storage.key)} is missing; the file is damaged.")
         return records[storage.key]
 
-    return top, locate
+    return top.value, locate
 
 
 def _state_dict(top: Any) -> dict[str, StridedTensor]:

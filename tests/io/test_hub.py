@@ -69,3 +69,19 @@ def test_a_path_is_no_hub_id():
     assert hub.is_repo_id("openai/diffusers-cd_imagenet64_l2")
     for name in ("mine", "./mine", "../a/b", "/a/b", "a/b/c", "a b/c", "checkpoints/"):
         assert not hub.is_repo_id(name)
+    assert hub.is_repo_id("a/b") and hub.is_repo_id("a_/b_") and hub.is_repo_id("a.b/c-d")
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a..b/c", "openai/x.git", "a/b-", "a./b", "ä/b", "a/é", f"a/{'b' * 100}"])
+def test_names_that_the_hub_allows_nobody_are_not_asked_for(name, fake_hub):
+    with pytest.raises(FileNotFoundError, match=r"nor a hub id \(owner/name\)"):
+        cmjax.load(name)
+
+
+def test_what_the_hubs_client_refuses_by_a_rule_of_its_own_is_a_file_error(fake_hub):
+    def snapshot_download(*args, **kwargs):
+        raise ValueError("Repo id must use such characters.")
+
+    fake_hub[0].snapshot_download = snapshot_download
+    with pytest.raises(FileNotFoundError, match=r"owner/name is not a folder here.*Repo id must"):
+        cmjax.load("owner/name")

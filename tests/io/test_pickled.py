@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import struct
+import time
 import zipfile
 
 import ml_dtypes
@@ -213,8 +214,6 @@ def test_the_canary_sings_where_pickles_are_run(tmp_path, monkeypatch):
 
 
 def test_abuse_costs_little():
-    import time
-
     start = time.perf_counter()
     # A tuple of a tuple of ... that holds everything twice: 2^n things, if someone walked it.
     for end in (b"}h\0K\1s.", b"X\1\0\0\0ah\0\x86Q.", b".", b"ctorch\nSize\nh\0\x85R."):
@@ -227,6 +226,33 @@ def test_abuse_costs_little():
     with pytest.raises(ValueError, match="in a form"):
         read_pickle(b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + sizes + sizes + b"NNtR.")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("code", [b"]", b"}", b")\x85", b"N\x94", b")\x85q\0", b"(t", b"Nr%b"])
+def test_many_small_things_are_refused_early(code, tmp_path):
+    many = [code.replace(b"%b", struct.pack("<L", i)) for i in range(300_000 if b"%b" in code else 1)]
+    many = (b"".join(many) if len(many) > 1 else code * (LONGEST // len(code)))[: LONGEST - 2] + b"."
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="makes more than 200000 things"):
+        read_pt(write(tmp_path / "m.pt", many))
+    assert time.perf_counter() - start < 5
+
+
+def test_the_pickles_of_the_old_form_share_one_bound(tmp_path):
+    path, writer = tmp_path / "m.pt", torchfiles.Writer()
+    magic, version, system = (writer.pickle(v) for v in (torchfiles.LEGACY_MAGIC, 1001, {"little_endian": True}))
+    lists = b"]" * 150_000 + b"0."
+    for data, message in (
+        (magic + lists, "opcode POP"),
+        (magic + b"(" + b"]" * 150_000 + b"t." + lists, "of a version of torch.save"),  # the third is not even read
+        (magic + version + b"N." + lists, "of a version of torch.save"),
+        (magic + version + system + b"]" * (1 << 20), "makes more than 200000"),
+        (magic + version + system + 2 * (b"X" + struct.pack("<L", 1 << 20) + b"x" * (1 << 20) + b"."), "longer than"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_pt(path)
+        assert str(caught.value).startswith(f"{path}: ")
 
 
 # ---- tensors that lie ------------------------------------------------------------------------------------------------
@@ -290,10 +316,15 @@ def test_files_of_other_kinds(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "neither a zip archive nor a pickle"),
         (pickle.dumps({"a": 1}), "a pickle, but not one of torch.save"),
         (b"PK\3\4 and so on", "the end of the zip archive is missing"),
+        (b"PK\3\4" + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, 4, 0), "the zip archive holds no records"),
     ):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as caught:
             read_pt(path)
+        assert str(path) in str(caught.value)
+    for nothing in (None, 3, b"m.pt"):
+        with pytest.raises(TypeError, match="path must be the path of a file, got a"):
+            read_pt(nothing)
 
 
 def test_archives_that_torch_does_not_write(tmp_path):

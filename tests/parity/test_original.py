@@ -224,6 +224,13 @@ def test_files_of_torch_save(protocol, zipped, tmp_path):
             equal(read_pt(path), state)
 
 
+@pytest.mark.parametrize(("protocol", "zipped"), [(2, True), (2, False), (4, True)])
+def test_ten_thousand_parameters_are_within_the_bounds(protocol, zipped, tmp_path):
+    state = {f"blocks.{i}.weight": nn.Parameter(torch.zeros(1, 1, 1, 1)) for i in range(10_000)}
+    torch.save(state, tmp_path / "m.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert len(read_pt(tmp_path / "m.pt")) == 10_000
+
+
 def test_files_of_torch_that_hold_other_things(tmp_path):
     path = tmp_path / "m.pt"
     for value, message in (
