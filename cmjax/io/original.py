@@ -31,20 +31,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 
-from cmjax.io.assembly import Checkpoint, assemble
-from cmjax.io.pt import read_pt
+from cmjax.io.assembly import Checkpoint, assemble, check_dtype
+from cmjax.io.pt import check_path, read_pt
 from cmjax.io.published import published
 from cmjax.io.tensors import read_safetensors
+from cmjax.io.weights import Placement, _some
 from cmjax.models import UNetConfig
 from cmjax.samplers.cm import CMConfig
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
 
 __all__ = ["load_original", "network_config", "read_original", "rename"]
 
 # Multipliers of the channels, by the size of the pictures: the table of that repository.
 _SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}
+
+# The largest of each number that a caller gives: beyond them a slip is likelier than such a model.
+_MOST = {"num_train_timesteps": 10**6, "sample_size": 1 << 16, "head_dim": 1 << 16}
+_LISTED = 30  # names of tensors in one message
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -63,6 +73,9 @@ def load_original(
     num_train_timesteps: int | None = None,
     sample_size: int | None = None,
     head_dim: int = 64,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    sharding: Placement | None = None,
 ) -> Checkpoint:
     """Load a `.pt` file of the consistency models' own repository.
 
@@ -72,16 +85,21 @@ def load_original(
 
     Args:
       path: The file; or a .safetensors file of the same names.
-      num_train_timesteps: N of the sampler's grid; None means the published N of a file of a published name, else 40.
+      num_train_timesteps: N of the sampler's grid, up to 10^6; None means the published N of a file of a published
+        name, else 40.
       sample_size: Pixels a side of the pictures; None means what the repository's table has for such channels (256,
         128 or 64), or 64.
       head_dim: Channels of one attention head.
+      dtype: What the network computes in, as for `cmjax.load`.
+      param_dtype: What its matrices are stored in, as for `cmjax.load`.
+      sharding: Where the weights go, as for `cmjax.load`.
 
     Returns:
-      The model, with float32 weights, and a `CMConfig`.
+      The model and a `CMConfig`.
 
     Raises:
       FileNotFoundError: There is no such file.
+      TypeError: path is no path, a number is no whole number, or dtype or param_dtype is not a float dtype.
       ValueError: The file is damaged or holds no such network, or an argument does not fit it.
 
     Example:
@@ -89,13 +107,16 @@ def load_original(
       Traceback (most recent call last):
       FileNotFoundError: there is no weights file cd_imagenet64_l2.pt.
     """
+    check_dtype("dtype", dtype)
+    check_dtype("param_dtype", param_dtype)
     network, tensors, config = read_original(
         path, num_train_timesteps=num_train_timesteps, sample_size=sample_size, head_dim=head_dim
     )
     try:
-        return Checkpoint(assemble(network, tensors), config)
+        model = assemble(network, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return Checkpoint(model, config)
 
 
 def read_original(
@@ -106,11 +127,14 @@ def read_original(
     head_dim: int = 64,
 ) -> tuple[UNetConfig, dict[str, np.ndarray], CMConfig]:
     """Read what `load_original` makes a model of: the network's config, tensors in diffusers' names, the sampler's."""
+    check_path(path)
     entry = published(path)
     if num_train_timesteps is None:
         num_train_timesteps = entry.num_train_timesteps if entry else CMConfig.num_train_timesteps
-    if num_train_timesteps < 1:
-        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}.")
+    _check_whole("num_train_timesteps", num_train_timesteps)
+    _check_whole("head_dim", head_dim)
+    if sample_size is not None:
+        _check_whole("sample_size", sample_size)
     config = CMConfig(num_train_timesteps=num_train_timesteps)
     tensors = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
     try:
@@ -118,6 +142,15 @@ def read_original(
         return network, rename(tensors, network), config
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_whole(name: str, value: object) -> None:
+    """Refuse what is no whole number, or none that a model has."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r:.60}.")
+    if not 1 <= value <= _MOST[name]:
+        got = value if abs(value) < 1 << 64 else "one of more than 64 bits"
+        raise ValueError(f"{name} must be a whole number from 1 to {_MOST[name]}, got {got}.")
 
 
 def network_config(
@@ -159,10 +192,11 @@ def network_config(
             f"in {time_in[1]} waves: the three must be equal here (the first of channel_mult must be 1)."
         )
     for channel, attend in zip(channels, [*attends[:-1], True], strict=True):  # the middle always attends
-        if attend and (head_dim < 1 or channel % head_dim):
+        if attend and channel % head_dim:
             raise ValueError(
                 f"head_dim = {head_dim} does not divide the {channel} channels that attention has; give the "
-                "num_head_channels that the network was trained with."
+                "num_head_channels that the network was trained with (head_dim of cmjax.io.load_original, --head-dim "
+                "of cmjax convert)."
             )
     down = tuple("AttnDownBlock2D" if attend else "ResnetDownsampleBlock2D" for attend in attends)
     up = tuple("AttnUpBlock2D" if attend else "ResnetUpsampleBlock2D" for attend in reversed(attends))
@@ -207,8 +241,8 @@ def rename(tensors: Mapping[str, np.ndarray], config: UNetConfig) -> dict[str, n
                 renamed |= _split(f"{theirs}.{kind}", ours, kind, value)
             elif not theirs.endswith("skip_connection"):  # which of these there are, the widths say
                 missing.append(f"{theirs}.{kind}")
-    faults = [f"it lacks {_some(missing)}"] if missing else []
-    faults += [f"it holds {_some(list(left))}, which have no place in the network"] if left else []
+    faults = [f"it lacks {_some(missing, _LISTED)}"] if missing else []
+    faults += [f"it holds {_some(list(left), _LISTED)}, which have no place in the network"] if left else []
     if faults:
         raise ValueError(f"the file does not fit the network that its tensors describe: {'; '.join(faults)}.")
     return renamed
@@ -272,13 +306,14 @@ def _split(theirs: str, ours: str, kind: str, value: np.ndarray) -> dict[str, np
     return dict(zip(names, np.split(value, 3), strict=True))
 
 
-def _some(names: list[str], most: int = 30) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def _check_kind(tensors: Mapping[str, np.ndarray]) -> None:
     """Refuse, by name, networks that are near relations."""
     for name in tensors:
+        if name == "conv_in.weight" or name.startswith("down_blocks."):
+            raise ValueError(
+                f"tensor {name} has diffusers' name: which network this is, a config.json beside the file says; give "
+                "its folder."
+            )
         if re.search(r"_blocks\.\d+\.\d+\.(op|conv)\.", name):
             raise ValueError(
                 f"tensor {name} resamples by a convolution: networks with resblock_updown=False are not supported."

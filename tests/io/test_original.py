@@ -204,11 +204,56 @@ def test_files_that_are_not_such_a_network(change, message, tmp_path):
     [
         ({"head_dim": 128}, "head_dim = 128 does not divide the 64 channels"),
         ({"head_dim": 24}, "head_dim = 24 does not divide the 64 channels"),
-        ({"head_dim": 0}, "head_dim = 0 does not divide"),
-        ({"head_dim": 16, "sample_size": 0}, "sample_size must be a positive integer"),
-        ({"head_dim": 16, "num_train_timesteps": 0}, "num_train_timesteps must be at least 1, got 0"),
+        ({"head_dim": 128}, "head_dim of cmjax.io.load_original, --head-dim of cmjax convert"),
+        ({"head_dim": 0}, "head_dim must be a whole number from 1 to 65536, got 0"),
+        ({"head_dim": 16, "sample_size": 0}, "sample_size must be a whole number from 1 to 65536, got 0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be a whole number from 1 to 1000000, got 0"),
+        ({"num_train_timesteps": 10**6 + 1}, "num_train_timesteps must be .* 1000000, got 1000001"),
+        ({"num_train_timesteps": 1 << 80}, "num_train_timesteps must be .* got one of more than 64 bits"),
+        ({"num_train_timesteps": 10**5000}, "num_train_timesteps must be .* got one of more than 64 bits"),
     ],
 )
 def test_arguments_that_do_not_fit(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_original(torchfiles.write(tmp_path / "m.pt", tensors()), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_dim": "64"}, "head_dim must be a whole number, got '64'"),
+        ({"head_dim": None}, "head_dim must be a whole number, got None"),
+        ({"head_dim": True}, "head_dim must be a whole number, got True"),
+        ({"num_train_timesteps": "40"}, "num_train_timesteps must be a whole number, got '40'"),
+        ({"num_train_timesteps": 1.5}, "num_train_timesteps must be a whole number, got 1.5"),
+        ({"sample_size": (64, 64)}, r"sample_size must be a whole number, got \(64, 64\)"),
+        ({"dtype": "int8"}, "dtype must be a float dtype"),
+        ({"param_dtype": None}, "param_dtype must be a float dtype"),
+        ({"path": None}, "path must be the path of a file, got a NoneType"),
+    ],
+)
+def test_arguments_of_other_types(options, message):
+    with pytest.raises(TypeError, match=message):
+        load_original(**{"path": "nowhere.pt", **options})
+
+
+def test_dtypes_and_places_are_as_for_load(tmp_path):
+    path = torchfiles.write(tmp_path / "m.pt", tensors())
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    asked = {"dtype": "bfloat16", "param_dtype": "float16", "sharding": sharding}
+    model, _ = load_original(path, head_dim=16, **asked)
+    assert model.module.dtype == np.dtype("bfloat16")
+    assert {(leaf.dtype.name, leaf.ndim > 1) for leaf in jax.tree.leaves(model)} == {
+        ("float16", True),
+        ("float32", False),
+    }
+    assert all(leaf.committed for leaf in jax.tree.leaves(model))
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
+def test_weights_in_diffusers_names_need_their_folder(name, tmp_path):
+    held = {"class_embedding.weight": np.zeros((2, 2), np.float32), "conv_in.weight": np.zeros(3, np.float32)}
+    write = torchfiles.write if name == "m.pt" else lambda path, value: cmjax.io.write_safetensors(value, path)
+    write(tmp_path / name, held)
+    with pytest.raises(ValueError, match=r"m\..*: tensor conv_in.weight has diffusers' name.*give its folder"):
+        load_original(tmp_path / name)
