@@ -65,11 +65,13 @@ examples:
   cmjax convert edm_cat256_ema.pt teacher              the diffusion model behind a published one
   cmjax convert downloads/old new                      a diffusers folder with .bin weights, as safetensors
   cmjax convert downloads/old small --dtype float16    half the size
+  cmjax convert ddpm-cifar10-32 teacher                a network of another sampler, for cmjax.io.load_unet
   cmjax sample --model cd-imagenet64                   draw from what was converted
 
 Nothing in a .pt or .bin file is executed, and PyTorch is not needed. A .pt file carries no config: the
 network is read off the shapes of its tensors, and N off a published file's name. OUT is a folder in
-diffusers' layout, which cmjax and diffusers load; it appears whole or not at all.
+diffusers' layout, which cmjax and diffusers load; it appears whole or not at all. Where cmjax has no
+sampler for a folder's scheduler, that config is kept, and cmjax.io.load_unet loads the network.
 """
 
 

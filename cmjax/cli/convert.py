@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 from rich.console import Console
@@ -13,106 +14,137 @@ from rich.markup import escape
 from rich.table import Table
 
 import cmjax
-from cmjax.cli.errors import UsageError, bad_input
-from cmjax.io import Checkpoint, read_config, read_pt
-from cmjax.io.assembly import assemble
-from cmjax.io.atomic import check_writable
-from cmjax.io.configs import read_json
+from cmjax.cli.errors import bad_input
+from cmjax.io import Checkpoint, foreign, read_config
 from cmjax.io.original import load_original
 from cmjax.io.published import published
-from cmjax.models import UNetConfig
+from cmjax.models import Network, UNetConfig
+from cmjax.samplers.base import SamplerConfig
 from cmjax.samplers.cm import CMConfig
 
 __all__ = ["run"]
 
-_BIN = "diffusion_pytorch_model.bin"
 _FILE_ONLY = ("num_train_timesteps", "sample_size", "head_dim")
+
+
+class _Source(NamedTuple):
+    """What was read: a network, its sampler's config or the name of a scheduler that is none here, and its classes."""
+
+    network: Network
+    sampler: SamplerConfig | str
+    names: tuple[str, ...] | None
 
 
 def run(args: argparse.Namespace) -> None:
     """Read the weights of `args`, write the folder, and print what was done."""
     source, out = Path(args.source).expanduser(), Path(args.out).expanduser()
-    _check_out(out)
+    with bad_input("OUT"):
+        foreign.check_target(out)
     console = Console(stderr=True)
     with console.status(f"reading {escape(args.source)}") as status, jax.default_device(jax.devices("cpu")[0]):
         with bad_input():
-            checkpoint, names = _read_folder(source, args) if source.is_dir() else (_read_file(source, args), None)
+            found = _read_folder(source, args) if source.is_dir() else _read_file(source, args)
         status.update(f"writing {escape(args.out)}")
         with bad_input("OUT"):
-            cmjax.save(checkpoint, out, label_names=names, dtype=args.dtype)
-    _report(args, checkpoint, out)
+            if isinstance(found.sampler, str):
+                foreign.save_network(found.network, out, source=source, label_names=found.names, dtype=args.dtype)
+            else:
+                checkpoint = Checkpoint(found.network, found.sampler)
+                cmjax.save(checkpoint, out, label_names=found.names, dtype=args.dtype)
+    _report(args, found, out)
 
 
-def _check_out(out: Path) -> None:
-    """Refuse what cannot be written, before anything is read."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"OUT: {out} is a file, not a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").exists():
-        raise UsageError(f"OUT: {out} holds other files than a model's; choose a new or empty folder.")
-    with bad_input("OUT"):
-        check_writable(out)
-
-
-def _read_file(source: Path, args: argparse.Namespace) -> Checkpoint:
+def _read_file(source: Path, args: argparse.Namespace) -> _Source:
     given = {name: value for name in _FILE_ONLY if (value := getattr(args, name)) is not None}
-    return load_original(source, **given)
+    return _Source(*load_original(source, **given), None)
 
 
-def _read_folder(folder: Path, args: argparse.Namespace) -> tuple[Checkpoint, tuple[str, ...] | None]:
-    """Read a model in diffusers' layout, be its weights safetensors or a pickle; and the names of its classes."""
+def _read_folder(folder: Path, args: argparse.Namespace) -> _Source:
+    """Read a folder of diffusers, be its weights safetensors or pickles, and its sampler known or not."""
     for name in _FILE_ONLY:
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for a .pt file; {folder} says it itself in its configs.")
-    weights = folder / "unet" / _BIN
-    if any((folder / "unet").glob("*.safetensors")) or not weights.is_file():
-        checkpoint = cmjax.load(folder)
-    else:
-        config = read_config(folder / "scheduler")
-        network = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
-        checkpoint = Checkpoint(assemble(network, read_pt(weights)), config)
-    return checkpoint, cmjax.io.label_names(folder)
+    scheduler = foreign.other_scheduler(folder)
+    sampler = read_config(foreign.scheduler_file(folder)) if scheduler is None else scheduler
+    return _Source(foreign.read_network(folder), sampler, cmjax.io.label_names(folder))
 
 
-def _report(args: argparse.Namespace, checkpoint: Checkpoint, out: Path) -> None:
-    network, leaves = checkpoint.model.module.config, jax.tree.leaves(checkpoint.model)
-    written = sum(path.stat().st_size for path in (out / "unet").glob("*.safetensors"))
+def _report(args: argparse.Namespace, found: _Source, out: Path) -> None:
+    network, leaves = found.network.module.config, jax.tree.leaves(found.network)
+    written = (out / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("read", f"{escape(args.source)}: {sum(leaf.size for leaf in leaves):,} parameters")
-    table.add_row("network", _levels(network))
-    table.add_row("", _ends(network))
-    table.add_row("sampler", _sampler(args, checkpoint.config))
+    table.add_row("network", _inside(network))
+    table.add_row("", _outside(network))
+    table.add_row("sampler", escape(_sampler(args, found.sampler)))
     table.add_row("written", f"{escape(args.out)}: {written / 2**20:.1f} MiB of {args.dtype or 'float32'}")
-    table.add_row("try", escape(f"cmjax sample --model {shlex.quote(args.out)}{_path(args)}"))
+    if isinstance(found.sampler, str):
+        table.add_row("try", escape(f"cmjax.io.load_unet({args.out!r}) in Python"))
+    else:
+        table.add_row("try", escape(f"cmjax sample --model {shlex.quote(args.out)}{_path(args)}"))
     Console(highlight=False).print(table)
 
 
-def _levels(network: UNetConfig) -> str:
-    """The network inside: widths, depth, attention."""
-    channels = network.block_out_channels
-    attends = [str(c) for c, kind in zip(channels, network.down_block_types, strict=True) if kind.startswith("Attn")]
-    places = f" at {', '.join(attends)} channels and in the middle" if attends else " in the middle only"
-    heads = f", attention{places}, heads of {network.attention_head_dim}" if network.add_attention else ""
-    depth = network.layers_per_block
-    return f"{', '.join(map(str, channels))} channels, {depth} block{'s' if depth > 1 else ''} a level{heads}"
+def _inside(network: UNetConfig) -> str:
+    """The network from inside: widths, depth, attention."""
+    channels, depth = network.block_out_channels, network.layers_per_block
+    levels = f"{', '.join(map(str, channels))} channels, {depth} block{'s' if depth > 1 else ''} a level"
+    places = [*_attentions(network)]
+    if not places:
+        return f"{levels}, no attention"
+    heads = "one head" if network.attention_head_dim is None else f"heads of {network.attention_head_dim}"
+    return f"{levels}, attention {' and '.join(places)}, {heads}"
 
 
-def _ends(network: UNetConfig) -> str:
+def _attentions(network: UNetConfig) -> Iterator[str]:
+    """Where the network attends."""
+    levels = [*zip(network.block_out_channels, network.down_kinds, network.up_kinds[::-1], strict=True)]
+    attends = [(str(c), down.startswith("Attn"), up.startswith("Attn")) for c, down, up in levels]
+    ways = {(True, True): "", (True, False): " on the way down", (False, True): " on the way up"}
+    for way, name in ways.items():
+        if widths := [width for width, *sides in attends if tuple(sides) == way]:
+            yield f"at {', '.join(widths)} channels{name}"
+    if network.mid_block_type is not None and network.add_attention:
+        yield "in the middle" + ("" if any(down or up for _, down, up in attends) else " only")
+
+
+def _outside(network: UNetConfig) -> str:
     """The network from outside: pictures, classes, time."""
-    size = network.sample_size
+    return f"{_pictures(network)}, {_condition(network)}, the time {_time(network)}"
+
+
+def _pictures(network: UNetConfig) -> str:
+    size, into, out_of = network.sample_size, network.in_channels, network.out_channels
+    depth = f"{into}" if into == out_of else f"{into} to {out_of}"
+    if size is None:
+        return f"pictures of any size, {depth} channel{'s' if depth != '1' else ''}"
     height, width = size if isinstance(size, tuple) else (size, size)
-    depth = f"{network.in_channels}" + (
-        f" to {network.out_channels}" if network.out_channels != network.in_channels else ""
-    )
-    classes = f"{network.num_class_embeds} classes" if network.num_class_embeds else "no classes"
-    time = "scales and shifts" if network.resnet_time_scale_shift == "scale_shift" else "is added"
-    return f"pictures of {height} x {width} x {depth}, {classes}, the time {time}"
+    return f"pictures of {height} x {width} x {depth}"
 
 
-def _sampler(args: argparse.Namespace, config: Any) -> str:
-    said = type(config).scheduler
-    if not isinstance(config, CMConfig):
+def _condition(network: UNetConfig) -> str:
+    if network.class_embed_type == "timestep":
+        return "the class a number that is embedded as the time is"
+    if network.class_embed_type == "identity":
+        return "the condition an embedding"
+    return f"{network.num_class_embeds} classes" if network.num_class_embeds else "no classes"
+
+
+def _time(network: UNetConfig) -> str:
+    """How the time acts; in K blocks always by their norms, whatever the middle does."""
+    scales = network.resnet_time_scale_shift == "scale_shift"
+    if not network.down_kinds[0].startswith("K"):
+        return "scales and shifts" if scales else "is added"
+    return "scales and shifts" + ("" if scales or network.mid_block_type is None else ", and is added in the middle")
+
+
+def _sampler(args: argparse.Namespace, sampler: SamplerConfig | str) -> str:
+    if isinstance(sampler, str):
+        return f"none here for {sampler}, whose config is kept as it is; cmjax.io.load_unet loads the network"
+    said = type(sampler).scheduler
+    if not isinstance(sampler, CMConfig):
         return said
     if Path(args.source).expanduser().is_dir():
         why = "as its folder says"
@@ -122,7 +154,7 @@ def _sampler(args: argparse.Namespace, config: Any) -> str:
         why = "as published"
     else:
         why = "the default, as of distilled models: for another, --num-train-timesteps"
-    return f"{said}, N = {config.num_train_timesteps} ({why})"
+    return f"{said}, N = {sampler.num_train_timesteps} ({why})"
 
 
 def _path(args: argparse.Namespace) -> str:

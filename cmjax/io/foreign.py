@@ -1,0 +1,158 @@
+"""Folders of diffusers that `cmjax.load` does not read: weights as pickles, all files in one folder, other samplers.
+
+`cmjax convert` makes of them folders that `cmjax.load` reads or, where the sampler is none of cmjax's,
+`cmjax.io.load_unet`. Three layouts are known: unet/ and scheduler/ beside model_index.json; all three's files in the
+folder itself, as the first repositories of diffusers have them; and weights whole or in pieces that an index lists.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmjax.io.assembly import assemble
+from cmjax.io.atomic import atomic_folder, check_writable
+from cmjax.io.checkpoint import load_unet, save
+from cmjax.io.configs import read_json, write_json
+from cmjax.io.pt import read_pt
+from cmjax.io.weights import _some
+from cmjax.models import Network, UNetConfig
+from cmjax.samplers import ALL
+from cmjax.samplers.cm import CMConfig
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+__all__ = ["check_target", "other_scheduler", "read_bin", "read_network", "save_network", "scheduler_file"]
+
+_STEM = "diffusion_pytorch_model"
+_INDEX, _SCHEDULER, _LABELS = "model_index.json", "scheduler_config.json", "labels.json"
+_OURS = {sampler.Config.scheduler for sampler in ALL}
+
+
+def check_target(path: Path) -> None:
+    """Refuse a folder that no model can be written to, before anything is read.
+
+    Raises:
+      FileExistsError: it is a file, or holds something else than a model.
+      OSError: it cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, not a folder.")
+    if path.is_dir() and any(path.iterdir()) and not (path / _INDEX).exists():
+        raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
+    check_writable(path)
+
+
+def scheduler_file(folder: Path) -> Path:
+    """Find a folder's scheduler_config.json, in scheduler/ or in the folder itself.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    found = [path for path in (folder / "scheduler" / _SCHEDULER, folder / _SCHEDULER) if path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no scheduler/{_SCHEDULER}, and no {_SCHEDULER} of its own.")
+    return found[0]
+
+
+def other_scheduler(folder: Path) -> str | None:
+    """Name the scheduler that a folder is for, where it is none of cmjax's; None where it is.
+
+    Raises:
+      FileNotFoundError: the folder has no scheduler_config.json.
+      ValueError: that is no JSON.
+    """
+    said = read_json(scheduler_file(folder))
+    name = said.get("_class_name") if isinstance(said, dict) else None
+    return name if isinstance(name, str) and name not in _OURS else None
+
+
+def read_network(folder: Path) -> Network:
+    """Load the network of a folder, from safetensors where there are such, else from .bin files.
+
+    Raises:
+      FileNotFoundError: the folder has no network, or a file is missing.
+      ValueError: a file is damaged, or weights do not fit the network.
+    """
+    inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    if not (inner / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no unet/config.json, and no config.json of its own.")
+    modern = any((inner / f"{_STEM}.safetensors{end}").exists() for end in ("", ".index.json"))
+    old = any((inner / f"{_STEM}.bin{end}").exists() for end in ("", ".index.json"))
+    if modern or not old:
+        return load_unet(folder)
+    network, tensors = UNetConfig.from_dict(read_json(inner / "config.json")), read_bin(inner)
+    try:
+        return assemble(network, tensors)
+    except ValueError as error:
+        raise ValueError(f"{inner}: {error}") from error
+
+
+def read_bin(folder: Path) -> dict[str, np.ndarray]:
+    """Read the weights of a folder that are .bin files: one, or the pieces that an index lists.
+
+    Of each piece only those tensors are taken that the index says it holds.
+
+    Raises:
+      FileNotFoundError: there are none, or a piece is missing.
+      ValueError: a file is damaged, or the index names no files beside it, or a piece lacks a tensor.
+    """
+    index = folder / f"{_STEM}.bin.index.json"
+    if (folder / f"{_STEM}.bin").exists() or not index.exists():
+        return read_pt(folder / f"{_STEM}.bin")
+    listed = read_json(index)
+    names = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
+        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
+    pieces = {piece: read_pt(folder / piece) for piece in sorted(set(names.values()))}
+    if missing := [name for name, piece in names.items() if name not in pieces[piece]]:
+        raise ValueError(f"{index} lists tensors that are not in their files: {_some(missing)}.")
+    return {name: pieces[piece][name] for name, piece in names.items()}
+
+
+def save_network(
+    network: Network,
+    path: Path,
+    *,
+    source: Path,
+    label_names: Sequence[str] | None = None,
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Write a network whose sampler is none of cmjax's: a folder that `load_unet` and diffusers read.
+
+    The scheduler's config, and model_index.json where there is one, stay as they are in `source`. The folder appears
+    whole or not at all.
+
+    Args:
+      network: what `read_network` gave.
+      path: the folder. The folder above it must exist.
+      source: the folder that the network was read from.
+      label_names: as for `save`.
+      dtype: as for `save`.
+
+    Raises:
+      ValueError: as for `save`.
+      OSError: it cannot be written.
+    """
+    check_target(path)
+    if label_names is None and (path / _LABELS).is_file():
+        label_names = read_json(path / _LABELS)  # those stay, so they must be of this network
+    with atomic_folder(path) as folder:
+        save((network, CMConfig()), folder, label_names=label_names, dtype=dtype)
+        # What it said of a sampler, `source` says otherwise.
+        shutil.copyfile(scheduler_file(source), folder / "scheduler" / _SCHEDULER)
+        if (source / _INDEX).is_file():
+            shutil.copyfile(source / _INDEX, folder / _INDEX)
+        else:
+            parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", other_scheduler(source)]}
+            write_json({"_class_name": "DDPMPipeline", **parts}, folder / _INDEX)
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it is a name beside the index: no way to another folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
