@@ -363,7 +363,7 @@ def _remedy(folder: Path) -> str:
         return " There are weights that are no variant: leave variant out."
     others = [name for name in names if not name.endswith(".json")]
     model = folder.parent if folder.name == "unet" else folder
-    remedy = f"cmjax convert {model} OUT" if f"{_WEIGHTS}.bin" in others else "convert it first"
+    remedy = f"cmjax convert {model} OUT" if any(name.endswith(".bin") for name in others) else "convert it first"
     return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""
 
 

@@ -19,7 +19,7 @@ from cmjax.io.atomic import atomic_folder, check_writable
 from cmjax.io.checkpoint import load_unet, save
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.pt import read_pt
-from cmjax.io.weights import _some
+from cmjax.io.weights import some_of
 from cmjax.models import Network, UNetConfig
 from cmjax.samplers import ALL
 from cmjax.samplers.cm import CMConfig
@@ -111,7 +111,7 @@ def read_bin(folder: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
     pieces = {piece: read_pt(folder / piece) for piece in sorted(set(names.values()))}
     if missing := [name for name, piece in names.items() if name not in pieces[piece]]:
-        raise ValueError(f"{index} lists tensors that are not in their files: {_some(missing)}.")
+        raise ValueError(f"{index} lists tensors that are not in their files: {some_of(missing)}.")
     return {name: pieces[piece][name] for name, piece in names.items()}
 
 

@@ -40,7 +40,7 @@ from cmjax.io.assembly import Checkpoint, assemble, check_dtype
 from cmjax.io.pt import check_path, read_pt
 from cmjax.io.published import published
 from cmjax.io.tensors import read_safetensors
-from cmjax.io.weights import Placement, _some
+from cmjax.io.weights import Placement, some_of
 from cmjax.models import UNetConfig
 from cmjax.samplers.cm import CMConfig
 
@@ -241,8 +241,8 @@ def rename(tensors: Mapping[str, np.ndarray], config: UNetConfig) -> dict[str, n
                 renamed |= _split(f"{theirs}.{kind}", ours, kind, value)
             elif not theirs.endswith("skip_connection"):  # which of these there are, the widths say
                 missing.append(f"{theirs}.{kind}")
-    faults = [f"it lacks {_some(missing, _LISTED)}"] if missing else []
-    faults += [f"it holds {_some(list(left), _LISTED)}, which have no place in the network"] if left else []
+    faults = [f"it lacks {some_of(missing, _LISTED)}"] if missing else []
+    faults += [f"it holds {some_of(list(left), _LISTED)}, which have no place in the network"] if left else []
     if faults:
         raise ValueError(f"the file does not fit the network that its tensors describe: {'; '.join(faults)}.")
     return renamed

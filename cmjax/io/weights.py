@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-__all__ = ["Placement", "cast", "load_unet_weights", "unet_tensors"]
+__all__ = ["Placement", "cast", "load_unet_weights", "some_of", "unet_tensors"]
 
 # Where weights go: one sharding for all, or one for each by its name and shape, such as
 # ("down_blocks.0.resnets.0.conv1.kernel", (3, 3, 192, 192)).
@@ -163,13 +163,13 @@ def _check(flat: list[Any], tensors: Mapping[str, np.ndarray]) -> None:
 def _refuse(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:
     faults = []
     if missing:
-        faults.append(f"unet has {_count(missing, 'parameter')} with no weights: {_some(missing)}")
+        faults.append(f"unet has {_count(missing, 'parameter')} with no weights: {some_of(missing)}")
     if left_over:
         verb = "belong" if len(left_over) > 1 else "belongs"
-        faults.append(f"{_count(left_over, 'tensor')} of the file {verb} to no parameter: {_some(left_over)}")
+        faults.append(f"{_count(left_over, 'tensor')} of the file {verb} to no parameter: {some_of(left_over)}")
     if misshapen:
         verb = "have" if len(misshapen) > 1 else "has"
-        faults.append(f"{_count(misshapen, 'tensor')} of the file {verb} the wrong shape: {_some(misshapen)}")
+        faults.append(f"{_count(misshapen, 'tensor')} of the file {verb} the wrong shape: {some_of(misshapen)}")
     if faults:
         raise ValueError(". ".join(faults) + ". Is this a UNet2DModel checkpoint?")
 
@@ -178,7 +178,8 @@ def _count(names: list[str], what: str) -> str:
     return f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some_of(names: list[str], most: int = 5) -> str:
+    """List names in a message, and how many more there are."""
     more = f" (and {len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
