@@ -18,11 +18,13 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from cmjax.types import Array
 
@@ -109,6 +111,22 @@ def _interleave(pair: Sequence[Array], axis: int) -> Array:
     return jnp.stack(pair, axis + 1).reshape(shape)
 
 
+def _as_a_call(convolution: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Keep a convolution together in the compiled program.
+
+    The transforms of a kernel wait for nothing but the kernel: inlined, XLA does those of all layers first, and holds
+    the results until each is used (312 MiB instead of 84 for one picture through the ImageNet 64 network).
+    """
+    jitted = jax.jit(convolution)
+
+    @functools.wraps(convolution)
+    def call(x: Array, kernel: Array) -> Array:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(x, kernel)
+
+    return call
+
+
 def _is_wide(x: Array, kernel: Array) -> bool:
     """Whether minimal filtering pays: the sums over channels outweigh the transforms. Not with few digits to lose."""
     return min(kernel.shape[2:]) >= _CHANNELS and x.dtype == jnp.float32
@@ -128,6 +146,7 @@ def _one_product(x: Array, kernel: Array, size: tuple[int, int], strides: tuple[
     return (columns @ kernel.reshape(-1, c_out)).reshape(x.shape[0], *size, c_out)
 
 
+@_as_a_call
 def _minimal_filtering(x: Array, kernel: Array) -> Array:
     """A 3x3 convolution, two by two pixels at a time: F(2x2, 3x3)."""
     _, h, w, _ = x.shape
@@ -143,6 +162,7 @@ def _minimal_filtering(x: Array, kernel: Array) -> Array:
     return y[:, :h, :w]
 
 
+@_as_a_call
 def _minimal_filtering_doubled(x: Array, kernel: Array) -> Array:
     """The same for repeated pixels: a tile's rows are (above, here, here, below), and d2 - d1 is nothing."""
     _, h, w, _ = x.shape
