@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,24 @@ from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_config, read_json, write_config, write_json
 from cmjax.io.original import read_original
 from cmjax.io.tensors import read_safetensors, write_safetensors
-from cmjax.io.weights import Placement, cast, unet_tensors
+from cmjax.io.weights import Placement, cast, some_of, unet_tensors
 from cmjax.models import Network, UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
-__all__ = ["Checkpoint", "embedded_models", "label_names", "load", "load_unet", "resolve", "save"]
+__all__ = [
+    "Checkpoint",
+    "embedded_models",
+    "label_names",
+    "load",
+    "load_unet",
+    "read_pieces",
+    "refuse_other_files",
+    "resolve",
+    "save",
+]
 
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -141,6 +151,16 @@ def load(
     return Checkpoint(assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding), config)
 
 
+def refuse_other_files(path: Path) -> None:
+    """Refuse a folder that holds something other than a model.
+
+    Raises:
+      FileExistsError: It does.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").exists():
+        raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
+
+
 def load_unet(
     path_or_name: str | Path,
     *,
@@ -220,8 +240,7 @@ def save(
         _check_label_names(read_json(path / "labels.json"), unet.config.num_class_embeds)
     if not isinstance(config, SamplerConfig):
         raise TypeError(f"config must be a CMConfig, TCDConfig or LCMConfig, got a {type(config).__name__}.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").exists():
-        raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
+    refuse_other_files(path)
     tensors = unet_tensors(unet)
     if dtype is not None:
         check_dtype("dtype", dtype)
@@ -342,13 +361,33 @@ def _read_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
     index = folder / f"{_WEIGHTS}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
     if not index.exists():
         raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder)}")
-    tensors: dict[str, np.ndarray] = {}
-    for piece in _pieces(index):
-        more = read_safetensors(folder / piece)
-        if twice := sorted(tensors.keys() & more.keys()):
-            raise ValueError(f"{index}: {piece} holds {twice[0]}, which another piece holds too.")
-        tensors |= more
-    return tensors
+    return read_pieces(index, read_safetensors)
+
+
+def read_pieces(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Read weights from the files that an index lists: from each only those tensors that the index says it holds.
+
+    Args:
+      index: The JSON file; the pieces lie beside it.
+      read: Reads one piece.
+
+    Raises:
+      FileNotFoundError: A piece is missing.
+      ValueError: The index names no files beside it, a piece is damaged, or it lacks a tensor.
+    """
+    listed = read_json(index)
+    names = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
+        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
+    pieces = {piece: read(index.parent / piece) for piece in sorted(set(names.values()))}
+    if missing := [name for name, piece in names.items() if name not in pieces[piece]]:
+        raise ValueError(f"{index} lists tensors that are not in their files: {some_of(missing)}.")
+    return {name: pieces[piece][name] for name, piece in names.items()}
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it is a name beside the index: no way to another folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def _remedy(folder: Path) -> str:
@@ -365,16 +404,6 @@ def _remedy(folder: Path) -> str:
     model = folder.parent if folder.name == "unet" else folder
     remedy = f"cmjax convert {model} OUT" if any(name.endswith(".bin") for name in others) else "convert it first"
     return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""
-
-
-def _pieces(index: Path) -> list[str]:
-    """The files that an index lists; they lie beside it."""
-    listed = read_json(index)
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    pieces = set(map(str, names.values())) if isinstance(names, dict) else set()
-    if not pieces or any(Path(piece).name != piece or not piece for piece in pieces):
-        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
-    return sorted(pieces)
 
 
 def _check_label_names(names: Any, classes: int | None) -> None:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmjax.io.assembly import assemble
 from cmjax.io.atomic import atomic_folder, check_writable
-from cmjax.io.checkpoint import load_unet, save
+from cmjax.io.checkpoint import load_unet, read_pieces, refuse_other_files, save
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.pt import read_pt
-from cmjax.io.weights import some_of
 from cmjax.models import Network, UNetConfig
 from cmjax.samplers import ALL
 from cmjax.samplers.cm import CMConfig
@@ -43,8 +42,7 @@ def check_target(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, not a folder.")
-    if path.is_dir() and any(path.iterdir()) and not (path / _INDEX).exists():
-        raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
+    refuse_other_files(path)
     check_writable(path)
 
 
@@ -105,14 +103,7 @@ def read_bin(folder: Path) -> dict[str, np.ndarray]:
     index = folder / f"{_STEM}.bin.index.json"
     if (folder / f"{_STEM}.bin").exists() or not index.exists():
         return read_pt(folder / f"{_STEM}.bin")
-    listed = read_json(index)
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
-        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
-    pieces = {piece: read_pt(folder / piece) for piece in sorted(set(names.values()))}
-    if missing := [name for name, piece in names.items() if name not in pieces[piece]]:
-        raise ValueError(f"{index} lists tensors that are not in their files: {some_of(missing)}.")
-    return {name: pieces[piece][name] for name, piece in names.items()}
+    return read_pieces(index, read_pt)
 
 
 def save_network(
@@ -151,8 +142,3 @@ def save_network(
         else:
             parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", other_scheduler(source)]}
             write_json({"_class_name": "DDPMPipeline", **parts}, folder / _INDEX)
-
-
-def _is_file_name(name: Any) -> bool:
-    """Whether it is a name beside the index: no way to another folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
