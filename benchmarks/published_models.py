@@ -4,10 +4,10 @@ Weights are random: times and memory do not depend on them. *Loop*: the publishe
 drawn in it) over twice one forward call, in turn. *Memory* and *first image*: fresh processes that load one folder in
 the published layout, cmjax and diffusers in turn.
 
-Memory is what cannot be done without: while loading, the anonymous pages (of a mapped file the pages are the file
-system's, and are dropped and read again as need be); while computing, the whole resident set, for weights that stay in
-mapped pages are weights all the same. The figure is the larger of the two peaks; the peak of the resident set from
-beginning to end stands beside it. Cold is with an empty persistent compile cache, warm with the one that cold has left.
+Memory is the largest resident set from the start of a process to its end, in phases. *Compile first* compiles for the
+abstract model and then loads, as the README says and `cmjax sample` does; *load first* is the other order, in which the
+weights and what XLA takes to compile are there together. Cold is with an empty persistent compile cache, warm with the
+one that cold has left.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -40,50 +38,60 @@ def status(name):
     with open("/proc/self/status") as file:
         return 1024 * int(re.search(name + r":\\s*(\\d+)", file.read())[1])
 def say(event, **figures):
-    figures |= {"peak": status("VmHWM"), "anonymous": status("RssAnon"), "mapped": status("RssFile")}
-    print(json.dumps({"event": event, "time": time.time(), **figures}), flush=True)
+    figures |= {"peak": status("VmHWM"), "time": time.time()}
+    print(json.dumps({"event": event, **figures}), flush=True)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 """
 
-FORWARD = {
-    "cmjax": """
+CMJAX_FORWARD = """
 import jax, cmjax
-say("imported")
-model, config = cmjax.load(folder)
-jax.block_until_ready(model)
-say("loaded")
+say("imports")
+def load(abstract=False):
+    model, config = cmjax.load(folder, abstract=abstract)
+    if not abstract:
+        jax.block_until_ready(model)
+        say("loading")
+    return model
+def compile(model):
+    compiled = jax.jit(lambda *args: args[0](*args[1:])).lower(model, x, 200.0, cond).compile()
+    say("compiling", temporary=compiled.memory_analysis().temp_size_in_bytes)
+    return compiled
 x = jax.numpy.ones((batch, size, size, 3))
 cond = jax.numpy.zeros(batch, "int32") if classes else None
-compiled = jax.jit(lambda *args: args[0](*args[1:])).lower(model, x, 200.0, cond).compile()
-temporary = compiled.memory_analysis().temp_size_in_bytes
-say("compiled")
+%s
 jax.block_until_ready(compiled(model, x, 200.0, cond))
-say("done", weights=sum(leaf.nbytes for leaf in jax.tree.leaves(model)), temporary=temporary)
-""",
+say("calling", weights=sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
+"""
+
+FORWARD = {
+    "cmjax": CMJAX_FORWARD % "compiled = compile(load(abstract=True)); model = load()",
+    "cmjax, load first": CMJAX_FORWARD % "model = load(); compiled = compile(model)",
     "diffusers": """
 import torch
 from diffusers import UNet2DModel
 torch.set_num_threads(len(os.sched_getaffinity(0)))
-say("imported")
+say("imports")
 unet = UNet2DModel.from_pretrained(folder, subfolder="unet").eval()
-say("loaded")
+say("loading")
 x = torch.ones(batch, 3, size, size)
 cond = torch.zeros(batch, dtype=torch.long) if classes else None
 with torch.no_grad():
     unet(x, torch.tensor(200.0), class_labels=cond).sample
-say("done", weights=sum(p.nbytes for p in unet.parameters()))
+say("calling", weights=sum(p.nbytes for p in unet.parameters()))
 """,
 }
 
 FIRST_IMAGE = {
     "cmjax": """
 import jax, cmjax
-model, config = cmjax.load(folder)
+abstract, config = cmjax.load(folder, abstract=True)
 state = cmjax.cm.init(config, timesteps=timesteps)
+key, shape = jax.random.key(0), (batch, size, size, 3)
 cond = jax.numpy.zeros(batch, "int32") if classes else None
-generate = jax.jit(cmjax.generate, static_argnames="shape")
-jax.block_until_ready(generate(model, state, jax.random.key(0), shape=(batch, size, size, 3), cond=cond))
+generate = jax.jit(cmjax.generate, static_argnames="shape").lower(abstract, state, key, shape, cond=cond).compile()
+model, config = cmjax.load(folder)
+jax.block_until_ready(generate(model, state, key, cond=cond))
 say("done")
 """,
     "diffusers": """
@@ -129,32 +137,18 @@ def _inputs(network: str, batch: int) -> tuple[tuple[int, ...], jax.Array | None
 
 
 def fresh(program: str, network: str, folder: Path, batch: int, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a child; returns what it said by event, seconds since its start, and its largest anonymous memory."""
+    """Run a child; returns what it said at the end of each phase, and when, in seconds since its start."""
     config, timesteps = NETWORKS[network].config, NETWORKS[network].published.timesteps
     arguments = [str(folder), str(batch), str(config.sample_size), str(config.num_class_embeds or 0)]
     command = [sys.executable, "-c", SAY + program, *arguments, json.dumps(timesteps)]
-    start, anonymous = time.time(), [0]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def watch() -> None:
-        while child.poll() is None:
-            try:
-                found = re.search(r"RssAnon:\s*(\d+)", Path(f"/proc/{child.pid}/status").read_text())
-            except OSError:
-                return
-            anonymous[0] = max(anonymous[0], 1024 * int(found[1]) if found else 0)
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out, errors = child.communicate()
-    watcher.join()
+    start = time.time()
+    child = subprocess.run(command, env=environment, capture_output=True, text=True)
     if child.returncode:
-        raise SystemExit(f"a measured process failed:\n{errors}")
-    events = {said.pop("event"): said for said in map(json.loads, out.splitlines())}
+        raise SystemExit(f"a measured process failed:\n{child.stderr}")
+    events = {said.pop("event"): said for said in map(json.loads, child.stdout.splitlines())}
     for said in events.values():
         said["seconds"] = said.pop("time") - start
-    return {"events": events, "anonymous": anonymous[0]}
+    return events
 
 
 def compile_cache(base: dict[str, str], folder: str) -> dict[str, str]:
@@ -169,34 +163,28 @@ def compile_cache(base: dict[str, str], folder: str) -> dict[str, str]:
 def in_turn(base: dict[str, str], kinds: list[str], cache: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Name the processes to run, in order, with kind and environment: the second finds the programs of the first."""
     cached = compile_cache(base, cache)
-    runs = {"cmjax, cold": ("cmjax", cached), "cmjax, warm": ("cmjax", cached)}
+    runs = {f"{kind}, {state}": (kind, cached) for kind in kinds if kind != "diffusers" for state in ("cold", "warm")}
     return runs | ({"diffusers": ("diffusers", base)} if "diffusers" in kinds else {})
 
 
 def memory(network: str, folder: Path, batch: int, kinds: list[str], base: dict[str, str]) -> dict[str, Any]:
     """Load and call once in fresh processes; the peaks, and what they are made of."""
     result: dict[str, Any] = {"batch": batch}
-    with tempfile.TemporaryDirectory() as cache:
-        for name, (kind, environment) in in_turn(base, kinds, cache).items():
-            result[name] = _parts(fresh(FORWARD[kind], network, folder, batch, environment))
+    for order in ([kind] for kind in (*kinds, "cmjax, load first")):  # each with a compile cache of its own
+        with tempfile.TemporaryDirectory() as cache:
+            for name, (kind, environment) in in_turn(base, order, cache).items():
+                result[name] = _parts(fresh(FORWARD[kind], network, folder, batch, environment))
     return result
 
 
-def _parts(measured: dict[str, Any]) -> dict[str, int]:
-    events, done = measured["events"], measured["events"]["done"]
-    computing = max(events[event]["peak"] for event in ("compiled", "done") if event in events)
-    parts = {
-        "needed": max(measured["anonymous"], computing),
-        "anonymous": measured["anonymous"],
-        "compiling and computing": computing,
-        "resident, from beginning to end": max(said["peak"] for said in events.values()),
-        "of it: after the imports": events["imported"]["anonymous"] + events["imported"]["mapped"],
-        "weights": done["weights"],
-    }
-    if "temporary" in done:
-        parts["left by compiling"] = events["compiled"]["anonymous"] - events["loaded"]["anonymous"]
-        parts["temporary"] = done["temporary"]
-    return parts
+def _parts(events: dict[str, Any]) -> dict[str, int]:
+    parts = {"peak": max(said["peak"] for said in events.values())}
+    parts |= {f"in {phase}": said["peak"] for phase, said in events.items()}
+    return (
+        parts
+        | {"weights": events["calling"]["weights"]}
+        | ({"temporary": events["compiling"]["temporary"]} if "compiling" in events else {})
+    )
 
 
 def first_image(network: str, folder: Path, kinds: list[str], base: dict[str, str], rounds: int) -> dict[str, Timing]:
@@ -206,7 +194,7 @@ def first_image(network: str, folder: Path, kinds: list[str], base: dict[str, st
         with tempfile.TemporaryDirectory() as cache:
             for name, (kind, environment) in in_turn(base, kinds, cache).items():
                 measured = fresh(FIRST_IMAGE[kind], network, folder, 1, environment)
-                seconds.setdefault(name, []).append(measured["events"]["done"]["seconds"])
+                seconds.setdefault(name, []).append(measured["done"]["seconds"])
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 
@@ -237,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     report(rows, memories, images)
     for found in memories:
         for cache in ("cold", "warm") if "diffusers" in found else ():
-            quotient = found[f"cmjax, {cache}"]["needed"] / found["diffusers"]["needed"]
+            quotient = found[f"cmjax, {cache}"]["peak"] / found["diffusers"]["peak"]
             rule = f"{args.network}, batch {found['batch']}: memory to load and call once, {cache} compile cache"
             targets.append(target(quotient, 1.15, f"{rule}, over diffusers"))
     result = {"program": "published_models", "network": args.network, "loop": rows, "memory": memories}

@@ -23,7 +23,7 @@ def session():
 
 
 def test_all_programs_are_there():
-    assert len(PROGRAMS) == 9
+    assert len(PROGRAMS) == 10
 
 
 def test_one_step_gives_ten_pictures(session):
@@ -51,6 +51,11 @@ def test_inpainting_keeps_what_is_known(session):
 
 def test_the_training_step_trains(session):
     assert np.isfinite(float(session["loss"]))
+
+
+def test_what_is_compiled_before_the_weights_are_there_draws_a_picture(session):
+    assert session["sneaker"].shape == (1, 28, 28, 1)
+    assert bool(jnp.isfinite(session["sneaker"]).all())
 
 
 def test_the_sampler_in_one_file_recovers_what_its_network_says(session):

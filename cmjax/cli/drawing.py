@@ -53,7 +53,7 @@ def compile_draw(
     Image i gets a key of its own, the seed's folded with i, and the i-th class in turn; it depends on nothing else.
 
     Args:
-      model: a `ModelFn`.
+      model: a `ModelFn`, or its abstract form.
       state: a sampler's state at the start of its path.
       shape: (B, H, W, C); the largest number of devices that divides B is used.
       classes: the classes drawn in turn, or None for a model without classes.
@@ -72,13 +72,16 @@ def compile_draw(
             return Drawn(cmjax.generate(model, state, keys, shape, cond))
         return _generate_with_steps(model, state, keys, shape, cond)
 
-    def arguments(first: int, model: Any):
+    everywhere = NamedSharding(mesh, P())
+
+    def arguments(first: int):
         indices = np.arange(first, first + shape[0], dtype=np.int32)
-        same = jax.device_put((model, state, jax.random.key(seed)), NamedSharding(mesh, P()))
+        same = jax.device_put((state, jax.random.key(seed)), everywhere)
         return *same, *jax.device_put((indices, class_of(indices, classes)), NamedSharding(mesh, P("batch")))
 
-    compiled = draw.lower(*arguments(0, model)).compile()
-    return lambda first, model: jax.device_get(compiled(*arguments(first, model)))
+    weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), model)
+    compiled = draw.lower(weights, *arguments(0)).compile()
+    return lambda first, model: jax.device_get(compiled(jax.device_put(model, everywhere), *arguments(first)))
 
 
 def _generate_with_steps(model: Any, state: Any, keys: Any, shape: tuple[int, ...], cond: Any) -> Drawn:

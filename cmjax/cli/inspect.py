@@ -21,7 +21,7 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> None:
     """Print what the model of `args` is, and its path."""
     with bad_input():
-        checkpoint = cmjax.load(args.model, variant=args.variant)
+        checkpoint = cmjax.load(args.model, variant=args.variant, abstract=True)
         names = cmjax.io.label_names(args.model, variant=args.variant)
     setup = prepare(checkpoint, args)
     network, sampler = checkpoint.model.module.config.to_dict(), cmjax.io.config_dict(setup.config)
@@ -41,7 +41,7 @@ def _model_table(checkpoint: Any, names: tuple[str, ...] | None) -> Table:
     leaves = jax.tree.leaves(checkpoint.model)
     table = _table("", "")
     table.add_row("parameters", f"{sum(leaf.size for leaf in leaves):,} in {len(leaves)} arrays")
-    table.add_row("size", f"{sum(leaf.nbytes for leaf in leaves) / 2**20:.1f} MiB")
+    table.add_row("size", f"{sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 2**20:.1f} MiB")
     if names is not None:
         table.add_row("classes", escape(", ".join(names)))
     return table

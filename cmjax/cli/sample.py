@@ -6,6 +6,7 @@ import argparse
 import difflib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,8 +46,9 @@ def run(args: argparse.Namespace) -> None:
     _check_out(out)
     if not args.no_compile_cache:
         compile_cache.enable()
+    load = partial(cmjax.load, args.model, dtype=args.dtype, variant=args.variant)
     with bad_input():
-        checkpoint = cmjax.load(args.model, dtype=args.dtype, variant=args.variant)
+        checkpoint = load(abstract=True)
         names = cmjax.io.label_names(args.model, variant=args.variant)
     unet = checkpoint.model.module.config
     with bad_input():
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
     shape = (batch, height, width, channels)
     draw = compile_draw(setup.model, setup.state, shape, classes=numbers, seed=args.seed, every_step=args.trajectory)
     compile_seconds = time.perf_counter() - start
-    drawn, seconds = _draw_all(lambda first: draw(first, setup.model), count, batch)
+    with bad_input():  # only now, as compiling took memory that the weights can have
+        model = prepare(load(), args).model
+    drawn, seconds = _draw_all(lambda first: draw(first, model), count, batch)
     with bad_input("the model"):  # NaN, which is not for any picture
         drawn = Drawn(*(None if part is None else to_uint8(part) for part in drawn))
     with bad_input("--out"):

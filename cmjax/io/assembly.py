@@ -37,6 +37,7 @@ def assemble(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     sharding: Placement | None = None,
+    abstract: bool = False,
 ) -> Network:
     """Make the model that a config and tensors in diffusers' names describe.
 
@@ -46,6 +47,7 @@ def assemble(
       dtype: what the network computes in.
       param_dtype: what its matrices are stored in; vectors stay float32, as they are few and what they do is not.
       sharding: where the weights go.
+      abstract: check everything, and read no weights.
 
     Raises:
       TypeError: dtype or param_dtype is not a float dtype, or float64 without x64, or sharding is no sharding.
@@ -62,7 +64,7 @@ def assemble(
         nnx.update(unet, jax.tree.map(lambda p: p.astype(param_dtype) if p.ndim > 1 else p, params))
         return unet
 
-    return from_nnx(load_unet_weights(nnx.eval_shape(make), tensors, sharding=sharding))
+    return from_nnx(load_unet_weights(nnx.eval_shape(make), tensors, sharding=sharding, abstract=abstract))
 
 
 class _OneKey:

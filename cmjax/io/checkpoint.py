@@ -108,6 +108,7 @@ def load(
     sharding: Placement | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    abstract: bool = False,
 ) -> Checkpoint:
     """Load a model and the config of its sampler.
 
@@ -125,6 +126,9 @@ def load(
         Each device is sent its own part only. None for JAX's default device, uncommitted.
       revision: a branch, tag or commit of the hub's repository.
       variant: which of the weights: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`, half the size.
+      abstract: check the files, but read no weights: each is a `jax.ShapeDtypeStruct`. What is compiled for such a
+        model runs with the loaded one. XLA takes a GiB to compile a large network; compile first, then load, and that
+        memory is free again before the weights need it.
 
     Returns:
       A `Checkpoint`: the model, a callable pytree `model(x, t, cond)`, and the frozen config.
@@ -140,6 +144,15 @@ def load(
       >>> model, config = cmjax.load("fashion-mnist-cm")
       >>> model.module.config.num_class_embeds
       10
+
+      Compiled before the weights are there:
+
+      >>> import jax
+      >>> abstract, _ = cmjax.load("fashion-mnist-cm", abstract=True)
+      >>> network = jax.jit(lambda model, x: model(x, 80.0, jnp.array([7])))
+      >>> program = network.lower(abstract, jnp.zeros((1, 28, 28, 1))).compile()
+      >>> program(model, jnp.zeros((1, 28, 28, 1))).shape
+      (1, 28, 28, 1)
     """
     path = resolve(path_or_name, revision=revision, variant=variant)
     if path.is_file():
@@ -148,7 +161,8 @@ def load(
         _check_layout(path)
         unet_config, config = _read_configs(path)
         tensors = _read_weights(path / "unet", variant)
-    return Checkpoint(assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding), config)
+    model = assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
+    return Checkpoint(model, config)
 
 
 def refuse_other_files(path: Path) -> None:
@@ -169,6 +183,7 @@ def load_unet(
     sharding: Placement | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    abstract: bool = False,
 ) -> Network:
     """Load a network alone, whatever sampler it was made for: a DDPM or a score-based model as a teacher, for one.
 
@@ -179,6 +194,7 @@ def load_unet(
       sharding: as for `load`.
       revision: as for `load`.
       variant: as for `load`.
+      abstract: as for `load`.
 
     Returns:
       The model, a callable pytree `model(x, t, cond)`. What t means and what the output is, its training says: of its
@@ -199,7 +215,8 @@ def load_unet(
         raise ValueError(f"{path} is a file; load_unet reads a folder with a config.json, alone or in unet/.")
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     config = UNetConfig.from_dict(read_json(folder / "config.json"))
-    return assemble(config, _read_weights(folder, variant), dtype=dtype, param_dtype=param_dtype, sharding=sharding)
+    tensors = _read_weights(folder, variant)
+    return assemble(config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
 
 
 def save(

@@ -76,6 +76,7 @@ def load_original(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     sharding: Placement | None = None,
+    abstract: bool = False,
 ) -> Checkpoint:
     """Load a `.pt` file of the consistency models' own repository.
 
@@ -93,6 +94,7 @@ def load_original(
       dtype: What the network computes in, as for `cmjax.load`.
       param_dtype: What its matrices are stored in, as for `cmjax.load`.
       sharding: Where the weights go, as for `cmjax.load`.
+      abstract: Check the file, but read no weights, as for `cmjax.load`.
 
     Returns:
       The model and a `CMConfig`.
@@ -113,7 +115,7 @@ def load_original(
         path, num_train_timesteps=num_train_timesteps, sample_size=sample_size, head_dim=head_dim
     )
     try:
-        model = assemble(network, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding)
+        model = assemble(network, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return Checkpoint(model, config)

@@ -22,6 +22,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from cmjax.io.memory import forget_pages, return_freed_memory
+
 __all__ = ["Placement", "cast", "load_unet_weights", "some_of", "unet_tensors"]
 
 # Where weights go: one sharding for all, or one for each by its name and shape, such as
@@ -60,7 +62,9 @@ def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
     return tensors
 
 
-def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray], *, sharding: Placement | None = None) -> Any:
+def load_unet_weights(
+    module: Any, tensors: Mapping[str, np.ndarray], *, sharding: Placement | None = None, abstract: bool = False
+) -> Any:
     """Put tensors in diffusers' names and layout into a copy of a module.
 
     Every tensor is turned, cast and placed by itself, so that tensors which are views of a mapped file take no memory
@@ -70,6 +74,7 @@ def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray], *, shardin
       module: A `UNet`, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
       tensors: What `unet_tensors` gives or `read_safetensors` has read; any float dtype.
       sharding: Where the weights go; None for JAX's default device, uncommitted.
+      abstract: Check everything and read no weights: each is a `jax.ShapeDtypeStruct`.
 
     Returns:
       The module with the weights, in the dtypes of its parameters.
@@ -85,13 +90,20 @@ def load_unet_weights(module: Any, tensors: Mapping[str, np.ndarray], *, shardin
     tensors = {_modern_name(name): value for name, value in tensors.items()}
     _check(flat, tensors)
     places = [_placement(".".join(map(str, path)), variable.get_value().shape, sharding) for path, variable in flat]
+    if not abstract:
+        return_freed_memory()
     found = []
     for (path, variable), where in zip(flat, places, strict=True):
         value = np.asarray(tensors[_file_name(path)])
         if path[-1] == "kernel":
             value = value.transpose(_FROM_FILE[value.ndim])
         dtype = variable.get_value().dtype
-        found.append((path, variable.replace(_place(_file_name(path), value, dtype, where))))
+        if abstract:
+            weight = jax.ShapeDtypeStruct(value.shape, dtype, sharding=where)
+        else:
+            weight = _place(_file_name(path), value, dtype, where)
+            forget_pages(value)
+        found.append((path, variable.replace(weight)))
     return nnx.merge(graphdef, nnx.from_flat_state(found), rest)
 
 

@@ -1,7 +1,9 @@
 """Loading straight into dtypes and onto devices: from a map of the file, one tensor at a time."""
 
 import functools
+import re
 import tracemalloc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +101,69 @@ def test_reading_and_writing_copy_a_tensor_at_a_time_and_loading_no_more_than_th
         tracemalloc.stop()
     assert not any(value.flags.writeable for value in tensors.values())
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads the pages of a process as Linux tells them")
+def test_pages_of_the_file_are_dropped_as_its_tensors_are_placed(tmp_path):
+    big = unets.network(block_out_channels=(64, 128)).module  # 8 MB
+    path = tmp_path / "w.safetensors"
+    write_safetensors(unet_tensors(big), path)
+    tensors = read_safetensors(path)
+
+    def resident():
+        text = Path("/proc/self/smaps").read_text()
+        return 1024 * int(re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: *(\d+)", text)[1])
+
+    before = {name: value.copy() for name, value in tensors.items()}
+    assert resident() > 0.9 * path.stat().st_size
+    loaded = load_unet_weights(nnx.eval_shape(lambda: big), tensors)
+    assert resident() < 0.25 * path.stat().st_size  # with a page the system maps up to 64 KiB around it
+    jax.tree.map(np.testing.assert_array_equal, tensors, before)  # and are read again
+    jax.tree.map(np.testing.assert_array_equal, unet_tensors(loaded), before)
+
+
+def form(model):
+    return jax.tree.structure(model), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(model)]
+
+
+def test_the_abstract_model_is_the_model_without_its_numbers(folder, tmp_path):
+    for options in ({}, {"param_dtype": jnp.bfloat16}, {"dtype": jnp.bfloat16}):
+        abstract, config = cmjax.load(folder, abstract=True, **options)
+        loaded = cmjax.load(folder, **options)
+        assert config == loaded.config
+        assert form(abstract) == form(loaded.model)
+    assert form(cmjax.io.load_unet(folder, abstract=True)) == form(cmjax.io.load_unet(folder))
+    write_safetensors(originals.tensors(), tmp_path / "cd.safetensors")
+    original = cmjax.io.load_original(tmp_path / "cd.safetensors", abstract=True).model
+    assert form(original) == form(cmjax.load(tmp_path / "cd.safetensors").model)
+
+
+def test_what_is_compiled_for_the_abstract_model_runs_with_the_loaded_one(folder):
+    abstract, config = cmjax.load(folder, abstract=True)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
+    state, key = cmjax.cm.init(config, num_steps=2), jax.random.key(0)
+    size = abstract.module.config.sample_size
+    arguments = {"shape": (2, size, size, 1), "cond": jnp.array([0, 1])}
+    generate = jax.jit(cmjax.generate, static_argnames="shape")
+    program = generate.lower(abstract, state, key, **arguments).compile()
+    model = cmjax.load(folder).model
+    images = program(model, state, key, cond=arguments["cond"])
+    np.testing.assert_array_equal(images, generate(model, state, key, **arguments))
+
+
+def test_the_abstract_model_is_refused_as_the_model_is(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: value.copy() for name, value in read_safetensors(weights).items() if name != "conv_in.bias"}
+    write_safetensors(tensors, weights)
+    with pytest.raises(ValueError, match=r"1 parameter with no weights: conv_in\.bias"):
+        cmjax.load(folder, abstract=True)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="takes two devices")
+def test_the_abstract_model_says_where_its_weights_will_lie(folder):
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("d",)), P())
+    abstract = cmjax.load(folder, sharding=everywhere, abstract=True).model
+    assert {leaf.sharding for leaf in jax.tree.leaves(abstract)} == {everywhere}
 
 
 def test_a_loaded_model_outlives_its_file(folder):
