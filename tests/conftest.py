@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}".strip()
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    # On a busy machine one of the eight may come a minute after the others; XLA's patience is 40 seconds.
+    f"--xla_cpu_collective_call_terminate_timeout_seconds=600 {os.environ.get('XLA_FLAGS', '')}"
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # numbers are compared bit for bit: every machine runs the same kernels
 
 import contextlib
