@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         editing,
         guidance,
         io,
+        latents,
         losses,
         models,
         ode,
@@ -56,6 +57,7 @@ __all__ = [
     # around the loop
     "guidance",
     "editing",
+    "latents",
     "ode",
     "search_timesteps",
     # models and files

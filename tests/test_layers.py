@@ -16,7 +16,7 @@ ROOT = Path(cmjax.__file__).parent
 LAYERS = {
     0: ("types", "schedules", "_typed", "_version"),
     1: ("_struct", "_numerics", "_random", "_mesh", "parameterization"),
-    2: ("samplers", "guidance", "editing", "losses", "ode", "curricula"),
+    2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
     3: ("sampling", "search"),
     4: ("models", "io", "training"),
     5: ("cli", "__main__", "plots", "__init__"),
@@ -73,7 +73,7 @@ def test_every_module_says_what_is_public() -> None:
 def test_the_public_names() -> None:
     verbs = "prior add_noise model_input step skip sample trajectory generate load save consistency_fn"
     more = "denoiser_fn search_timesteps"
-    modules = "cm tcd lcm samplers schedules guidance editing ode losses curricula models io"
+    modules = "cm tcd lcm samplers schedules guidance editing latents ode losses curricula models io"
     promised = f"{verbs} {more} {modules} Prediction Trajectory".split()
     for name in promised:
         assert getattr(cmjax, name) is not None

@@ -83,5 +83,7 @@ class ClassEmbedding(nnx.Module):
         self.embedding = nnx.Param(fan_in_uniform(rngs.params(), (1, num * width)).reshape(num, width))
 
     def __call__(self, index: Array) -> Array:
-        """Map i32[B] to f32[B, width]."""
+        """Map i32[B] to f32[B, width]; or f[B, num], how much of each row, to their mixture."""
+        if jnp.issubdtype(index.dtype, jnp.floating):
+            return f32(index) @ f32(self.embedding[...])
         return read(self.embedding[...], index)

@@ -97,6 +97,7 @@ def init(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | Array | None = None,
     s_noise: float | Array | None = None,
+    strength: float = 1.0,
 ) -> CMState:
     """Plan the path of a consistency model. Give exactly one of num_steps, timesteps and sigmas.
 
@@ -108,6 +109,8 @@ def init(
       sigmas: noise levels to visit, strictly decreasing, in [sigma_min, sigma_max]. May be traced, f32[n]: then
         they are not checked.
       s_noise: in place of the config's. May be traced.
+      strength: in (0, 1], for image-to-image: keeps the clean end of the grid, ⌊N · strength⌋ points, and still takes n
+        steps. Of timesteps or sigmas it keeps the last ⌊n · strength⌋. (`skip` drops the first steps of a path.)
 
     Returns:
       A state at index 0.
@@ -129,6 +132,8 @@ def init(
     """
     exactly_one(num_steps=num_steps, timesteps=timesteps, sigmas=sigmas)
     _check(config)
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}.")
     s_noise = config.s_noise if s_noise is None else s_noise
     if np.shape(s_noise) or not (is_traced(s_noise) or concrete("s_noise", s_noise) >= 0):
         raise ValueError(f"s_noise must be one number, not negative, got {s_noise}.")
@@ -136,9 +141,10 @@ def init(
         levels = f32(jnp.asarray(sigmas))
         if levels.ndim != 1:
             raise ValueError(f"sigmas must be a list of noise levels, got shape {levels.shape}.")
+        levels = _last(levels, strength, "sigmas")
         path, told = jnp.append(levels, jnp.float32(config.sigma_min)), c_noise(levels)
     else:
-        levels = _levels(config, num_steps, timesteps, sigmas)
+        levels = _levels(config, num_steps, timesteps, sigmas, strength)
         path, told = np.append(levels, config.sigma_min), schedules.sigma_to_timestep(levels)
     return build(
         CMState,
@@ -151,14 +157,28 @@ def init(
     )
 
 
-def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any) -> np.ndarray:
+def _last(values: Any, strength: float, what: str) -> Any:
+    """The clean end of a path or a grid."""
+    if not (keep := int(len(values) * strength)):
+        raise ValueError(
+            f"strength = {strength} leaves none of {len(values)} {what}; it must be at least {1 / len(values):g}."
+        )
+    return values[len(values) - keep :]
+
+
+def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, strength: float) -> np.ndarray:
     """The noise levels to visit, f64[n], from any of the three ways to say it."""
     if sigmas is not None:
-        return _check_sigmas(config, strictly_decreasing("sigmas", concrete("sigmas", sigmas)))
+        levels = _check_sigmas(config, strictly_decreasing("sigmas", concrete("sigmas", sigmas)))
+        return _last(levels, strength, "sigmas")
     size = config.num_train_timesteps
     if num_steps is not None:
-        count = count_steps(num_steps, size, f"num_train_timesteps = {size}")
-        indices = np.arange(count) * (size // count)
+        grid = _last(np.arange(size), strength, "grid points")
+        limit = f"num_train_timesteps = {size}"
+        if strength < 1:
+            limit = f"{len(grid)} ({limit} times strength = {strength})"
+        count = count_steps(num_steps, len(grid), limit)
+        indices = grid[:: len(grid) // count][:count]
     else:
         indices = strictly_decreasing("timesteps", concrete("timesteps", timesteps))[::-1]
         if not 0 <= indices[0] <= indices[-1] <= size - 1:
@@ -166,6 +186,7 @@ def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any) -> np
             raise ValueError(
                 f"timesteps must be grid indices in [0, {size - 1}] (num_train_timesteps = {size}), got {bad:.12g}."
             )
+        indices = _last(indices, strength, "timesteps")
     return schedules.karras_sigmas(indices, size, config.sigma_min, config.sigma_max, config.rho)
 
 

@@ -1,0 +1,126 @@
+"""Between two noises: starting points on great circles, where a Gaussian in many dimensions lies.
+
+Noise of n numbers has length close to √n, and so has every point of the great circle between two of them; a straight
+line passes through shorter ones, of less noise than the model is told. Pictures drawn from a great circle change
+smoothly from one end to the other (Song et al. 2023, appendix D).
+"""
+
+from __future__ import annotations
+
+import operator
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cmjax._numerics import expand_like, f32, refuse_integers, safe_sqrt
+from cmjax.types import Array
+
+__all__ = ["slerp", "slerp_grid", "slerp_path"]
+
+
+def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
+    """Go from a to b along the great circle: (sin((1 - t) θ) a + sin(t θ) b) / sin θ, θ the angle between them.
+
+    Args:
+      a: f[B, *S]; lengths and angles are of whole images.
+      b: f[B, *S].
+      t: from 0, a, to 1, b; f[] or one for each image, f[B]. May be traced.
+
+    Returns:
+      f[B, *S], in a's dtype: a and b themselves at the ends. Between parallel images, a straight line; of opposite
+      ones no circle is the shortest, and the result is not defined (its gradient is finite).
+
+    Raises:
+      TypeError: a or b is not of a float dtype.
+      ValueError: shapes differ, or t is neither a number nor one for each image.
+
+    Example:
+      >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(4)
+      Array([[0.7071, 0.7071]], dtype=float32)
+
+    References:
+      Shoemake 1985, section 3.3; Song et al. 2023, appendix D.
+    """
+    a, b, t = _noises(a, b), _noises(b, a), f32(t)
+    if t.shape not in ((), a.shape[:1]):
+        raise ValueError(f"t must be a number, or one for each of {a.shape[0]} images, got shape {t.shape}.")
+    u, v = f32(a).reshape(len(a), -1), f32(b).reshape(len(b), -1)
+    lengths = safe_sqrt((u * u).sum(-1)) * safe_sqrt((v * v).sum(-1))
+    cosine = (u * v).sum(-1) / jnp.maximum(lengths, 1e-30)
+    is_circle = jnp.abs(cosine) < 1 - 1e-6  # beyond, float32 does not know the angle, and a line is as good
+    theta = jnp.arccos(jnp.where(is_circle, cosine, 0.0))
+    weight_a = jnp.where(is_circle, jnp.sin((1 - t) * theta) / jnp.sin(theta), 1 - t)
+    weight_b = jnp.where(is_circle, jnp.sin(t * theta) / jnp.sin(theta), t)
+    return (expand_like(weight_a, a) * f32(a) + expand_like(weight_b, b) * f32(b)).astype(a.dtype)
+
+
+def slerp_path(a: Array, b: Array, num: int) -> Array:
+    """Lay num points evenly on the great circle from a to b.
+
+    Args:
+      a: f[*S], one noise, without a batch axis.
+      b: f[*S].
+      num: how many, ends included; at least 2.
+
+    Returns:
+      f[num, *S]: a batch, the first a, the last b.
+
+    Raises:
+      TypeError: a or b is not of a float dtype.
+      ValueError: shapes differ, or num is less than 2.
+
+    Example:
+      >>> slerp_path(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), 3).round(4)
+      Array([[1.    , 0.    ],
+             [0.7071, 0.7071],
+             [0.    , 1.    ]], dtype=float32)
+    """
+    _check_num("num", num)
+    a, b = _noises(a, b), _noises(b, a)
+    return slerp(jnp.stack([a] * num), jnp.stack([b] * num), jnp.linspace(0.0, 1.0, num))
+
+
+def slerp_grid(corners: Array, rows: int, columns: int) -> Array:
+    """Fill a grid between four noises: great circles down the left and right sides, then across each row.
+
+    Args:
+      corners: f[4, *S]: top left, top right, bottom left, bottom right.
+      rows: at least 2.
+      columns: at least 2.
+
+    Returns:
+      f[rows * columns, *S], row after row: a batch for `cmjax.sample`, and for `cmjax.io.grid` after it.
+
+    Raises:
+      TypeError: corners are not of a float dtype.
+      ValueError: there are not four corners, or rows or columns is less than 2.
+
+    Example:
+      >>> slerp_grid(jnp.eye(4), 3, 5).shape
+      (15, 4)
+    """
+    refuse_integers("corners", corners)
+    if corners.shape[:1] != (4,):
+        raise ValueError(f"corners must be four noises, f[4, *S], got shape {corners.shape}.")
+    _check_num("rows", rows)
+    _check_num("columns", columns)
+    left, right = slerp_path(corners[0], corners[2], rows), slerp_path(corners[1], corners[3], rows)
+    across = jnp.tile(jnp.linspace(0.0, 1.0, columns), rows)
+    return slerp(left.repeat(columns, axis=0), right.repeat(columns, axis=0), across)
+
+
+def _noises(a: Array, b: Array) -> Array:
+    refuse_integers("noise", a)
+    a = jnp.asarray(a)
+    if a.shape != jnp.shape(b):
+        raise ValueError(f"the two noises must have one shape, got {a.shape} and {jnp.shape(b)}.")
+    return a
+
+
+def _check_num(name: str, num: int) -> None:
+    try:
+        enough = operator.index(num) >= 2
+    except TypeError as error:
+        raise TypeError(f"{name} must be a Python int, since it decides shapes, got {num!r:.60}.") from error
+    if not enough:
+        raise ValueError(f"{name} must be at least 2, got {num}.")
