@@ -162,8 +162,9 @@ class Colorize(Struct):
         if x0.shape[-1] != channels:
             raise ValueError(f"colorize weighs {channels} colours, but x0 has shape {x0.shape}, channels last.")
         _check_shape("gray", self.gray, x0[..., :1])
-        missing = self.gray - (x0 * self.weights).sum(-1, keepdims=True)
-        return x0 + missing * self.weights / (self.weights**2).sum()
+        weights = self.weights.reshape((1,) * (x0.ndim - 1) + (channels,))
+        missing = self.gray - (x0 * weights).sum(-1, keepdims=True)
+        return x0 + missing * weights / (weights**2).sum()
 
 
 def colorize(gray: ArrayLike, *, weights: Sequence[float] = LUMA, bounds: Bounds = (-1.0, 1.0)) -> Colorize:
@@ -216,10 +217,10 @@ def luminance(images: ArrayLike, *, weights: Sequence[float] = LUMA) -> Array:
       >>> luminance(jnp.array([1.0, 0.5, 0.0]), weights=(1, 2, 1))
       Array([0.5], dtype=float32)
     """
-    images, weights_ = _measured("images", images), _unit_sum(weights)
-    if images.shape[-1:] != weights_.shape:
-        raise ValueError(f"images must have {len(weights_)} channels, last, got shape {images.shape}.")
-    return (images * weights_).sum(-1, keepdims=True)
+    images, share = _measured("images", images), _unit_sum(weights)
+    if images.shape[-1:] != share.shape:
+        raise ValueError(f"images must have {len(share)} channels, last, got shape {images.shape}.")
+    return (images * share.reshape((1,) * (images.ndim - 1) + share.shape)).sum(-1, keepdims=True)
 
 
 def _unit_sum(weights: Sequence[float]) -> np.ndarray:

@@ -46,7 +46,7 @@ def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
         raise ValueError(f"t must be a number, or one for each of {a.shape[0]} images, got shape {t.shape}.")
     u, v = f32(a).reshape(len(a), -1), f32(b).reshape(len(b), -1)
     lengths = safe_sqrt((u * u).sum(-1)) * safe_sqrt((v * v).sum(-1))
-    cosine = (u * v).sum(-1) / jnp.maximum(lengths, 1e-30)
+    cosine = jnp.where(lengths > 0, (u * v).sum(-1) / jnp.where(lengths > 0, lengths, 1.0), 1.0)
     is_circle = jnp.abs(cosine) < 1 - 1e-6  # beyond, float32 does not know the angle, and a line is as good
     theta = jnp.arccos(jnp.where(is_circle, cosine, 0.0))
     weight_a = jnp.where(is_circle, jnp.sin((1 - t) * theta) / jnp.sin(theta), 1 - t)

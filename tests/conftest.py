@@ -23,6 +23,7 @@ STRICT = (
     "samplers",
     "test_editing",
     "test_guidance",
+    "test_latents",
     "test_parameterization",
     "test_random",
     "test_sampling",

@@ -40,6 +40,17 @@ def test_time_and_label_matter(network):
     assert jnp.abs(out - unets.run(network, x, t, (cond + 1) % 5)).max() > 1e-3
 
 
+def test_a_mixture_of_classes_goes_from_one_class_to_another(network):
+    x, t, cond = unets.inputs()
+    one_hot = jax.nn.one_hot(cond, 5)
+    np.testing.assert_allclose(unets.run(network, x, t, one_hot), unets.run(network, x, t, cond), atol=1e-5, rtol=1e-5)
+    between = jnp.array([0.5, 0.5, 0.0, 0.0, 0.0])
+    half = unets.run(network, x, t, between)  # one mixture for the batch
+    np.testing.assert_array_equal(half, unets.run(network, x, t, jnp.broadcast_to(between, (3, 5))))
+    ends = [unets.run(network, x, t, jnp.full(3, label)) for label in (0, 1)]
+    assert all(jnp.abs(half - end).max() > 1e-3 for end in ends)
+
+
 def test_images_do_not_see_each_other(network):
     x, t, cond = unets.inputs()
     out = unets.run(network, x, t, cond)

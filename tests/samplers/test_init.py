@@ -33,6 +33,19 @@ def test_cm_takes_every_so_manieth_level() -> None:
     assert whole.sigmas[-1] == whole.sigmas[-2] == np.float32(0.002)
 
 
+def test_strength_keeps_the_clean_end_of_cm_paths_too() -> None:
+    def same(short: Any, whole: Any) -> None:
+        jax.tree.map(np.testing.assert_array_equal, short, whole)
+
+    same(cm.init(CM, 4, strength=1.0), cm.init(CM, 4))
+    same(cm.init(CM, 4, strength=0.5), cm.init(CM, timesteps=[35, 30, 25, 20]))
+    same(cm.init(CM, 3, strength=0.8), cm.init(CM, timesteps=[28, 18, 8]))  # ⌊32 / 3⌋ = 10 apart
+    same(cm.init(CM, timesteps=[30, 20, 10, 0], strength=0.5), cm.init(CM, timesteps=[30, 20]))
+    same(cm.init(CM, sigmas=[9.0, 3.0, 1.0], strength=0.7), cm.init(CM, sigmas=[3.0, 1.0]))
+    traced = jax.jit(lambda sigmas: cm.init(CM, sigmas=sigmas, strength=0.7).sigmas)(jnp.array([9.0, 3.0, 1.0]))
+    np.testing.assert_allclose(traced, [3.0, 1.0, 0.002])
+
+
 def test_cm_paths_given_by_hand() -> None:
     state = cm.init(CM, timesteps=[22, 0])
     np.testing.assert_allclose(state.sigmas, [80.0, 1.382368, 0.002], rtol=1e-6)
@@ -244,6 +257,15 @@ VALUES = [
         "num_steps must be between 1 and 5 (original_inference_steps = 50 times strength = 0.1), got 10.",
     ),
     (lambda: lcm.init(LCM, 4, strength=1.5), "strength must lie in (0, 1], got 1.5."),
+    (lambda: cm.init(CM, 4, strength=1.5), "strength must lie in (0, 1], got 1.5."),
+    (
+        lambda: cm.init(CM, 21, strength=0.5),
+        "num_steps must be between 1 and 20 (num_train_timesteps = 40 times strength = 0.5), got 21.",
+    ),
+    (
+        lambda: cm.init(CM, timesteps=[9, 5], strength=0.4),
+        "strength = 0.4 leaves none of 2 timesteps; it must be at least 0.5.",
+    ),
     (lambda: lcm.init(LCM, 4, strength=0.0), "strength must lie in (0, 1], got 0.0."),
     (
         lambda: tcd.init(TCD, 1, strength=0.01),

@@ -1,0 +1,86 @@
+"""Between noises: this room checks that great circles keep the length, the ends and the pace."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.latents import slerp, slerp_grid, slerp_path
+
+A, B = jax.random.normal(jax.random.key(0), (2, 3, 16, 16, 1))
+
+
+def unit(x):
+    flat = np.asarray(x, np.float64).reshape(len(x), -1)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 1.0])
+def test_slerp_is_the_rotation_in_float64(t):
+    u, v = unit(A), unit(B)
+    theta = np.arccos((u * v).sum(1, keepdims=True))
+    a, b = (np.asarray(x, np.float64).reshape(3, -1) for x in (A, B))
+    expected = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)
+    np.testing.assert_allclose(slerp(A, B, t).reshape(3, -1), expected, atol=2e-6)
+
+
+def test_the_ends_are_the_noises_and_the_length_stays():
+    np.testing.assert_allclose(slerp(A, B, 0.0), A, atol=1e-6)
+    np.testing.assert_allclose(slerp(A, B, 1.0), B, atol=1e-6)
+    same_length = B * (jnp.linalg.norm(A) / jnp.linalg.norm(B))
+    path = slerp_path(A, same_length, 9)
+    lengths = np.linalg.norm(np.asarray(path).reshape(9, -1), axis=1)
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
+    steps = (unit(path)[1:] * unit(path)[:-1]).sum(1)
+    np.testing.assert_allclose(np.arccos(steps), np.arccos(steps[0]), rtol=1e-4)  # an even pace
+    assert np.asarray(0.5 * (A + B)).std() < 0.75 * np.asarray(slerp(A, B, 0.5)).std()  # which a line has not
+
+
+def test_a_place_for_each_image_and_one_for_all():
+    t = jnp.array([0.1, 0.5, 0.9])
+    each = slerp(A, B, t)
+    for i in range(3):
+        np.testing.assert_allclose(each[i], slerp(A[i : i + 1], B[i : i + 1], t[i])[0], atol=1e-6)
+    assert slerp(A.astype(jnp.bfloat16), B.astype(jnp.bfloat16), 0.5).dtype == jnp.bfloat16
+
+
+def test_a_grid_has_its_corners_and_its_sides():
+    corners = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    field = slerp_grid(corners, 3, 5).reshape(3, 5, 8, 8, 1)
+    for found, corner in zip((field[0, 0], field[0, -1], field[-1, 0], field[-1, -1]), corners, strict=True):
+        np.testing.assert_allclose(found, corner, atol=1e-6)
+    np.testing.assert_allclose(field[:, 0], slerp_path(corners[0], corners[2], 3), atol=1e-6)
+    np.testing.assert_allclose(field[0], slerp_path(corners[0], corners[1], 5), atol=1e-6)
+
+
+def test_parallel_opposite_and_empty_noises_have_finite_values_and_gradients():
+    for b in (A, 2 * A, -A, jnp.zeros_like(A)):
+        for t in (0.0, 0.5, 1.0):
+            value, slope = jax.value_and_grad(lambda a, b=b, t=t: slerp(a, b, t).sum())(A)
+            assert np.isfinite(value)
+            assert bool(jnp.isfinite(slope).all())
+    np.testing.assert_allclose(slerp(A, 2 * A, 0.5), 1.5 * A, rtol=1e-5, atol=1e-6)
+
+
+def test_the_place_may_be_traced_and_differentiated():
+    slope = jax.jit(jax.grad(lambda t: (slerp(A, B, t) ** 2).sum()))(0.3)
+    near = [(float((slerp(A, B, t) ** 2).sum())) for t in (0.29, 0.31)]
+    assert float(slope) == pytest.approx((near[1] - near[0]) / 0.02, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (ValueError, r"one shape, got \(3, 16, 16, 1\) and \(2, 16, 16, 1\)", lambda: slerp(A, B[:2], 0.5)),
+        (ValueError, r"one for each of 3 images, got shape \(2,\)", lambda: slerp(A, B, jnp.zeros(2))),
+        (TypeError, "noise", lambda: slerp(jnp.zeros((1, 2), int), jnp.zeros((1, 2)), 0.5)),
+        (ValueError, "num must be at least 2, got 1", lambda: slerp_path(A, B, 1)),
+        (TypeError, "num must be a Python int", lambda: slerp_path(A, B, 2.5)),
+        (ValueError, r"corners must be four noises.*\(3, 16, 16, 1\)", lambda: slerp_grid(A, 2, 2)),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(error, message, make):
+    with pytest.raises(error, match=message):
+        make()
