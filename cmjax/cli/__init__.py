@@ -1,4 +1,4 @@
-"""The command `cmjax sample | train | inspect | convert`: what may be said to it, and what to answer to mistakes.
+"""The command `cmjax sample | edit | train | inspect | convert`: what may be said to it, and how mistakes are answered.
 
 Arguments are parsed before JAX is imported, so `--help` and mistakes are answered at once. Each command is one file
 beside this one, with a function `run(args)`.
@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cmjax._version import __version__
 from cmjax.cli.errors import UsageError
@@ -37,6 +37,86 @@ examples:
 Image i depends on the seed and on i alone, its label included: more images, another batch size
 or more devices change none of those that were there before.
 """
+
+_EDIT_EXAMPLES = """\
+examples:
+  cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    fill what is white in a mask
+  cmjax edit upscale tiny.png --labels Bag                             enlarge; each pixel stays a block's mean
+  cmjax edit interpolate --seeds 3 8 --labels Sneaker                  from one picture to another
+  cmjax edit inpaint --help                                            what one task takes, with examples
+
+Results go to --out: a .png shows, for each picture, what was given, what of it is known, and the
+results side by side; a folder holds each result at its own size, NAME-1.png ..., and strip.png.
+Any model and sampler will do: nothing is trained. Pictures must have the model's size (--resize
+crops and resizes them) and may be PNG or JPEG files of any colour mode.
+"""
+
+_TASKS = {
+    "inpaint": (
+        "Fill holes in pictures; every other pixel stays as it is",
+        """\
+examples:
+  cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    white in the mask is filled
+  cmjax edit inpaint boot.png --labels 9                               transparent pixels are filled
+  cmjax edit inpaint a.png b.png --mask m.png --labels Bag --num 5     five ways each, one mask for both
+  cmjax edit inpaint photo.jpg --mask soft.png --soft --resize --model M --out filled/
+
+A mask has its picture's size. Grey masks need --soft, which blends picture and model there: then
+a grey pixel is not kept exactly.
+""",
+    ),
+    "colorize": (
+        "Colour grey pictures; every pixel's luminance stays as it is",
+        """\
+examples:
+  cmjax edit colorize old.jpg --resize --model openai/diffusers-cd_cat256_l2 --num 4
+  cmjax edit colorize a.png b.png --model M --out coloured/
+
+The model must make colour pictures. A colour picture is turned to grey first.
+""",
+    ),
+    "upscale": (
+        "Enlarge pictures; every pixel stays the mean of its block",
+        """\
+examples:
+  cmjax edit upscale tiny.png --labels Bag                   7x7 to a model's 28x28: the factor, 4, is found
+  cmjax edit upscale bag.png --factor 4 --resize --labels 8  shrinks it first, to see what comes back
+
+The result has the model's size.
+""",
+    ),
+    "denoise": (
+        "Remove noise of a known level, in one model call",
+        """\
+examples:
+  cmjax edit denoise grainy.png --sigma 0.2 --labels Coat    noise of 0.2 * 127.5 = 25 grey levels
+
+The model must be a consistency model.
+""",
+    ),
+    "stroke": (
+        "Redraw pictures: keep what noise leaves to be seen, draw the rest (SDEdit)",
+        """\
+examples:
+  cmjax edit stroke sketch.png --labels Sneaker                          noise of 5.38, then of 2.24
+  cmjax edit stroke sketch.png --labels Sneaker --sigmas 2.24            less noise keeps more
+  cmjax edit stroke sketch.png --labels 7 --strength 0.4 --steps 4       0 keeps all ... 1 nothing
+  cmjax edit stroke sketch.png --labels 7 --sampler tcd --strength 0.7
+""",
+    ),
+    "interpolate": (
+        "Go from one picture to another, by their seeds or classes",
+        """\
+examples:
+  cmjax edit interpolate --seeds 3 8 --labels Sneaker               eight pictures from seed 3's to seed 8's
+  cmjax edit interpolate --seeds 3 --labels Sneaker "Ankle boot"    one seed, from class to class
+  cmjax edit interpolate --seeds 1 2 3 4 --labels Bag --num 6       a grid between four corners
+
+A seed's picture is the first one of `cmjax sample --seed S`: without --labels for several classes
+the first end is that picture itself. In a folder, pictures are 000.png ... and the grid strip.png.
+""",
+    ),
+}
 
 _TRAIN_EXAMPLES = """\
 examples:
@@ -99,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text}.", epilog=examples, formatter_class=formatter)
 
     _add_sample(command("sample", "Draw images from a model in one compiled call", _SAMPLE_EXAMPLES))
+    _add_edit(command("edit", "Fill, colour, enlarge, clean or redraw pictures with a model", _EDIT_EXAMPLES))
     _add_train(command("train", "Train a consistency model on images", _TRAIN_EXAMPLES))
     _add_inspect(
         command("inspect", "Show a model's configs, its size, and the path a sampler takes", _INSPECT_EXAMPLES)
@@ -122,34 +203,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
     except SystemExit as stop:  # --help, --version, or a mistake: argparse has said all
         return int(stop.code or 0)
+    name = f"cmjax {args.command} {args.task}" if args.command == "edit" else f"cmjax {args.command}"
     try:
         importlib.import_module(f"cmjax.cli.{args.command}").run(args)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"cmjax {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"cmjax {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has gone: no more of it, and no complaint at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        print(f"cmjax {args.command}: nothing more can be written: {error.strerror}", file=sys.stderr)
+        print(f"{name}: nothing more can be written: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     return 0
 
 
-def _add_path_options(command: argparse.ArgumentParser) -> None:
-    """Add what says which weights are read, and which sampler takes which path."""
-    command.add_argument(
-        "--variant", metavar="V", help="which of the model's weights: fp16 reads those in half precision"
-    )
+def _add_path_options(command: argparse.ArgumentParser, steps: str = "2") -> Any:
+    """Add which sampler takes which path; returns the group of what says so, of which one may be given."""
     command.add_argument("--sampler", choices=_SAMPLERS, help="default: the one the model was made for")
     path = command.add_mutually_exclusive_group()
-    path.add_argument("--steps", type=_count, metavar="N", help="model calls for an image (default 2)")
+    path.add_argument("--steps", type=_count, metavar="N", help=f"model calls for an image (default {steps})")
     path.add_argument(
         "--timesteps",
         type=_numbers,
@@ -160,15 +239,32 @@ def _add_path_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--eta", type=float, metavar="E", help="tcd only: 0 deterministic ... 1 fresh noise (default 0.3)"
     )
+    return path
 
 
-def _add_sample(command: argparse.ArgumentParser) -> None:
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add which weights are read, and how they are run."""
     command.add_argument(
         "--model",
         default=_DEFAULT_MODEL,
         metavar="M",
         help="a folder, a model of the package, or a hub id (default %(default)s)",
     )
+    _add_variant(command)
+    command.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="what the network computes in (default %(default)s)"
+    )
+    command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
+
+
+def _add_variant(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--variant", metavar="V", help="which of the model's weights: fp16 reads those in half precision"
+    )
+
+
+def _add_sample(command: argparse.ArgumentParser) -> None:
+    _add_model_options(command)
     _add_path_options(command)
     command.add_argument(
         "--labels", nargs="+", metavar="L", help="classes by name or number (default: all, or the first ten)"
@@ -176,9 +272,6 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num", type=_count, metavar="N", help="images in all (default: 8 of each class)")
     command.add_argument("--batch", type=_count, metavar="B", help="images computed at once (default: up to 128)")
     command.add_argument("--seed", type=_seed, default=0, metavar="S", help="which images (default %(default)s)")
-    command.add_argument(
-        "--dtype", choices=_DTYPES, default="float32", help="what the network computes in (default %(default)s)"
-    )
     command.add_argument(
         "--out",
         default="samples.png",
@@ -188,7 +281,71 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--trajectory", action="store_true", help="show x0 after every step: each image becomes a strip"
     )
-    command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
+
+
+def _add_edit(command: argparse.ArgumentParser) -> None:
+    tasks = command.add_subparsers(dest="task", metavar="TASK", required=True, parser_class=_Parser)
+    formatter = argparse.RawDescriptionHelpFormatter
+    for name, (text, examples) in _TASKS.items():
+        task = tasks.add_parser(name, help=text, description=f"{text}.", epilog=examples, formatter_class=formatter)
+        if name == "interpolate":
+            _add_interpolate(task)
+        else:
+            _add_pictures(task, name)
+        task.add_argument(
+            "--out",
+            default="edited.png",
+            metavar="PATH",
+            help="a .png that shows all, or a folder for .png files (default %(default)s)",
+        )
+        _add_model_options(task)
+
+
+def _add_pictures(task: argparse.ArgumentParser, name: str) -> None:
+    """Add what a task on pictures takes."""
+    task.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG files")
+    if name == "inpaint":
+        task.add_argument("--mask", nargs="+", metavar="FILE", help="white where to fill: one for all, or one each")
+        task.add_argument("--soft", action="store_true", help="take a mask's grey levels as weights of a mixture")
+    if name == "upscale":
+        task.add_argument("--factor", type=_count, metavar="F", help="how many times larger (default: what fits)")
+    task.add_argument("--resize", action="store_true", help="crop and resize pictures to the size that is needed")
+    task.add_argument("--labels", nargs="+", metavar="L", help="class of all pictures, or of each, by name or number")
+    if name == "denoise":
+        task.add_argument(
+            "--sigma",
+            type=float,
+            required=True,
+            metavar="S",
+            help="the noise's standard deviation, for pictures in [-1, 1]: grey levels / 127.5",
+        )
+        task.set_defaults(sampler="cm", steps=None, timesteps=None, eta=None, num=1, seed=0)
+        return
+    task.add_argument("--num", type=_count, default=3, metavar="N", help="results a picture (default %(default)s)")
+    task.add_argument("--seed", type=_seed, default=0, metavar="S", help="which results (default %(default)s)")
+    path = _add_path_options(task, "4, cm 2" if name == "stroke" else "8, cm the whole grid")
+    if name == "stroke":
+        path.add_argument(
+            "--sigmas",
+            type=_numbers,
+            nargs="+",
+            metavar="S",
+            help="cm only: noise levels, the first is added to the picture (default 5.38 2.24)",
+        )
+        task.add_argument(
+            "--strength", type=float, metavar="R", help="how much is redrawn, in (0, 1] (default, with --steps: 0.6)"
+        )
+
+
+def _add_interpolate(task: argparse.ArgumentParser) -> None:
+    task.add_argument(
+        "--seeds", type=_seed, nargs="+", default=[0, 1], metavar="S", help="two ends or four corners (default 0 1)"
+    )
+    task.add_argument("--labels", nargs="+", metavar="L", help="one class, or two to go from the one to the other")
+    task.add_argument("--num", type=_count, default=8, metavar="N", help="pictures a side (default %(default)s)")
+    task.add_argument("--rows", type=_count, metavar="R", help="of a grid (default: --num)")
+    task.add_argument("--columns", type=_count, metavar="C", help="of a row or a grid (default: --num)")
+    _add_path_options(task)
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -230,6 +387,7 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a folder, a model of the package, or a hub id (default %(default)s)",
     )
+    _add_variant(command)
     _add_path_options(command)
 
 

@@ -1,8 +1,9 @@
-"""Images by number: image i of a seed, whatever the batch and the devices; for `cmjax sample` and `cmjax train`."""
+"""Images by number: image i of a seed, whatever the batch and the devices; for every command that draws."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 import cmjax
 from cmjax._mesh import batch_mesh
@@ -19,7 +22,19 @@ from cmjax._random import split
 from cmjax.io.images import grid
 from cmjax.models import UNetConfig
 
-__all__ = ["Drawn", "class_grid", "class_of", "compile_draw", "image_shape", "strips"]
+__all__ = [
+    "Drawn",
+    "class_grid",
+    "class_of",
+    "compile_batches",
+    "compile_draw",
+    "default_batch",
+    "draw_all",
+    "image_shape",
+    "strips",
+]
+
+_BATCH, _BATCH_PIXELS = 128, 1 << 20
 
 
 class Drawn(NamedTuple):
@@ -63,25 +78,67 @@ def compile_draw(
     Returns:
       A function (first, model) -> the images first ... first + B - 1, for any weights of the same network.
     """
-    mesh = batch_mesh(shape[0])
 
-    @jax.jit
-    def draw(model, state, key, indices, cond):
+    def draw(model, shared, rows):
+        (state, key), (indices, cond) = shared, rows
         keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
         if not every_step:
             return Drawn(cmjax.generate(model, state, keys, shape, cond))
         return _generate_with_steps(model, state, keys, shape, cond)
 
-    everywhere = NamedSharding(mesh, P())
+    shared = state, jax.random.key(seed)
+    return compile_batches(draw, model, shared, shape[0], lambda i: (i, class_of(i, classes)))
+
+
+def compile_batches(
+    draw: Callable[[Any, Any, Any], Any], model: Any, shared: Any, size: int, rows: Callable[[np.ndarray], Any]
+) -> Callable[[int, Any], Any]:
+    """Compile a function of whole batches, sharded over the local devices.
+
+    Args:
+      draw: (model, shared, rows) -> arrays [B, ...], pure.
+      model: a `ModelFn`, or its abstract form.
+      shared: a pytree that all images share: the path, keys.
+      size: B; the largest number of devices that divides it is used.
+      rows: i32[B], the numbers of images -> a pytree of what belongs to each, arrays [B, ...].
+
+    Returns:
+      A function (first, model) -> what draw returns for the images first ... first + B - 1, on the host.
+    """
+    mesh = batch_mesh(size)
+    everywhere, split_up = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
     def arguments(first: int):
-        indices = np.arange(first, first + shape[0], dtype=np.int32)
-        same = jax.device_put((state, jax.random.key(seed)), everywhere)
-        return *same, *jax.device_put((indices, class_of(indices, classes)), NamedSharding(mesh, P("batch")))
+        indices = np.arange(first, first + size, dtype=np.int32)
+        return jax.device_put(shared, everywhere), jax.device_put(rows(indices), split_up)
 
     weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), model)
-    compiled = draw.lower(weights, *arguments(0)).compile()
+    compiled = jax.jit(draw).lower(weights, *arguments(0)).compile()
     return lambda first, model: jax.device_get(compiled(jax.device_put(model, everywhere), *arguments(first)))
+
+
+def draw_all(draw: Callable[[int], Any], count: int, batch: int) -> tuple[Any, float]:
+    """Draw batch after batch, with a bar if there are many; the last one is full too, and what is too much is dropped.
+
+    Args:
+      draw: first -> a pytree of arrays [batch, ...].
+      count: how many in all.
+      batch: how many at once.
+
+    Returns:
+      The pair of the pytree, arrays [count, ...], and the seconds that it took.
+    """
+    start = time.perf_counter()
+    firsts = range(0, count, batch)
+    bar = track(firsts, "drawing", console=Console(stderr=True), transient=True, disable=len(firsts) == 1)
+    batches = [draw(first) for first in bar]
+    seconds = time.perf_counter() - start
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches), seconds
+
+
+def default_batch(height: int, width: int) -> int:
+    """Say how many images of a size are computed at once, where nobody says."""
+    return min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))
 
 
 def _generate_with_steps(model: Any, state: Any, keys: Any, shape: tuple[int, ...], cond: Any) -> Drawn:

@@ -1,18 +1,57 @@
-"""From options to a model and a path: shared by `cmjax sample` and `cmjax inspect`."""
+"""From options to a model and a path: shared by `cmjax sample`, `cmjax edit` and `cmjax inspect`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import cmjax
+from cmjax.cli.drawing import image_shape
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.io import Checkpoint
 from cmjax.io.published import published
 
-__all__ = ["Setup", "prepare"]
+__all__ = ["Opened", "Setup", "open_model", "prepare", "two_steps"]
 
-_DEFAULT_STEPS = 2
+
+class Opened(NamedTuple):
+    """A model before its weights are there: compiling takes memory that they can have after it.
+
+    Attributes:
+      checkpoint: the abstract model, and the config.
+      load: reads the weights, and returns the checkpoint.
+      shape: (H, W, C) of its images.
+      classes: how many it has, or None.
+      names: of the classes, if known.
+    """
+
+    checkpoint: Checkpoint
+    load: Callable[[], Checkpoint]
+    shape: tuple[int, int, int]
+    classes: int | None
+    names: tuple[str, ...] | None
+
+
+def open_model(args: argparse.Namespace) -> Opened:
+    """Look a model up, and check its files.
+
+    Args:
+      args: with `model`, `dtype` and `variant`.
+
+    Raises:
+      UsageError: there is none, or it is damaged, or of no use to commands.
+    """
+    load = partial(cmjax.load, args.model, dtype=args.dtype, variant=args.variant)
+    with bad_input():
+        checkpoint = load(abstract=True)
+        names = cmjax.io.label_names(args.model, variant=args.variant)
+        unet = checkpoint.model.module.config
+        shape = image_shape(unet)
+    if unet.class_embed_type is not None:
+        raise UsageError(f"the model is conditioned on a {unet.class_embed_type}, which cannot be given here.")
+    return Opened(checkpoint, load, shape, unet.num_class_embeds, names)
 
 
 class Setup(NamedTuple):
@@ -28,12 +67,22 @@ class Setup(NamedTuple):
     note: str = ""
 
 
-def prepare(checkpoint: Checkpoint, args: argparse.Namespace) -> Setup:
+def two_steps(sampler: str, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Plan what was asked for, or else two steps."""
+    return asked or {"num_steps": 2}
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    args: argparse.Namespace,
+    plan: Callable[[str, Any, dict[str, Any]], dict[str, Any]] = two_steps,
+) -> Setup:
     """Choose the sampler and lay out its path.
 
     Args:
       checkpoint: what `cmjax.load` returned.
-      args: with `sampler`, `steps`, `timesteps` and `eta`.
+      args: with `sampler`, `steps`, `timesteps` and `eta`, and `sigmas` where the command has them.
+      plan: from the sampler's name, its config, and what was asked for, to the arguments of its `init`.
 
     Raises:
       UsageError: the sampler does not suit the model, or an option does not suit the sampler.
@@ -52,21 +101,33 @@ def prepare(checkpoint: Checkpoint, args: argparse.Namespace) -> Setup:
             model, config = cmjax.models.vp_from_sigma(model, config, vp_config), vp_config
         elif own != sampler:
             config = cmjax.io.read_config(cmjax.io.config_dict(config), as_=module.Config)
-        timesteps = None if args.timesteps is None else [t for part in args.timesteps for t in part]
-        steps = _DEFAULT_STEPS if args.steps is None and timesteps is None else args.steps
+        asked = _asked(args)
+        if "sigmas" in asked and sampler != "cm":
+            raise UsageError(f"--sigmas belongs to the sampler cm, but the sampler is {sampler}.")
+        path = plan(sampler, config, asked)
         note = ""
-        if sampler == own == "cm" and timesteps is None and (found := _published_path(args.model, config, steps)):
-            steps, timesteps, note = None, found, f" (timesteps {', '.join(map(str, found))}, as published)"
+        if sampler == own == "cm" and (found := _published_path(args.model, config, path)):
+            path, note = {"timesteps": found}, f" (timesteps {', '.join(map(str, found))}, as published)"
         eta = {} if args.eta is None else {"eta": args.eta}
-        return Setup(model, module.init(config, steps, timesteps=timesteps, **eta), sampler, config, note)
+        return Setup(model, module.init(config, **path, **eta), sampler, config, note)
 
 
-def _published_path(name: str, config: Any, steps: int | None) -> tuple[int, ...] | None:
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """The path that the options say, as arguments of a sampler's `init`; empty where they do not."""
+    path = {"num_steps": args.steps, "timesteps": args.timesteps, "sigmas": getattr(args, "sigmas", None)}
+    path = {name: value for name, value in path.items() if value is not None}
+    for name in ("timesteps", "sigmas"):
+        if name in path:
+            path[name] = [value for part in path[name] for value in part]
+    return path
+
+
+def _published_path(name: str, config: Any, path: dict[str, Any]) -> tuple[int, ...] | None:
     """The path of that many steps that was published with a model, if there is one on its grid."""
     entry = published(name)
     if entry is None or entry.timesteps is None or entry.num_train_timesteps != config.num_train_timesteps:
         return None
-    return entry.timesteps if len(entry.timesteps) == steps else None
+    return entry.timesteps if path == {"num_steps": len(entry.timesteps)} else None
 
 
 def _name(config: Any) -> str:

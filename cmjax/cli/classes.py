@@ -1,0 +1,67 @@
+"""From --labels to class numbers: by name, by number, or several between commas."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from cmjax.cli.errors import UsageError
+
+__all__ = ["class_names", "class_numbers", "listed"]
+
+
+def class_numbers(wanted: Sequence[str], classes: int | None, names: Sequence[str] | None) -> list[int]:
+    """Read --labels.
+
+    Args:
+      wanted: texts: each is a number, a name, or several of them between commas.
+      classes: how many the model has; None for a model without.
+      names: the names of all classes, if there are any.
+
+    Raises:
+      UsageError: the model has no classes, or a label is unknown, or there is none.
+
+    Example:
+      >>> class_numbers(["bag,0"], 2, ["Coat", "Bag"])
+      [1, 0]
+    """
+    if classes is None:
+        raise UsageError("--labels: the model has no classes.")
+    known = {name.casefold(): i for i, name in enumerate(names or ())}
+    texts = [part for text in wanted for part in ([text] if text.casefold() in known else text.split(","))]
+    numbers = [_number(text.strip(), known, classes, names) for text in texts if text.strip()]
+    if not numbers:
+        raise UsageError("--labels: no label was given.")
+    return numbers
+
+
+def class_names(classes: int, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Name all classes: as the model does, or else by their numbers.
+
+    Raises:
+      UsageError: there is not one name for each class.
+    """
+    if names is not None and len(names) != classes:
+        raise UsageError(f"the model's labels.json names {len(names)} classes, but its network has {classes}.")
+    return tuple(names or map(str, range(classes)))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name the classes in a sentence; of many, the first.
+
+    Example:
+      >>> listed("abcdefghijklmnop")
+      'a, b, c, d, e, f, g, h, i, j, k, l ... p'
+    """
+    return ", ".join(names[:12]) + (f" ... {names[-1]}" if len(names) > 12 else "")
+
+
+def _number(label: str, known: dict[str, int], classes: int, names: Sequence[str] | None) -> int:
+    if label.casefold() in known:
+        return known[label.casefold()]
+    if label.isdecimal() and int(label) < classes:
+        return int(label)
+    near = difflib.get_close_matches(label.casefold(), known, n=1)
+    hint = f" Did you mean {names[known[near[0]]]!r}?" if near and names else ""
+    by_name = " or names" if known else ""
+    raise UsageError(f"--labels: unknown label {label!r}: give numbers 0 ... {classes - 1}{by_name}.{hint}")

@@ -1,0 +1,118 @@
+"""`cmjax edit interpolate`: pictures on the great circles between the noises of seeds, or between classes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cmjax
+from cmjax._random import split
+from cmjax.cli.classes import class_names, class_numbers, listed
+from cmjax.cli.drawing import compile_batches, default_batch, draw_all
+from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.out import report
+from cmjax.cli.sampler import Opened, prepare
+from cmjax.io.images import grid, to_uint8, write_png
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace, opened: Opened) -> None:
+    """Draw the way from seed to seed that `args` asks for, write it, and print what was done."""
+    rows, columns = _layout(args)
+    classes = _classes(args, opened, columns)
+    if len(args.seeds) == 1 and (classes is None or classes.ndim == 1):
+        raise UsageError("--seeds: one seed leads nowhere, unless from class to class: --labels A B.")
+    setup = prepare(opened.checkpoint, args)
+
+    start = time.perf_counter()
+    count = rows * columns
+    size = min(default_batch(*opened.shape[:2]), count)
+    shared = setup.state, jax.vmap(jax.random.key)(np.array(args.seeds, np.uint32))
+
+    def draw(model, shared, rows_):
+        (state, seeds), (indices, cond) = shared, rows_
+        k_x, k_z = split(jax.vmap(lambda seed: jax.random.fold_in(seed, 0))(seeds), 2)
+        ends = cmjax.prior(state, k_x, (len(args.seeds), *opened.shape))
+        x = _between(ends, rows, columns)[indices]
+        same = k_z[jnp.zeros_like(indices)]  # noise that is added on the way does not change along it
+        return cmjax.sample(model, state, x, same, cond)
+
+    def belonging(indices: np.ndarray) -> Any:
+        indices = indices % count
+        return indices, None if classes is None else classes[indices % columns]
+
+    compiled = compile_batches(draw, setup.model, shared, size, belonging)
+    compile_seconds = time.perf_counter() - start
+    with bad_input():  # only now, as compiling took memory that the weights can have
+        model = prepare(opened.load(), args).model
+    images, seconds = draw_all(lambda first: compiled(first, model), count, size)
+    with bad_input("the model"):  # NaN, which is not for any picture
+        images = to_uint8(images)
+    with bad_input("--out"):
+        _write(Path(args.out), images, columns)
+    report(
+        ("model", args.model),
+        ("sampler", setup.sampler),
+        ("steps", f"{setup.state.num_steps}{setup.note}"),
+        ("compile", f"{compile_seconds:.2f} s"),
+        ("speed", f"{seconds / count:.3g} s a picture"),
+        ("file", args.out),
+    )
+
+
+def _layout(args: argparse.Namespace) -> tuple[int, int]:
+    """How many rows and columns of pictures."""
+    seeds = len(args.seeds)
+    if seeds not in (1, 2, 4):
+        raise UsageError(f"--seeds: give two seeds for a row of pictures, or four for a grid, got {seeds}.")
+    if seeds < 4 and args.rows not in (None, 1):
+        raise UsageError(f"--rows belongs to four seeds, got {seeds}.")
+    rows = (args.rows or args.num) if seeds == 4 else 1
+    columns = args.columns or args.num
+    if columns < 2 or (seeds == 4 and rows < 2):
+        raise UsageError("--num, --rows and --columns must be at least 2: the ends are among them.")
+    return rows, columns
+
+
+def _classes(args: argparse.Namespace, opened: Opened, columns: int) -> np.ndarray | None:
+    """What each column shows: i32[columns], or mixtures of two classes, f32[columns, classes]; None without classes."""
+    if opened.classes is None and not args.labels:
+        return None
+    names = class_names(opened.classes or 0, opened.names if opened.classes else None)
+    if not args.labels:
+        raise UsageError(f"--labels: say what is to be drawn, as the model has classes: {listed(names)}.")
+    numbers = class_numbers(args.labels, opened.classes, opened.names)
+    if len(numbers) > 2:
+        raise UsageError(f"--labels: give one class, or two to go from one to the other, got {len(numbers)}.")
+    if len(numbers) == 1:
+        return np.full(columns, numbers[0], np.int32)
+    first, last = np.eye(len(names), dtype=np.float32)[numbers]
+    t = np.linspace(0, 1, columns, dtype=np.float32)[:, None]
+    return (1 - t) * first + t * last
+
+
+def _between(ends: Any, rows: int, columns: int) -> Any:
+    """The starting noises, f[rows * columns, H, W, C], between those of one, two or four seeds."""
+    if len(ends) == 1:
+        return jnp.concatenate([ends] * columns)
+    if len(ends) == 2:
+        return cmjax.latents.slerp_path(ends[0], ends[1], columns)
+    return cmjax.latents.slerp_grid(ends, rows, columns)
+
+
+def _write(out: Path, images: np.ndarray, columns: int) -> None:
+    """Write a grid, and each picture by itself if there is a folder for them."""
+    picture = grid(images, columns)
+    if out.suffix == ".png":
+        return write_png(picture, out)
+    out.mkdir(exist_ok=True)
+    for i, image in enumerate(images):
+        write_png(image, out / f"{i:03}.png")
+    return write_png(picture, out / "strip.png")

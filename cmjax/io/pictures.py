@@ -1,0 +1,149 @@
+"""One picture from a file, as people have them: any colour mode, turned, transparent, 16 bits; in the model's range."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cmjax.editing import LUMA
+
+__all__ = ["Picture", "fit", "gray", "on_white", "read_picture"]
+
+# What Pillow decodes itself: a format such as EPS would start another program.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
+_GREYS, _COLOURS = {"1", "L", "LA", "La"}, {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+
+
+class Picture(NamedTuple):
+    """A picture: its pixels, and how opaque each of them is.
+
+    Attributes:
+      pixels: f32[H, W, C] in [-1, 1], C = 1 for grey, 3 for colour.
+      alpha: f32[H, W] from 0, transparent, to 1; None where all pixels are opaque.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a PNG, JPEG, or other file of pixels, the right way up (as its EXIF says).
+
+    Grey levels of 16 bits are scaled, not cut; palettes and CMYK become colours. Of a telephone's JPEG with several
+    pictures (MPO) the first is read.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The picture, in the file's size.
+
+    Raises:
+      OSError: nothing is there, or a folder.
+      ValueError: the file is no picture, or damaged, animated, far too large, or in a colour mode of unknown range.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a picture.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as file:
+                frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+                image = ImageOps.exif_transpose(file)
+                is_png = file.format == "PNG"
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture: give a PNG or JPEG file.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise ValueError(f"{path} has more than {limit} pixels, which is not safe to open: make it smaller.") from None
+    except Exception as error:  # whatever a decoder stumbles over
+        raise ValueError(f"{path} is damaged, and cannot be read: {str(error).rstrip('.')}.") from error
+    if frames > 1:
+        raise ValueError(f"{path} has {frames} frames: give a single picture.")
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+        return _sixteen_bits(image)
+    if image.mode not in _GREYS | _COLOURS:
+        raise ValueError(f"{path} has the colour mode {image.mode}: convert it to grey (L) or RGB first.")
+    levels = np.asarray(image.convert("RGBA"), np.float32)
+    alpha = levels[..., 3] / 255
+    pixels = levels[..., : 1 if image.mode in _GREYS else 3] / 127.5 - 1
+    return Picture(pixels, alpha if (alpha < 1).any() else None)
+
+
+def _sixteen_bits(image: Image.Image) -> Picture:
+    levels = np.asarray(image).astype(np.float32)
+    transparent = levels == image.info.get("transparency", -1)
+    return Picture(levels[..., None] / 32767.5 - 1, 1 - transparent.astype(np.float32) if transparent.any() else None)
+
+
+def gray(pixels: np.ndarray) -> np.ndarray:
+    """Give the luminance, f32[H, W, 1], of a picture f32[H, W, 1 or 3], as `cmjax.editing.luminance` measures it.
+
+    Example:
+      >>> gray(np.full((1, 1, 3), 0.5, np.float32))
+      array([[[0.5]]], dtype=float32)
+    """
+    if pixels.shape[-1] == 1:
+        return pixels
+    return (pixels.astype(np.float64) @ (np.array(LUMA) / sum(LUMA)))[..., None].astype(np.float32)
+
+
+def on_white(picture: Picture) -> Picture:
+    """Lay a transparent picture on white, as a viewer does.
+
+    Example:
+      >>> on_white(Picture(np.array([[[0.0]]]), np.array([[0.25]]))).pixels.item()
+      0.75
+    """
+    if picture.alpha is None:
+        return picture
+    alpha = picture.alpha[..., None]
+    return Picture(picture.pixels * alpha + (1 - alpha))
+
+
+def fit(picture: Picture, height: int, width: int) -> Picture:
+    """Crop the middle of a picture to an aspect, and resize it without aliasing.
+
+    To a whole fraction of its size a pixel is the mean of a block, as `cmjax.editing.block_mean` takes it; else a
+    Lanczos window weighs them. Transparent pixels give no colour to their neighbours.
+
+    Args:
+      picture: of any size.
+      height: wanted.
+      width: wanted.
+
+    Returns:
+      The picture in height x width.
+
+    Example:
+      >>> fit(Picture(np.array([[[0.0], [1.0], [0.5], [0.5]]])), 1, 2).pixels.ravel()
+      array([0.5, 0.5], dtype=float32)
+    """
+    pixels, alpha = picture
+    old_height, old_width = pixels.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return picture
+    scale = min(old_height / height, old_width / width)
+    top, left = (old_height - scale * height) / 2, (old_width - scale * width) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    is_block = all(side.is_integer() for side in (scale, top, left))
+    window = Image.Resampling.BOX if is_block else Image.Resampling.LANCZOS
+
+    def resized(plane: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(plane.astype(np.float32)).resize((width, height), window, box=box))
+
+    def each(pixels: np.ndarray) -> np.ndarray:
+        return np.stack([resized(pixels[..., c]) for c in range(pixels.shape[-1])], axis=-1)
+
+    if alpha is None:
+        return Picture(np.clip(each(pixels), -1, 1))
+    opaque = np.clip(resized(alpha), 0, 1)
+    colours = each(pixels * alpha[..., None]) / np.maximum(opaque, 1e-3)[..., None]
+    return Picture(np.clip(colours, -1, 1), opaque)
