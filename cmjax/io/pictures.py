@@ -14,7 +14,7 @@ from cmjax.editing import LUMA
 __all__ = ["Picture", "fit", "gray", "on_white", "read_picture"]
 
 # What Pillow decodes itself: a format such as EPS would start another program.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
 _GREYS, _COLOURS = {"1", "L", "LA", "La"}, {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -144,6 +144,6 @@ def fit(picture: Picture, height: int, width: int) -> Picture:
 
     if alpha is None:
         return Picture(np.clip(each(pixels), -1, 1))
-    opaque = np.clip(resized(alpha), 0, 1)
+    opaque = resized(alpha)  # a Lanczos window goes a little beyond 1, of this and of the colours alike
     colours = each(pixels * alpha[..., None]) / np.maximum(opaque, 1e-3)[..., None]
-    return Picture(np.clip(colours, -1, 1), opaque)
+    return Picture(np.clip(colours, -1, 1), np.clip(opaque, 0, 1))
