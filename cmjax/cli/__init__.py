@@ -160,6 +160,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message[:1].lower() + message[1:]
+        if message.endswith("required: IMAGE"):
+            message += "; pictures come first, before options of several values"
         self.exit(2, f"{self.prog}: {message}{'' if message.endswith('.') else '.'} See {self.prog} --help.\n")
 
 
