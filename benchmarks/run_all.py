@@ -1,7 +1,7 @@
 """The whole session at the bench: every program in turn, results in ``benchmarks/results/<program>-<device>.json``.
 
 Run ``python benchmarks/run_all.py`` on an otherwise idle machine; with ``--data FILE.npz`` (Fashion-MNIST) the quality
-of the samples is measured too. Each program runs in its own process, and one that fails does not stop the others.
+of the samples and of the edits is measured too. Each program runs in its own process, and one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import jax
 __all__ = ["main", "summary"]
 
 HERE = Path(__file__).parent
-PROGRAMS = ("step_overhead", "loop_cost", "bandwidth", "start_up", "unet_forward", "published_models")
+PROGRAMS = ("step_overhead", "loop_cost", "editing", "bandwidth", "start_up", "unet_forward", "published_models")
+WITH_DATA = ("sample_quality", "editing_quality")
 
 
 def summary(results: Path) -> str:
@@ -49,8 +50,8 @@ def summary(results: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="fashion-mnist-cm", help="a name or folder that cmjax.load reads")
-    options.add_argument("--data", type=Path, help="Fashion-MNIST as .npz, for sample_quality")
-    options.add_argument("--only", nargs="+", choices=(*PROGRAMS, "sample_quality"), help="these programs only")
+    options.add_argument("--data", type=Path, help="Fashion-MNIST as .npz, for sample_quality and editing_quality")
+    options.add_argument("--only", nargs="+", choices=(*PROGRAMS, *WITH_DATA), help="these programs only")
     options.add_argument("--results", type=Path, default=HERE / "results")
     options.add_argument("--quick", action="store_true", help="few rounds: does it run?")
     args = options.parse_args(arguments)
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = {"cpu": "cpu", "gpu": "gpu"}.get(jax.default_backend(), jax.default_backend())
     few = {
         "loop_cost": ["--rounds", "3", "--compile-rounds", "1"],
+        "editing": ["--rounds", "1", "--batches", "1", "--masks", "4"],
         "start_up": ["--rounds", "1", "--import-rounds", "2"],
         "unet_forward": ["--batches", "1", "--rounds", "1", "--no-compiled"],
         "published_models": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
@@ -65,14 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
     if device == "gpu":
         commands["step_overhead"] += ["--torch-device", "cuda"]
-    commands["loop_cost"] += ["--model", args.model]
-    commands["start_up"] += ["--model", args.model]
+    for name in ("loop_cost", "editing", "start_up"):
+        commands[name] += ["--model", args.model]
     if args.quick:
         for name, extra in commands.items():
             extra += few.get(name, ["--rounds", "3"])
-    if args.data:
-        commands["sample_quality"] = ["--model", args.model, "--data", str(args.data)]
-        commands["sample_quality"] += ["--num", "100"] if args.quick else []
+    for name in WITH_DATA if args.data else ():
+        commands[name] = ["--model", args.model, "--data", str(args.data), *(["--num", "100"] if args.quick else [])]
     failed = []
     for name in [name for name in commands if not args.only or name in args.only]:
         print(f"\n=== {name} {'=' * (100 - len(name))}", flush=True)
