@@ -22,9 +22,9 @@ linear          The mean of what is unknown given what is known, were the images
 gaussian        A Gaussian filter, of the width that is best for 1,000 training images at this noise level.
 ==============  ======================================================================================================
 
-A sample of what may have been there has, at best, twice the squared error of the mean of all that may have been there
-(3 dB, and a factor 1.41 of the RMS error), and it is sharp where that is blurred. So a second table, of fewer pictures, has
-the mean of several variants of each beside more step counts.
+One sample of what may have been there has, at best, twice the squared error of the mean of all that may have been there
+(3 dB, or a factor of 1.41 in RMS), and is sharp where that is blurred. So a second table, of fewer pictures, has the
+mean of several variants, and more paths.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from common import conclude, machine, parser, print_table
 from fashion_mnist_classifier import CLASS_NAMES, Classifier, classify, load_classifier, to_unit_range
@@ -49,7 +48,7 @@ from cmjax import editing
 SIDE, FACTOR, BATCH = 28, 4, 100
 HOLE = np.zeros((SIDE, SIDE, 1), bool)
 HOLE[8:20, 8:20] = True
-WIDTHS = np.arange(0.2, 2.5, 0.1)  # of Gaussian filters, in pixels
+WIDTHS = np.arange(0.3, 1.5, 0.1)  # of Gaussian filters, in pixels
 
 Figures = dict[str, float]
 
@@ -114,21 +113,29 @@ def _fill(images: np.ndarray, fill: np.ndarray) -> np.ndarray:
     return np.where(HOLE, fill, images)
 
 
-def linear_estimate(train: Pictures, held: Pictures, measure: np.ndarray, noisy: np.ndarray, std: float) -> np.ndarray:
-    """The mean of x given y = measure x + std z were the images of each class Gaussian: m + C Aᵀ (A C Aᵀ + s²)⁻¹ (y - A m).
+Gaussians = list[tuple[np.ndarray, np.ndarray]]
 
-    `measure` is A, f[M, 784]; `noisy` is y, f[N, M].
+
+def class_gaussians(train: Pictures) -> Gaussians:
+    """Mean f64[784] and covariance f64[784, 784] of every class."""
+    groups = [train.images[train.labels == c].reshape(-1, SIDE * SIDE) for c in range(len(CLASS_NAMES))]
+    return [(group.mean(0, np.float64), np.cov(group, rowvar=False)) for group in groups]
+
+
+def linear_estimate(
+    classes: Gaussians, labels: np.ndarray, measure: np.ndarray, found: np.ndarray, std: float
+) -> np.ndarray:
+    """Mean of x given y = A x + s z, were each class Gaussian: m + C Aᵀ (A C Aᵀ + s²)⁻¹ (y - A m).
+
+    `measure` is A, f[M, 784], `found` is y, f[N, M], `std` is s.
     """
-    found = np.empty_like(held.images)
-    for c in range(len(CLASS_NAMES)):
-        images = train.images[train.labels == c].reshape(-1, SIDE * SIDE).astype(np.float64)
-        mean, measured = images.mean(0), images @ measure.T
-        centred, gain = images - mean, measured - measured.mean(0)
-        noise = (std**2 + 1e-4) * np.eye(len(measure))  # a little more than there is: pixels that never change
-        weights = np.linalg.solve(gain.T @ gain / len(images) + noise, gain.T @ centred / len(images))
-        mine = held.labels == c
-        found[mine] = (mean + (noisy[mine] - measured.mean(0)) @ weights).reshape(-1, SIDE, SIDE, 1)
-    return found
+    estimate = np.empty((len(labels), SIDE * SIDE), np.float32)
+    for c, (mean, cov) in enumerate(classes):
+        shared = measure @ cov
+        noise = (std**2 + 1e-4) * np.eye(len(measure))  # a little more than there is: some pixels never change
+        weights = np.linalg.solve(shared @ measure.T + noise, shared)
+        estimate[labels == c] = mean + (found[labels == c] - measure @ mean) @ weights
+    return estimate.reshape(-1, SIDE, SIDE, 1)
 
 
 def bicubic(low: np.ndarray) -> np.ndarray:
@@ -153,6 +160,20 @@ def best_width(train: Pictures, std: float, seed: int) -> float:
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
+ON_ALL = ("4 steps", "10 steps, 3 ... 0.3")  # of `paths`, the ones that all pictures are restored by
+
+
+def paths(config: Any) -> dict[str, Any]:
+    """The paths that are compared: of the model's grid, and between levels where it sees what is known."""
+    size = config.num_train_timesteps
+    return {
+        "4 steps": cmjax.cm.init(config, num_steps=4),
+        f"{size} steps, the grid": cmjax.cm.init(config, num_steps=size),
+        "10 steps, 3 ... 0.3": cmjax.cm.init(config, sigmas=np.geomspace(3.0, 0.3, 10)),
+        "20 steps, 3 ... 0.3": cmjax.cm.init(config, sigmas=np.geomspace(3.0, 0.3, 20)),
+    }
+
+
 @jax.jit
 def restore(model: Any, state: Any, edit: Any, labels: jax.Array, k_x: jax.Array, k_z: jax.Array) -> jax.Array:
     """Start from what the edit knows, noised to the first level, and walk the path with the edit."""
@@ -171,22 +192,15 @@ def in_batches(program: Callable[..., jax.Array], count: int, *arrays: Any) -> n
 
 
 def restored(
-    model: Any,
-    config: Any,
-    edit_of: Callable[[Any], Any],
-    measured: np.ndarray,
-    labels: np.ndarray,
-    steps: int,
-    key: Any,
+    model: Any, state: Any, edit_of: Callable[[Any], Any], measured: np.ndarray, labels: np.ndarray, key: Any
 ) -> np.ndarray:
     """Restore pictures from what was measured, a key for each."""
-    state, count = cmjax.cm.init(config, num_steps=steps), len(labels)
-    k_x, k_z = jax.random.split(key, (2, count))
+    k_x, k_z = jax.random.split(key, (2, len(labels)))
 
     def program(measured: Any, labels: Any, k_x: Any, k_z: Any) -> jax.Array:
         return restore(model, state, edit_of(measured), labels, k_x, k_z)
 
-    return in_batches(program, count, measured, labels, k_x, k_z)
+    return in_batches(program, len(labels), measured, labels, k_x, k_z)
 
 
 @jax.jit
@@ -206,14 +220,14 @@ TASKS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[Any], Any]]
 }
 
 
-def simple_means(task: str, train: Pictures, held: Pictures) -> dict[str, np.ndarray]:
+def simple_means(task: str, train: Pictures, classes: Gaussians, held: Pictures) -> dict[str, np.ndarray]:
     """The pictures of every simple means for one task."""
     images, pixels = held.images, np.eye(SIDE * SIDE)
     if task == "hole":
         known = pixels[~HOLE.ravel()]
         means = np.stack([train.images[train.labels == c].mean(0) for c in range(len(CLASS_NAMES))])
         of_all, in_class = nearest_fills(train, held)
-        linear = linear_estimate(train, held, known, images.reshape(-1, SIDE * SIDE) @ known.T, 0.0)
+        linear = linear_estimate(classes, held.labels, known, images.reshape(-1, SIDE * SIDE) @ known.T, 0.0)
         return {
             "true pictures": images,
             "known mean": _fill(images, images[:, ~HOLE].mean(1)[:, None, None, None]),
@@ -228,7 +242,7 @@ def simple_means(task: str, train: Pictures, held: Pictures) -> dict[str, np.nda
         "true pictures": images,
         "blocks": low.repeat(FACTOR, 1).repeat(FACTOR, 2),
         "bicubic": bicubic(low),
-        "linear in class": linear_estimate(train, held, blocks, low.reshape(len(low), -1), 0.0),
+        "linear in class": linear_estimate(classes, held.labels, blocks, low.reshape(len(low), -1), 0.0),
     }
 
 
@@ -243,7 +257,30 @@ def measure(task: str, judge: Classifier, found: np.ndarray, held: Pictures) -> 
     return figures
 
 
-def denoising(model: Any, config: Any, train: Pictures, held: Pictures, std: float, seed: int) -> Figures:
+def restoration(
+    task: str, model: Any, config: Any, simple: dict[str, np.ndarray], held: Pictures, judge: Classifier, args: Any
+) -> tuple[dict[str, Figures], dict[str, Figures]]:
+    """Two tables of one task: all pictures, and the first few with more paths and the mean of several variants."""
+    measurement, edit_of = TASKS[task]
+    few, key, every = held.first(args.few), jax.random.key(args.seed), paths(config)
+
+    def run(path: str, pictures: Pictures, key: Any) -> np.ndarray:
+        return restored(model, every[path], edit_of, measurement(pictures.images), pictures.labels, key)
+
+    large = simple | {f"model, {path}": run(path, held, key) for path in ON_ALL}
+    small = {name: found[: args.few] for name, found in large.items()}
+    small |= {f"model, {path}": run(path, few, key) for path in every if path not in ON_ALL}
+    variants = [run(ON_ALL[-1], few, jax.random.fold_in(key, i)) for i in range(args.variants)]
+    small[f"mean of {args.variants}, {ON_ALL[-1]}"] = np.mean(variants, axis=0)
+    return (
+        {name: measure(task, judge, found, held) for name, found in large.items()},
+        {name: measure(task, judge, found, few) for name, found in small.items()},
+    )
+
+
+def denoising(
+    model: Any, config: Any, train: Pictures, classes: Gaussians, held: Pictures, std: float, seed: int
+) -> Figures:
     """PSNR of the noisy pictures, of simple means, and of one call of the model, for one noise level."""
     noise = np.random.default_rng(seed).standard_normal(held.images.shape, np.float32)
     noisy, width = held.images + std * noise, best_width(train, std, seed + 1)
@@ -251,12 +288,11 @@ def denoising(model: Any, config: Any, train: Pictures, held: Pictures, std: flo
     found = {
         "noisy": noisy,
         "gaussian": filtered(noisy, width),
-        "linear in class": linear_estimate(train, held, np.eye(SIDE * SIDE), flat, std),
+        "linear in class": linear_estimate(classes, held.labels, np.eye(SIDE * SIDE), flat, std),
         "model": in_batches(partial(denoise, model, state), len(noisy), noisy, held.labels),
     }
-    return {name: round(psnr(pictures, held.images), 3) for name, pictures in found.items()} | {
-        "width": round(width, 1)
-    }
+    figures = {name: round(psnr(pictures, held.images), 3) for name, pictures in found.items()}
+    return figures | {"width": round(width, 1)}
 
 
 def report(title: str, rows: dict[str, Figures]) -> None:
@@ -271,52 +307,28 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--data", type=Path, required=True, help="Fashion-MNIST as .npz")
     options.add_argument("--classifier", type=Path, default=DEFAULT_CLASSIFIER)
     options.add_argument("--num", type=int, default=1000, help="held-out pictures, a multiple of 10")
-    options.add_argument("--steps", type=int, nargs="+", default=[1, 4, 10])
     options.add_argument("--few", type=int, default=200, help="pictures of the second table")
-    options.add_argument("--few-steps", type=int, nargs="+", help="more step counts for it; default 2, 20 and the grid")
     options.add_argument("--variants", type=int, default=8)
-    options.add_argument("--variant-steps", type=int, default=4)
-    options.add_argument("--sigmas", type=float, nargs="+", default=[0.1, 0.3, 0.5, 1.0])
+    options.add_argument("--levels", type=float, nargs="+", default=[0.1, 0.3, 0.5, 1.0], help="of noise to remove")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args(arguments)
 
     here = machine()
     judge, (train, held) = load_classifier(args.classifier), read(args.data, args.num)
-    model, config = cmjax.load(args.model)
-    key = jax.random.key(args.seed)
-    few = held.first(min(args.few, args.num))
-    few_steps = args.few_steps or [2, 20, config.num_train_timesteps]
+    classes, (model, config) = class_gaussians(train), cmjax.load(args.model)
+    args.few = min(args.few, args.num)
     tables: dict[str, Any] = {}
-    for task, (measurement, edit_of) in TASKS.items():
-        simple = simple_means(task, train, held)
-        table = {name: measure(task, judge, found, held) for name, found in simple.items()}
-        second = {name: measure(task, judge, found[: args.few], few) for name, found in simple.items()}
-
-        def run(steps: int, pictures: Pictures, key: Any = key, measurement=measurement, edit_of=edit_of) -> np.ndarray:
-            return restored(model, config, edit_of, measurement(pictures.images), pictures.labels, steps, key)
-
-        for steps in args.steps:
-            found = run(steps, held)
-            table[f"model, {steps} steps"] = measure(task, judge, found, held)
-            second[f"model, {steps} steps"] = measure(task, judge, found[: args.few], few)
-        for steps in few_steps:
-            second[f"model, {steps} steps"] = measure(task, judge, run(steps, few), few)
-        variants = [run(args.variant_steps, few, jax.random.fold_in(key, i)) for i in range(args.variants)]
-        name = f"mean of {args.variants}, {args.variant_steps} steps"
-        second[name] = measure(task, judge, np.mean(variants, axis=0), few)
-        report(f"{task}: {len(held.labels)} held-out pictures", table)
-        report(f"{task}: the first {len(few.labels)} of them", second)
-        tables[task], tables[f"{task}, few"] = table, second
-    levels = {f"{std:g}": denoising(model, config, train, held, std, args.seed) for std in args.sigmas}
-    report(f"denoise: {len(held.labels)} held-out pictures, PSNR by noise level", levels)
-    tables["denoise"] = levels
-    result = {
-        "program": "editing_quality",
-        "seed": args.seed,
-        "num": len(held.labels),
-        "few": len(few.labels),
-        **tables,
+    for task in TASKS:
+        simple = simple_means(task, train, classes, held)
+        large, small = restoration(task, model, config, simple, held, judge, args)
+        report(f"{task}: {args.num} held-out pictures", large)
+        report(f"{task}: the first {args.few} of them", small)
+        tables[task], tables[f"{task}, few"] = large, small
+    tables["denoise"] = {
+        f"{std:g}": denoising(model, config, train, classes, held, std, args.seed) for std in args.levels
     }
+    report(f"denoise: {args.num} held-out pictures, PSNR by noise level", tables["denoise"])
+    result = {"program": "editing_quality", "seed": args.seed, "num": args.num, "few": args.few, **tables}
     conclude(result, args.json, here)
 
 

@@ -1,7 +1,7 @@
 """The whole session at the bench: every program in turn, results in ``benchmarks/results/<program>-<device>.json``.
 
 Run ``python benchmarks/run_all.py`` on an otherwise idle machine; with ``--data FILE.npz`` (Fashion-MNIST) the quality
-of the samples and of the edits is measured too. Each program runs in its own process, and one that fails does not stop the others.
+of samples and edits is measured too. Each program runs in its own process; one that fails does not stop the others.
 """
 
 from __future__ import annotations
