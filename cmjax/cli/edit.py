@@ -50,10 +50,11 @@ class _Task(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The pictures and where they are from; what was done to them is added to notes."""
+    """The pictures, where they are from, and their masks; what was done to them is added to notes."""
 
     paths: list[str]
     pictures: list[Picture]
+    masks: list[Picture]
     notes: list[str]
 
 
@@ -61,21 +62,18 @@ def run(args: argparse.Namespace) -> None:
     """Do what `args` asks to each picture, write the results, and print what was done."""
     out = Path(args.out)
     check_out(out, (".png",))
+    if args.task == "interpolate":
+        return interpolate.run(args)
+    files = _files(out, args.images, getattr(args, "mask", None) or [], args.num)
+    given = _read(args)
     if not args.no_compile_cache:
         compile_cache.enable()
-    opened = open_model(args)
+    opened = open_model(args, pictures=True)
     height, width, channels = opened.shape
-    if channels not in (1, 3):
-        raise UsageError(f"the model makes images of {channels} channels, but pictures have 1 or 3.")
-    if args.task == "interpolate":
-        return interpolate.run(args, opened)
     if args.task == "colorize" and channels != 3:
         raise UsageError("colorize needs a model of colour pictures, but this one makes grey ones.")
-    files = _files(out, args.images, args.num)
     setup = prepare(opened.checkpoint, args, partial(_plan, args))
     labels = _labels(args, opened)
-    with bad_input():
-        given = _Given(args.images, [read_picture(path) for path in args.images], [])
     task = _TASKS[args.task](args, opened.shape, given)
 
     start = time.perf_counter()
@@ -161,11 +159,7 @@ def _labels(args: argparse.Namespace, opened: Opened) -> np.ndarray | None:
 
 def _inpaint(args: argparse.Namespace, shape: tuple[int, int, int], given: _Given) -> _Task:
     """Fill what is white in a mask, or transparent."""
-    masks = args.mask or []
-    if masks and len(masks) not in (1, len(given.paths)):
-        raise UsageError(f"--mask: give one for all pictures or one each, {len(given.paths)}, got {len(masks)}.")
-    with bad_input("--mask"):
-        holes = [_hole(read_picture(path)) for path in masks]
+    masks, holes = args.mask or [], [_hole(mask) for mask in given.masks]
     names = [masks[i % len(masks)] if masks else path for i, path in enumerate(given.paths)]
     plain = _flat_all(given, quiet=not masks)
     cut = []
@@ -323,6 +317,17 @@ def _towards(images: np.ndarray, center: np.ndarray, axes: Any) -> np.ndarray:
 # ---- pictures in -----------------------------------------------------------------------------------------------------
 
 
+def _read(args: argparse.Namespace) -> _Given:
+    """Read the files that are named."""
+    masks = getattr(args, "mask", None) or []
+    if masks and len(masks) not in (1, len(args.images)):
+        raise UsageError(f"--mask: give one for all pictures or one each, {len(args.images)}, got {len(masks)}.")
+    with bad_input():
+        pictures = [read_picture(path) for path in args.images]
+    with bad_input("--mask"):
+        return _Given(args.images, pictures, [read_picture(path) for path in masks], [])
+
+
 def _flat_all(given: _Given, *, quiet: bool = False) -> list[Picture]:
     """Lay transparent pictures on white, and say so."""
     if not quiet:
@@ -371,7 +376,7 @@ def _size(pixels: np.ndarray) -> str:
 # ---- pictures out ----------------------------------------------------------------------------------------------------
 
 
-def _files(out: Path, paths: list[str], num: int) -> list[Path]:
+def _files(out: Path, paths: list[str], masks: list[str], num: int) -> list[Path]:
     """Name the files that are to be written: one for each result in a folder, and last the strip."""
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
@@ -379,10 +384,10 @@ def _files(out: Path, paths: list[str], num: int) -> list[Path]:
     folder = out.suffix != ".png"
     files = [out / f"{stem}-{v + 1}.png" for stem in stems for v in range(num)] if folder else []
     files.append(out / "strip.png" if folder else out)
-    read = {Path(path).resolve() for path in paths}
+    read = {Path(path).resolve() for path in (*paths, *masks)}
     for file in files:
         if file.resolve() in read:
-            raise UsageError(f"--out: {file} is one of the pictures, and would be lost.")
+            raise UsageError(f"--out: {file} is one of the pictures that are read, and would be lost.")
     return files
 
 

@@ -13,19 +13,23 @@ import numpy as np
 
 import cmjax
 from cmjax._random import split
+from cmjax.cli import compile_cache
 from cmjax.cli.classes import class_names, class_numbers, listed
 from cmjax.cli.drawing import compile_batches, default_batch, draw_all
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.out import report
-from cmjax.cli.sampler import Opened, prepare
+from cmjax.cli.sampler import Opened, open_model, prepare
 from cmjax.io.images import grid, to_uint8, write_png
 
 __all__ = ["run"]
 
 
-def run(args: argparse.Namespace, opened: Opened) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draw the way from seed to seed that `args` asks for, write it, and print what was done."""
     rows, columns = _layout(args)
+    if not args.no_compile_cache:
+        compile_cache.enable()
+    opened = open_model(args, pictures=True)
     classes = _classes(args, opened, columns)
     if len(args.seeds) == 1 and (classes is None or classes.ndim == 1):
         raise UsageError("--seeds: one seed leads nowhere, unless from class to class: --labels A B.")

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     check_out(out, (".png", ".npz"))
     if not args.no_compile_cache:
         compile_cache.enable()
-    opened = open_model(args)
+    opened = open_model(args, pictures=False)
     height, width, channels = opened.shape
     if channels not in (1, 3) and out.suffix != ".npz":
         raise UsageError(

@@ -34,11 +34,12 @@ class Opened(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def open_model(args: argparse.Namespace) -> Opened:
+def open_model(args: argparse.Namespace, *, pictures: bool) -> Opened:
     """Look a model up, and check its files.
 
     Args:
       args: with `model`, `dtype` and `variant`.
+      pictures: whether what it makes must be pictures, of 1 or 3 channels.
 
     Raises:
       UsageError: there is none, or it is damaged, or of no use to commands.
@@ -51,6 +52,8 @@ def open_model(args: argparse.Namespace) -> Opened:
         shape = image_shape(unet)
     if unet.class_embed_type is not None:
         raise UsageError(f"the model is conditioned on a {unet.class_embed_type}, which cannot be given here.")
+    if pictures and shape[-1] not in (1, 3):
+        raise UsageError(f"the model makes images of {shape[-1]} channels, but pictures have 1 or 3.")
     return Opened(checkpoint, load, shape, unet.num_class_embeds, names)
 
 

@@ -123,8 +123,8 @@ def fit(picture: Picture, height: int, width: int) -> Picture:
       The picture in height x width.
 
     Example:
-      >>> fit(Picture(np.array([[[0.0], [1.0], [0.5], [0.5]]])), 1, 2).pixels.ravel()
-      array([0.5, 0.5], dtype=float32)
+      >>> fit(Picture(np.array([[[0.0], [1.0]], [[0.5], [0.5]]])), 1, 1).pixels.item()
+      0.5
     """
     pixels, alpha = picture
     old_height, old_width = pixels.shape[:2]
