@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     options.add_argument("--masks", type=int, default=64, help="how many masks at once")
     options.add_argument("--steps", type=int, default=8)
-    options.add_argument("--rounds", type=int, default=11)
+    options.add_argument("--rounds", type=int, default=9)
     args = options.parse_args(arguments)
     here = machine()
     model, config = cmjax.load(args.model)

@@ -169,8 +169,8 @@ def paths(config: Any) -> dict[str, Any]:
     return {
         "4 steps": cmjax.cm.init(config, num_steps=4),
         f"{size} steps, the grid": cmjax.cm.init(config, num_steps=size),
-        "10 steps, 3 ... 0.3": cmjax.cm.init(config, sigmas=np.geomspace(3.0, 0.3, 10)),
-        "20 steps, 3 ... 0.3": cmjax.cm.init(config, sigmas=np.geomspace(3.0, 0.3, 20)),
+        "10 steps, 3 ... 0.3": cmjax.cm.init(config, sigmas=np.geomspace(3.0, 0.3, 10).tolist()),
+        "20 steps, 3 ... 0.3": cmjax.cm.init(config, sigmas=np.geomspace(3.0, 0.3, 20).tolist()),
     }
 
 
