@@ -329,7 +329,7 @@ def looked_up():
         ("inpaint a.png --mask mask.png --labels", "expected at least one argument"),
         (
             "inpaint a.png --mask mask.png --out a.png",
-            "--out: a.png is one of the pictures that are read, and would be lost.",
+            "a.png is one of the pictures that are read, and would be lost.",
         ),
         ("inpaint a.png --mask mask.png --out mask.png", "--out: mask.png is one of the pictures that are read"),
         ("inpaint a.png --mask mask.png --out a.npz", "--out must end in .png, or be a folder, got a.npz."),
@@ -342,7 +342,7 @@ def looked_up():
             "inpaint --mask mask.png a.png",
             "are required: IMAGE; pictures come first, before options of several values.",
         ),
-        ("colorize a.png", "colorize needs a model of colour pictures, but this one makes grey ones."),
+        ("colorize a.png", "--model must be one that makes colour pictures, but this one makes grey ones."),
         ("upscale a.png", "a.png is 8x8, which is no whole fraction of the model's 8x8: --factor F --resize"),
         ("upscale large.png", "large.png is 24x16, which is no whole fraction"),
         ("upscale a.png --factor 2", "a.png is 8x8, but 4x4 is needed: --resize crops and resizes."),

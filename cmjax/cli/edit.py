@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     opened = open_model(args, pictures=True)
     height, width, channels = opened.shape
     if args.task == "colorize" and channels != 3:
-        raise UsageError("colorize needs a model of colour pictures, but this one makes grey ones.")
+        raise UsageError("--model must be one that makes colour pictures, but this one makes grey ones.")
     setup = prepare(opened.checkpoint, args, partial(_plan, args))
     labels = _labels(args, opened)
     task = _TASKS[args.task](args, opened.shape, given)
