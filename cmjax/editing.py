@@ -12,7 +12,8 @@ conditional distribution: each step agrees with the measurement, but steps befor
 
 An edit is a pytree, its arrays are leaves: a thousand masks are one `jax.vmap`, and another photo never recompiles.
 Start from what is known, `x = cmjax.add_noise(state, editing.known(edit, shape), key)`; then
-`cmjax.sample(model, state, x, key, edit=edit)`.
+`cmjax.sample(model, state, x, key, edit=edit)`. The paper walks the whole grid; a few levels at which what is known can
+be seen do as well, `cmjax.cm.init(config, sigmas=np.geomspace(3, 0.3, 10))`, and better than as few of the grid.
 """
 
 from __future__ import annotations

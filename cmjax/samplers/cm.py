@@ -95,7 +95,7 @@ def init(
     num_steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
-    sigmas: Sequence[float] | Array | None = None,
+    sigmas: Sequence[float] | np.ndarray | Array | None = None,
     s_noise: float | Array | None = None,
     strength: float = 1.0,
 ) -> CMState:
