@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.typing import ArrayLike
 
 from cmjax.types import Array
 
-__all__ = ["expand_like", "f32", "is_traced", "read", "refuse_integers", "safe_sqrt"]
+__all__ = ["expand_like", "f32", "is_traced", "read", "refuse_integers", "safe_sqrt", "whole"]
 
 
 def f32(x: ArrayLike) -> Array:
@@ -38,9 +39,25 @@ def read(table: Array, index: Array) -> Array:
 
 def refuse_integers(name: str, x: ArrayLike) -> None:
     """Raise TypeError for what is not of a float dtype: grey levels, 0 ... 255, are no samples."""
-    dtype = jnp.result_type(x)
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        try:
+            dtype = jnp.asarray(x).dtype
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be a float array, got a {type(x).__name__}.") from error
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} must be a float array (images in [-1, 1]), got {dtype}.")
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Check a number that decides shapes: a Python int (or NumPy's) of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a Python int, since it decides shapes, got {value!r:.60}.") from error
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}.")
+    return number
 
 
 def is_traced(x: Any) -> bool:

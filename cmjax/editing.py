@@ -2,13 +2,14 @@
 
 Of the wanted picture something has been measured: some pixels, its luminance, the means of its blocks. An edit puts
 what was measured into an estimate, and leaves the rest to the model (Song et al. 2023, algorithm 4). There, A is an
-invertible map and Ω a mask on its outputs; what is left of it is the nearest picture that agrees with the measurement,
+orthogonal map, as in all of the paper's tasks, and Ω a mask on its outputs; then what is left of it is the nearest
+picture that agrees with the measurement,
 
     x0 + A⁺ (y - A x0),   A the rows that were measured, A⁺ its pseudo-inverse,
 
 in closed form for each edit here. The loop clips, edits, renoises, so that the last picture agrees with the measurement
 to rounding (and may leave [-1, 1] by a little, where estimate and measurement disagree). It is not a sample of the
-conditional distribution: each step agrees with the measurement, but steps before it never saw it.
+conditional distribution: every estimate is made to agree, but by then the model, not told, has drawn it.
 
 An edit is a pytree, its arrays are leaves: a thousand masks are one `jax.vmap`, and another photo never recompiles.
 Start from what is known, `x = cmjax.add_noise(state, editing.known(edit, shape), key)`; then
@@ -18,7 +19,6 @@ be seen do as well, `cmjax.cm.init(config, sigmas=np.geomspace(3, 0.3, 10))`, an
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from cmjax._numerics import f32, is_traced, refuse_integers
+from cmjax._numerics import f32, is_traced, refuse_integers, whole
 from cmjax._struct import Struct, static
 from cmjax.types import Array, Edit
 
@@ -77,8 +77,8 @@ def inpaint(reference: ArrayLike, hole: ArrayLike, *, bounds: Bounds = (-1.0, 1.
 
     Args:
       reference: f[B, *S], or f[1, *S] for all images, in the model's range; what is in the hole does not matter.
-      hole: bool, True where pixels are unknown: of one axis for each of reference's, each of its length or 1 (the batch
-        may be longer than 1 where reference's is 1), or without leading axes.
+      hole: bool[B, *S], True where pixels are unknown; axes of length 1 broadcast, leading ones may be left out. One
+        reference may have many holes, and many references one hole.
       bounds: refuse a reference with values outside, such as 0 ... 255; None for latents, which have no bounds. Arrays
         that are traced are not looked at.
 
@@ -97,14 +97,14 @@ def inpaint(reference: ArrayLike, hole: ArrayLike, *, bounds: Bounds = (-1.0, 1.
     References:
       Song et al. 2023, algorithm 4 and appendix D.
     """
-    reference, hole = _measured("reference", reference), jnp.asarray(hole)
+    given, reference, hole = reference, _measured("reference", reference), jnp.asarray(hole)
     if hole.dtype != jnp.bool:
         raise TypeError(
             f"hole must be boolean, True where pixels are unknown, got {hole.dtype}: write hole > 0.5, or use blend "
             "for a soft mask."
         )
     hole = _mask("hole", hole, reference)
-    _check_bounds("reference", jnp.where(hole, 0.0, reference), bounds)
+    _check_bounds("reference", given, bounds, free=hole)
     return Inpaint(reference, hole)
 
 
@@ -118,14 +118,15 @@ class Blend(Struct):
         """Mix, f32[B, *S]."""
         _check_shape("reference", self.reference, x0)
         _check_shape("weight", self.weight, x0)
-        return self.reference + self.weight * (x0 - self.reference)
+        reference = jnp.where(self.weight < 1, self.reference, x0)
+        return reference + self.weight * (x0 - reference)
 
 
 def blend(reference: ArrayLike, weight: ArrayLike, *, bounds: Bounds = (-1.0, 1.0)) -> Blend:
-    """Mix with a soft mask: reference + weight (x0 - reference). `inpaint` is the mask of zeros and ones.
+    """Mix with a soft mask: reference + weight (x0 - reference). Of zeros and ones it is the mask of `inpaint`.
 
     Args:
-      reference: as for `inpaint`.
+      reference: as for `inpaint`; what it is where weight is 1 does not matter.
       weight: f, from 0, where the reference stays, to 1, where the model is free; broadcasts as hole does.
       bounds: as for `inpaint`.
 
@@ -141,10 +142,10 @@ def blend(reference: ArrayLike, weight: ArrayLike, *, bounds: Bounds = (-1.0, 1.
       >>> blend(jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 0.5]]))(jnp.zeros((1, 2)))
       Array([[1. , 0.5]], dtype=float32)
     """
-    reference, weight = _measured("reference", reference), _measured("weight", weight)
-    weight = _mask("weight", weight, reference)
-    _check_bounds("weight", weight, (0.0, 1.0))
-    _check_bounds("reference", reference, bounds)
+    given, reference = reference, _measured("reference", reference)
+    _check_bounds("weight", weight, (0.0, 1.0), remedy="")
+    weight = _mask("weight", _measured("weight", weight), reference)
+    _check_bounds("reference", given, bounds, free=weight == 1)
     return Blend(reference, weight)
 
 
@@ -190,13 +191,13 @@ def colorize(gray: ArrayLike, *, weights: Sequence[float] = LUMA, bounds: Bounds
     References:
       Song et al. 2023, appendix D. (There an orthogonal matrix is made of the weights; its other columns drop out.)
     """
-    gray = _measured("gray", gray)
+    given, gray = gray, _measured("gray", gray)
     if gray.ndim < 2 or gray.shape[-1] != 1:
         remedy = (
             "luminance(photo) makes one of a colour picture" if gray.shape[-1:] == (3,) else "write gray[..., None]"
         )
         raise ValueError(f"gray must have one channel, [B, H, W, 1], got shape {gray.shape}: {remedy}.")
-    _check_bounds("gray", gray, bounds)
+    _check_bounds("gray", given, bounds)
     return Colorize(gray, jnp.asarray(_unit_sum(weights)))
 
 
@@ -271,10 +272,10 @@ def super_resolution(low: ArrayLike, factor: int, *, bounds: Bounds = (-1.0, 1.0
     References:
       Song et al. 2023, appendix D. (There an orthogonal matrix is made of the mean; its other columns drop out.)
     """
-    low, factor = _measured("low", low), _whole(factor)
+    given, low, factor = low, _measured("low", low), whole("factor", factor, 1)
     if low.ndim < 3:
         raise ValueError(f"low must have axes [B, h, w, C], got shape {low.shape}.")
-    _check_bounds("low", low, bounds)
+    _check_bounds("low", given, bounds)
     return SuperResolution(low, factor)
 
 
@@ -296,7 +297,7 @@ def block_mean(images: ArrayLike, factor: int) -> Array:
       >>> block_mean(jnp.arange(4.0).reshape(1, 2, 2, 1), 2).ravel()
       Array([1.5], dtype=float32)
     """
-    images, factor = _measured("images", images), _whole(factor)
+    images, factor = _measured("images", images), whole("factor", factor, 1)
     if images.ndim < 3:
         raise ValueError(f"images must have axes [..., H, W, C], got shape {images.shape}.")
     *batch, height, width, channels = images.shape
@@ -304,16 +305,6 @@ def block_mean(images: ArrayLike, factor: int) -> Array:
         raise ValueError(f"factor must divide the size of the images, but {factor} does not divide {height} x {width}.")
     blocks = images.reshape(*batch, height // factor, factor, width // factor, factor, channels)
     return blocks.mean((-4, -2))
-
-
-def _whole(factor: int) -> int:
-    try:
-        factor = operator.index(factor)
-    except TypeError as error:
-        raise TypeError(f"factor must be a Python int, since it decides shapes, got {factor!r:.60}.") from error
-    if factor < 1:
-        raise ValueError(f"factor must be at least 1, got {factor}.")
-    return factor
 
 
 # ---- anything linear -------------------------------------------------------------------------------------------------
@@ -328,9 +319,10 @@ class Consistent(Struct):
 
     def __call__(self, x0: Array) -> Array:
         """Go to the nearest picture that measures the same as the reference, f32[B, *S]."""
-        found = self.measure(x0)
-        _check_shape("measure(reference)", self.measured, found)
-        return x0 + self.adjoint(self.measured - found)
+        with jax.default_matmul_precision("highest"):  # a GPU's TF32 would keep three digits
+            found = self.measure(x0)
+            _check_shape("measure(reference)", self.measured, found)
+            return x0 + self.adjoint(self.measured - found)
 
 
 def consistent(
@@ -339,8 +331,8 @@ def consistent(
     """Keep any linear measurement A x of a picture: x0 + Aᵀ (A reference - A x0).
 
     Args:
-      measure: A, f[B, *S] -> f[B, *M], of orthonormal rows: A Aᵀ = 1. Low frequencies of an orthonormal transform are
-        one (deblurring), pixels, block means times the block's side, and so on.
+      measure: A, f[B, *S] -> f[B, *M], of orthonormal rows: A Aᵀ = 1. Pixels are one, or block means times the block's
+        side, or the low frequencies of an orthonormal transform (what an ideal blur leaves).
       adjoint: Aᵀ, f[B, *M] -> f[B, *S]. For rows that are not orthonormal, the pseudo-inverse A⁺ does.
       reference: f[B, *S], or f[1, *S] for all images; only A of it matters. Of a measurement y alone, adjoint(y).
 
@@ -349,7 +341,8 @@ def consistent(
 
     Raises:
       TypeError: reference is not of a float dtype.
-      ValueError: tried on random pictures, measure and adjoint are not such a pair.
+      ValueError: tried on random pictures, measure and adjoint are not such a pair; or what they give is complex (stack
+        real and imaginary parts) or not finite.
 
     Example:
       The sum of neighbours is known, their difference is not.
@@ -361,22 +354,33 @@ def consistent(
       [0.75, -0.25]
 
     References:
-      Song et al. 2023, algorithm 4, of which the other rows of A drop out.
+      Song et al. 2023, algorithm 4, for orthogonal A: its other rows drop out.
     """
     reference = _measured("reference", reference)
     measure, adjoint = Partial(measure), Partial(adjoint)
-    if not any(map(is_traced, jax.tree.leaves((reference, measure, adjoint)))):
-        _check_projection(measure, adjoint, reference.shape)
-    return Consistent(measure, adjoint, f32(measure(reference)))
+    with jax.default_matmul_precision("highest"):
+        if not is_traced((measure, adjoint)):
+            with jax.ensure_compile_time_eval():
+                _check_projection(measure, adjoint, reference.shape)
+        measured = measure(reference)
+    if not is_traced(measured) and not bool(jnp.isfinite(measured).all()):
+        raise ValueError("measure(reference) must be finite, but it holds NaN or infinity.")
+    return Consistent(measure, adjoint, f32(measured))
 
 
 def _check_projection(measure: Callable, adjoint: Callable, shape: tuple[int, ...]) -> None:
     """Try A A⁺ y = y, and <A⁺ A u, v> = <u, A⁺ A v>, by which nothing is moved that was not measured."""
     u, v = (jnp.asarray(z, jnp.float32) for z in np.random.default_rng(0).standard_normal((2, *shape)))
     y = measure(u)
+    _check_real("measure", y)
+    if not y.size:
+        raise ValueError(f"measure must measure something, but of shape {shape} it gives shape {y.shape}.")
     back = adjoint(y)
+    _check_real("adjoint", back)
     if back.shape != shape:
         raise ValueError(f"adjoint must lead back to pictures of shape {shape}, but it gives {back.shape}.")
+    if float(jnp.abs(measure(jnp.zeros_like(u))).max()) > 1e-6:
+        raise ValueError("measure must be linear, but of a picture of zeros it does not give zeros.")
     off = float(jnp.abs(measure(back) - y).max() / jnp.abs(y).max())
     if not off < 1e-3:
         raise ValueError(
@@ -389,6 +393,13 @@ def _check_projection(measure: Callable, adjoint: Callable, shape: tuple[int, ..
             "adjoint must be the adjoint (or the pseudo-inverse) of measure, but adjoint(measure(x)) is no orthogonal "
             f"projection: it leans by {lean:.2g}, and would move what was not measured."
         )
+
+
+def _check_real(name: str, value: Any) -> None:
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = f"a {type(value).__name__}" if dtype is None else f"{dtype}"
+        raise ValueError(f"{name} must give a float array, got {got}: stack real and imaginary parts of a transform.")
 
 
 # ---- together --------------------------------------------------------------------------------------------------------
@@ -453,15 +464,29 @@ def _measured(name: str, value: ArrayLike) -> Array:
     return f32(value)
 
 
-def _check_bounds(name: str, value: Array, bounds: Bounds) -> None:
-    """Refuse what is on another scale. Rounding may go beyond by a thousandth of the range."""
-    if bounds is None or is_traced(value) or not value.size:
+_ON_ANOTHER_SCALE = ": clip it, scale it (x / 127.5 - 1), or, for latents, give bounds=None"
+
+
+def _check_bounds(
+    name: str, value: Any, bounds: Bounds, *, free: Array | None = None, remedy: str = _ON_ANOTHER_SCALE
+) -> None:
+    """Refuse what is on another scale, but where it is free. Rounding may go beyond by a thousandth of the range.
+
+    On the host, so that it works under `jit` too, for arrays that are not traced.
+    """
+    if bounds is None or is_traced((value, free)) or not getattr(value, "is_fully_addressable", True):
         return
+    found = np.asarray(value, np.float32)
+    if free is not None:
+        found = np.where(free, np.float32(0), found)
+    if not found.size:
+        return
+    if wrong := int(np.isnan(found).sum()):
+        raise ValueError(f"{name} holds NaN in {wrong} of {found.size} values.")
     lowest, highest = bounds
     room = 1e-3 * (highest - lowest)
-    least, most = float(value.min()), float(value.max())
+    least, most = found.min(), found.max()
     if not lowest - room <= least <= most <= highest + room:
-        remedy = "" if name == "weight" else ": clip it, scale it (x / 127.5 - 1), or, for latents, give bounds=None"
         raise ValueError(f"{name} must lie in [{lowest:g}, {highest:g}], got {least:.4g} ... {most:.4g}{remedy}.")
 
 
@@ -473,10 +498,9 @@ def _mask(name: str, mask: Array, reference: Array) -> Array:
         for axis, (m, r) in enumerate(zip(full.shape, reference.shape, strict=True))
     )
     if not fits:
-        raise ValueError(
-            f"{name} has shape {mask.shape} for reference of shape {reference.shape}; "
-            f"a mask without channels needs {name}[..., None]."
-        )
+        without = mask.shape in (reference.shape[:-1], reference.shape[1:-1])
+        remedy = f"a mask without channels needs {name}[..., None]" if without else "axes must be equal or 1"
+        raise ValueError(f"{name} has shape {mask.shape} for reference of shape {reference.shape}; {remedy}.")
     return full
 
 

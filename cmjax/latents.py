@@ -7,12 +7,12 @@ smoothly from one end to the other (Song et al. 2023, appendix D).
 
 from __future__ import annotations
 
-import operator
+import math
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cmjax._numerics import expand_like, f32, refuse_integers, safe_sqrt
+from cmjax._numerics import expand_like, f32, refuse_integers, safe_sqrt, whole
 from cmjax.types import Array
 
 __all__ = ["slerp", "slerp_grid", "slerp_path"]
@@ -44,7 +44,7 @@ def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
     a, b, t = _noises(a, b), _noises(b, a), f32(t)
     if t.shape not in ((), a.shape[:1]):
         raise ValueError(f"t must be a number, or one for each of {a.shape[0]} images, got shape {t.shape}.")
-    u, v = f32(a).reshape(len(a), -1), f32(b).reshape(len(b), -1)
+    u, v = (f32(z).reshape(z.shape[0], math.prod(z.shape[1:])) for z in (a, b))
     lengths = safe_sqrt((u * u).sum(-1)) * safe_sqrt((v * v).sum(-1))
     cosine = jnp.where(lengths > 0, (u * v).sum(-1) / jnp.where(lengths > 0, lengths, 1.0), 1.0)
     is_circle = jnp.abs(cosine) < 1 - 1e-6  # beyond, float32 does not know the angle, and a line is as good
@@ -54,30 +54,30 @@ def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
     return (expand_like(weight_a, a) * f32(a) + expand_like(weight_b, b) * f32(b)).astype(a.dtype)
 
 
-def slerp_path(a: Array, b: Array, num: int) -> Array:
-    """Lay num points evenly on the great circle from a to b.
+def slerp_path(ends: Array, num: int) -> Array:
+    """Lay num points evenly on the great circle between two noises.
 
     Args:
-      a: f[*S], one noise, without a batch axis.
-      b: f[*S].
+      ends: f[2, *S].
       num: how many, ends included; at least 2.
 
     Returns:
-      f[num, *S]: a batch, the first a, the last b.
+      f[num, *S]: a batch for `cmjax.sample`, from one end to the other.
 
     Raises:
-      TypeError: a or b is not of a float dtype.
-      ValueError: shapes differ, or num is less than 2.
+      TypeError: ends are not of a float dtype, or num is no int.
+      ValueError: there are not two ends, or num is less than 2.
 
     Example:
-      >>> slerp_path(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), 3).round(4)
+      >>> slerp_path(jnp.eye(2), 3).round(4)
       Array([[1.    , 0.    ],
              [0.7071, 0.7071],
              [0.    , 1.    ]], dtype=float32)
     """
-    _check_num("num", num)
-    a, b = _noises(a, b), _noises(b, a)
-    return slerp(jnp.stack([a] * num), jnp.stack([b] * num), jnp.linspace(0.0, 1.0, num))
+    ends, num = _several("ends", ends, 2), whole("num", num, 2)
+    shape = (num, *ends.shape[1:])
+    a, b = (jnp.broadcast_to(ends[i : i + 1], shape) for i in range(2))
+    return slerp(a, b, jnp.linspace(0.0, 1.0, num))
 
 
 def slerp_grid(corners: Array, rows: int, columns: int) -> Array:
@@ -92,35 +92,32 @@ def slerp_grid(corners: Array, rows: int, columns: int) -> Array:
       f[rows * columns, *S], row after row: a batch for `cmjax.sample`, and for `cmjax.io.grid` after it.
 
     Raises:
-      TypeError: corners are not of a float dtype.
+      TypeError: corners are not of a float dtype, or rows or columns is no int.
       ValueError: there are not four corners, or rows or columns is less than 2.
 
     Example:
       >>> slerp_grid(jnp.eye(4), 3, 5).shape
       (15, 4)
     """
-    refuse_integers("corners", corners)
-    if corners.shape[:1] != (4,):
-        raise ValueError(f"corners must be four noises, f[4, *S], got shape {corners.shape}.")
-    _check_num("rows", rows)
-    _check_num("columns", columns)
-    left, right = slerp_path(corners[0], corners[2], rows), slerp_path(corners[1], corners[3], rows)
+    corners, rows, columns = _several("corners", corners, 4), whole("rows", rows, 2), whole("columns", columns, 2)
+    left, right = slerp_path(corners[0::2], rows), slerp_path(corners[1::2], rows)
     across = jnp.tile(jnp.linspace(0.0, 1.0, columns), rows)
     return slerp(left.repeat(columns, axis=0), right.repeat(columns, axis=0), across)
+
+
+def _several(name: str, noises: Array, count: int) -> Array:
+    refuse_integers(name, noises)
+    noises = jnp.asarray(noises)
+    if noises.shape[:1] != (count,):
+        raise ValueError(f"{name} must be {count} noises, f[{count}, *S], got shape {noises.shape}.")
+    return noises
 
 
 def _noises(a: Array, b: Array) -> Array:
     refuse_integers("noise", a)
     a = jnp.asarray(a)
+    if a.ndim < 2:
+        raise ValueError(f"noises must have a batch axis before their own, f[B, *S], got shape {a.shape}.")
     if a.shape != jnp.shape(b):
         raise ValueError(f"the two noises must have one shape, got {a.shape} and {jnp.shape(b)}.")
     return a
-
-
-def _check_num(name: str, num: int) -> None:
-    try:
-        enough = operator.index(num) >= 2
-    except TypeError as error:
-        raise TypeError(f"{name} must be a Python int, since it decides shapes, got {num!r:.60}.") from error
-    if not enough:
-        raise ValueError(f"{name} must be at least 2, got {num}.")

@@ -276,6 +276,7 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=_seed, default=0, metavar="S", help="which images (default %(default)s)")
     command.add_argument(
         "--out",
+        type=_path,
         default="samples.png",
         metavar="PATH",
         help="a .png grid, an .npz of arrays, or a folder for .png files (default %(default)s)",
@@ -296,6 +297,7 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
             _add_pictures(task, name)
         task.add_argument(
             "--out",
+            type=_path,
             default="edited.png",
             metavar="PATH",
             help="a .png that shows all, or a folder for .png files (default %(default)s)",
@@ -352,7 +354,7 @@ def _add_interpolate(task: argparse.ArgumentParser) -> None:
 
 def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="an .npz file of images (and labels), or a folder of images")
-    command.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
+    command.add_argument("--out", type=_path, required=True, metavar="DIR", help="the run's folder")
     command.add_argument("--steps", type=_count, metavar="N", help="training steps in all (default: the recipe's)")
     command.add_argument("--batch", type=_count, metavar="B", help="images a step (default: the recipe's)")
     command.add_argument("--seed", type=_seed, metavar="S", help="of weights, noise and data order (default 0)")
@@ -425,6 +427,12 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}.")
     return int(text)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got an empty text.")
+    return text
 
 
 def _seed(text: str) -> int:

@@ -113,7 +113,7 @@ def _plan(args: argparse.Namespace, sampler: str, config: Any, asked: dict[str, 
 def _plan_stroke(strength: float | None, sampler: str, asked: dict[str, Any]) -> dict[str, Any]:
     if "sigmas" in asked and strength is not None:
         raise UsageError("--strength shortens a grid of noise levels, but --sigmas names them: leave one out.")
-    if strength is None and sampler == "cm" and not asked:
+    if strength is None and sampler == "cm" and asked in ({}, {"num_steps": len(_STROKE_SIGMAS)}):
         return {"sigmas": _STROKE_SIGMAS}
     if strength is None and ("sigmas" in asked or "timesteps" in asked):
         return asked
@@ -257,7 +257,7 @@ def _factor(args: argparse.Namespace, path: str, picture: Picture, shape: tuple[
     """How many times a picture is enlarged."""
     (height, width, _), (high, wide, _) = shape, picture.pixels.shape
     factor = args.factor or height // high or 1
-    if height % factor or width % factor:
+    if args.factor and (height % factor or width % factor):
         raise UsageError(f"--factor must divide the model's size, {width}x{height}, got {factor}.")
     if args.factor is None and (factor == 1 or (factor * high, factor * wide) != (height, width)):
         raise UsageError(

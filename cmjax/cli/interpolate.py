@@ -107,7 +107,7 @@ def _between(ends: Any, rows: int, columns: int) -> Any:
     if len(ends) == 1:
         return jnp.concatenate([ends] * columns)
     if len(ends) == 2:
-        return cmjax.latents.slerp_path(ends[0], ends[1], columns)
+        return cmjax.latents.slerp_path(ends, columns)
     return cmjax.latents.slerp_grid(ends, rows, columns)
 
 

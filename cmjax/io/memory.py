@@ -28,9 +28,11 @@ def forget_pages(view: np.ndarray) -> None:
     Args:
       view: Of a read-only map, through any number of other views. Of anything else, nothing is dropped.
     """
-    base = view.base
+    whole, base = view, view.base
     while isinstance(base, np.ndarray):
-        base = base.base
+        whole, base = base, base.base
+    if whole.flags.writeable:  # what was written to a private map is nowhere else
+        return
     if isinstance(base, mmap.mmap) and hasattr(base, "madvise") and view.size:
         origin = np.frombuffer(base, np.uint8).ctypes.data
         start, end = (bound - origin for bound in byte_bounds(view))

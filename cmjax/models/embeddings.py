@@ -85,5 +85,5 @@ class ClassEmbedding(nnx.Module):
     def __call__(self, index: Array) -> Array:
         """Map i32[B] to f32[B, width]; or f[B, num], how much of each row, to their mixture."""
         if jnp.issubdtype(index.dtype, jnp.floating):
-            return f32(index) @ f32(self.embedding[...])
+            return jnp.matmul(f32(index), f32(self.embedding[...]), precision="highest")
         return read(self.embedding[...], index)

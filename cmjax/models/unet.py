@@ -123,9 +123,9 @@ class UNet(nnx.Module):
         Args:
           x: f[B, H, W, in_channels], with H and W multiples of `config.downsampling`.
           t: What the network is told of the noise: f[] or f[B].
-          cond: Class labels, i32[B] or i32[] for all, or how much of each class, f[B, classes] or f[classes] (a mixture
-            of their embeddings, to go from one to another); or what `config.class_embed_type` says. None exactly for
-            an unconditional network. A traced label out of range gives NaN.
+          cond: Class labels, i32[B] or i32[] for all, or how much of each class, f[B, classes], rows that sum to 1 (a
+            mixture of their embeddings, to go from one to another); or what `config.class_embed_type` says. None
+            exactly for an unconditional network. A traced label out of range gives NaN.
           key: A key for the dropout; None for none.
 
         Returns:
@@ -201,12 +201,11 @@ def _check_cond(config: UNetConfig, cond: Array | None, batch: int) -> Array | N
     value = cond
     cond = jnp.asarray(cond)
     shape = (batch, config.time_width) if config.class_embed_type == "identity" else (batch,)
-    is_mixture = config.class_embed_type is None and jnp.issubdtype(cond.dtype, jnp.floating) and cond.ndim > 0
-    if is_mixture and cond.shape[-1] == config.num_class_embeds:
-        shape = (batch, config.num_class_embeds)
+    if config.class_embed_type is None and jnp.issubdtype(cond.dtype, jnp.floating) and cond.ndim == 2:
+        return _check_mixture(value, cond, batch, config.num_class_embeds or 0)
     if cond.shape not in (shape, shape[1:]):
         raise ValueError(f"cond must have shape {shape} or {shape[1:]} for a batch of {batch}, got {cond.shape}.")
-    if config.class_embed_type is None and len(shape) == 1:
+    if config.class_embed_type is None:
         if not jnp.issubdtype(cond.dtype, jnp.integer):
             raise ValueError(
                 f"cond must hold integer class labels, got {cond.dtype} (mixtures are f[B, {config.num_class_embeds}])."
@@ -214,6 +213,16 @@ def _check_cond(config: UNetConfig, cond: Array | None, batch: int) -> Array | N
         if not is_traced(value):
             _check_range(np.asarray(value), config.num_class_embeds or 0)
     return jnp.broadcast_to(cond, shape)
+
+
+def _check_mixture(value: Array, cond: Array, batch: int, num: int) -> Array:
+    if cond.shape != (batch, num):
+        raise ValueError(f"mixtures of classes must have shape ({batch}, {num}), got {cond.shape}.")
+    if not is_traced(value):
+        parts = np.asarray(value, np.float32)
+        if not ((parts >= 0).all() and np.allclose(parts.sum(1), 1, atol=1e-3)):
+            raise ValueError("mixtures of classes must have rows that are not negative and sum to 1.")
+    return cond
 
 
 def _check_range(labels: np.ndarray, num: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from cmjax._numerics import is_traced
 
-__all__ = ["concrete", "count_steps", "exactly_one", "right_config", "strictly_decreasing"]
+__all__ = ["concrete", "count_steps", "exactly_one", "fraction", "last_part", "right_config", "strictly_decreasing"]
 
 
 def exactly_one(**options: Any) -> None:
@@ -48,6 +49,28 @@ def concrete(name: str, values: Any) -> np.ndarray:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be numbers, got {values!r:.60}.") from error
+
+
+def fraction(name: str, value: Any) -> float:
+    """Check a share of a path, in (0, 1]."""
+    if isinstance(value, bool) or is_traced(value):
+        raise TypeError(f"{name} must be a number, since it decides the shape of the path, got {value}.")
+    try:
+        share = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, got {value!r:.60}.") from error
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} must lie in (0, 1], got {value}.")
+    return share
+
+
+def last_part(values: Any, strength: float, what: str) -> Any:
+    """Keep the clean end of a path or a grid: its last ⌊n · strength⌋ entries."""
+    count = len(values)
+    if not (keep := int(count * strength)):
+        least = math.ceil(1e4 / count) / 1e4
+        raise ValueError(f"strength = {strength} leaves none of {count} {what}; it must be at least {least:g}.")
+    return values[count - keep :]
 
 
 def strictly_decreasing(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,7 +10,15 @@ import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import expand_like
-from cmjax.samplers._checks import concrete, count_steps, exactly_one, right_config, strictly_decreasing
+from cmjax.samplers._checks import (
+    concrete,
+    count_steps,
+    exactly_one,
+    fraction,
+    last_part,
+    right_config,
+    strictly_decreasing,
+)
 from cmjax.samplers.base import SamplerConfig
 from cmjax.types import Array
 
@@ -102,14 +110,13 @@ def path(
 ) -> np.ndarray:
     """The timesteps to visit, i64[n], strictly decreasing; see `tcd.init` for the arguments."""
     exactly_one(num_steps=num_steps, timesteps=timesteps)
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must lie in (0, 1], got {strength}.")
+    strength = fraction("strength", strength)
     if timesteps is not None:
         if original_inference_steps is not None:
             raise ValueError(
                 "original_inference_steps makes the grid for num_steps; with timesteps there is none: drop it."
             )
-        return _shorten(_custom(config, timesteps), strength)
+        return last_part(_custom(config, timesteps), strength, "timesteps")
     size = config.num_train_timesteps
     original = config.original_inference_steps if original_inference_steps is None else original_inference_steps
     original = count_steps(original, size, f"num_train_timesteps = {size}", "original_inference_steps")
@@ -135,17 +142,6 @@ def _custom(config: VPConfig, timesteps: Sequence[int]) -> np.ndarray:
         if value != int(value):
             raise ValueError(f"timesteps must be integers, got {value:.12g}.")
     return values.astype(np.int64)
-
-
-def _shorten(timesteps: np.ndarray, strength: float) -> np.ndarray:
-    """Keep the last ⌊n · strength⌋ timesteps of a path given by hand."""
-    keep = int(len(timesteps) * strength)
-    if not keep:
-        raise ValueError(
-            f"strength = {strength} leaves none of {len(timesteps)} timesteps; "
-            f"it must be at least {1 / len(timesteps):g}."
-        )
-    return timesteps[len(timesteps) - keep :]
 
 
 # ---- bounds on x0 ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,15 @@ from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax._struct import static
 from cmjax.parameterization import c_in, c_noise, c_out, c_skip
-from cmjax.samplers._checks import concrete, count_steps, exactly_one, right_config, strictly_decreasing
+from cmjax.samplers._checks import (
+    concrete,
+    count_steps,
+    exactly_one,
+    fraction,
+    last_part,
+    right_config,
+    strictly_decreasing,
+)
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, build
 from cmjax.types import Array
 
@@ -132,8 +140,7 @@ def init(
     """
     exactly_one(num_steps=num_steps, timesteps=timesteps, sigmas=sigmas)
     _check(config)
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must lie in (0, 1], got {strength}.")
+    strength = fraction("strength", strength)
     s_noise = config.s_noise if s_noise is None else s_noise
     if np.shape(s_noise) or not (is_traced(s_noise) or concrete("s_noise", s_noise) >= 0):
         raise ValueError(f"s_noise must be one number, not negative, got {s_noise}.")
@@ -141,7 +148,7 @@ def init(
         levels = f32(jnp.asarray(sigmas))
         if levels.ndim != 1:
             raise ValueError(f"sigmas must be a list of noise levels, got shape {levels.shape}.")
-        levels = _last(levels, strength, "sigmas")
+        levels = last_part(levels, strength, "sigmas")
         path, told = jnp.append(levels, jnp.float32(config.sigma_min)), c_noise(levels)
     else:
         levels = _levels(config, num_steps, timesteps, sigmas, strength)
@@ -157,23 +164,14 @@ def init(
     )
 
 
-def _last(values: Any, strength: float, what: str) -> Any:
-    """The clean end of a path or a grid."""
-    if not (keep := int(len(values) * strength)):
-        raise ValueError(
-            f"strength = {strength} leaves none of {len(values)} {what}; it must be at least {1 / len(values):g}."
-        )
-    return values[len(values) - keep :]
-
-
 def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, strength: float) -> np.ndarray:
     """The noise levels to visit, f64[n], from any of the three ways to say it."""
     if sigmas is not None:
         levels = _check_sigmas(config, strictly_decreasing("sigmas", concrete("sigmas", sigmas)))
-        return _last(levels, strength, "sigmas")
+        return last_part(levels, strength, "sigmas")
     size = config.num_train_timesteps
     if num_steps is not None:
-        grid = _last(np.arange(size), strength, "grid points")
+        grid = last_part(np.arange(size), strength, "grid points")
         limit = f"num_train_timesteps = {size}"
         if strength < 1:
             limit = f"{len(grid)} ({limit} times strength = {strength})"
@@ -186,7 +184,7 @@ def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, stren
             raise ValueError(
                 f"timesteps must be grid indices in [0, {size - 1}] (num_train_timesteps = {size}), got {bad:.12g}."
             )
-        indices = _last(indices, strength, "timesteps")
+        indices = last_part(indices, strength, "timesteps")
     return schedules.karras_sigmas(indices, size, config.sigma_min, config.sigma_max, config.rho)
 
 

@@ -44,9 +44,7 @@ def test_a_mixture_of_classes_goes_from_one_class_to_another(network):
     x, t, cond = unets.inputs()
     one_hot = jax.nn.one_hot(cond, 5)
     np.testing.assert_allclose(unets.run(network, x, t, one_hot), unets.run(network, x, t, cond), atol=1e-5, rtol=1e-5)
-    between = jnp.array([0.5, 0.5, 0.0, 0.0, 0.0])
-    half = unets.run(network, x, t, between)  # one mixture for the batch
-    np.testing.assert_array_equal(half, unets.run(network, x, t, jnp.broadcast_to(between, (3, 5))))
+    half = unets.run(network, x, t, jnp.broadcast_to(jnp.array([0.5, 0.5, 0.0, 0.0, 0.0]), (3, 5)))
     ends = [unets.run(network, x, t, jnp.full(3, label)) for label in (0, 1)]
     assert all(jnp.abs(half - end).max() > 1e-3 for end in ends)
 
@@ -97,6 +95,8 @@ def test_bfloat16_computes_close_to_float32_and_tells_nearby_times_apart(network
         ({"cond": None}, "cond is missing: the network is conditional"),
         ({"cond": jnp.zeros(2, jnp.int32)}, r"cond must have shape \(1,\) or \(\) for a batch of 1, got \(2,\)"),
         ({"cond": jnp.zeros(1)}, "cond must hold integer class labels, got float32"),
+        ({"cond": jnp.ones((1, 5))}, "mixtures of classes must have rows that are not negative and sum to 1"),
+        ({"cond": jnp.ones((1, 4)) / 4}, r"mixtures of classes must have shape \(1, 5\), got \(1, 4\)"),
         ({"cond": jnp.array([5])}, r"class labels must lie in 0 ... 4 \(num_class_embeds = 5\), got 5"),
         ({"cond": jnp.array([-1])}, "class labels must lie in 0 ... 4 .*, got -1"),
     ],
