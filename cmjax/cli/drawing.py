@@ -19,11 +19,13 @@ from rich.progress import track
 import cmjax
 from cmjax._mesh import batch_mesh
 from cmjax._random import split
+from cmjax.cli.errors import bad_input
 from cmjax.io.images import grid
 from cmjax.models import UNetConfig
 
 __all__ = [
     "Drawn",
+    "Run",
     "class_grid",
     "class_of",
     "compile_batches",
@@ -42,6 +44,14 @@ class Drawn(NamedTuple):
 
     images: Any
     x0: Any = None
+
+
+class Run(NamedTuple):
+    """What was drawn, a pytree of arrays [count, ...], and the seconds that compiling and drawing took."""
+
+    images: Any
+    compile_seconds: float
+    seconds: float
 
 
 def class_of(indices: np.ndarray, classes: Sequence[int] | None) -> np.ndarray | None:
@@ -117,23 +127,32 @@ def compile_batches(
     return lambda first, model: jax.device_get(compiled(jax.device_put(model, everywhere), *arguments(first)))
 
 
-def draw_all(draw: Callable[[int], Any], count: int, batch: int) -> tuple[Any, float]:
-    """Draw batch after batch, with a bar if there are many; the last one is full too, and what is too much is dropped.
+def draw_all(compiled: Callable[[], Callable[[int, Any], Any]], load: Callable[[], Any], count: int, batch: int) -> Run:
+    """Compile, load the weights, and draw batch after batch, with a bar if there are many.
+
+    In this order, as compiling takes memory that the weights can have after it. The last batch is full too, and what is
+    too much is dropped.
 
     Args:
-      draw: first -> a pytree of arrays [batch, ...].
+      compiled: makes (first, model) -> a pytree of arrays [batch, ...], as `compile_batches` does.
+      load: makes the model.
       count: how many in all.
       batch: how many at once.
 
-    Returns:
-      The pair of the pytree, arrays [count, ...], and the seconds that it took.
+    Raises:
+      UsageError: the weights cannot be loaded.
     """
+    start = time.perf_counter()
+    draw = compiled()
+    compile_seconds = time.perf_counter() - start
+    with bad_input():
+        model = load()
     start = time.perf_counter()
     firsts = range(0, count, batch)
     bar = track(firsts, "drawing", console=Console(stderr=True), transient=True, disable=len(firsts) == 1)
-    batches = [draw(first) for first in bar]
+    batches = [draw(first, model) for first in bar]
     seconds = time.perf_counter() - start
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches), seconds
+    return Run(jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches), compile_seconds, seconds)
 
 
 def default_batch(height: int, width: int) -> int:

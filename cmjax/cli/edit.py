@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,28 +75,20 @@ def run(args: argparse.Namespace) -> None:
     labels = _labels(args, opened)
     task = _TASKS[args.task](args, opened.shape, given)
 
-    start = time.perf_counter()
     count = len(given.paths) * args.num
     size = min(default_batch(height, width), count)
-    draw = _compile(setup, task, labels, size, opened.shape, args)
-    compile_seconds = time.perf_counter() - start
-    with bad_input():  # only now, as compiling took memory that the weights can have
-        model = prepare(opened.load(), args, partial(_plan, args)).model
-    images, seconds = draw_all(lambda first: draw(first, model), count, size)
-    results = images.reshape(-1, args.num, *opened.shape)
+    run = draw_all(
+        lambda: _compile(setup, task, labels, size, opened.shape, args),
+        lambda: setup.with_weights(opened.load()),
+        count,
+        size,
+    )
+    results = run.images.reshape(-1, args.num, *opened.shape)
     with bad_input("the model"):  # NaN, which is not for any picture
         results = to_uint8(task.settle(results, task.data))
     with bad_input("--out"):
         _write(out, files, results, task.columns, given.paths)
-    report(
-        ("model", args.model),
-        ("sampler", setup.sampler),
-        ("steps", f"{setup.state.num_steps}{setup.note}"),
-        ("compile", f"{compile_seconds:.2f} s"),
-        ("speed", f"{seconds / count:.3g} s a picture"),
-        *(("note", note) for note in dict.fromkeys(given.notes)),
-        ("file", args.out),
-    )
+    report(args, setup, run, f"{run.seconds / count:.3g} s a picture", given.notes)
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--seeds: one seed leads nowhere, unless from class to class: --labels A B.")
     setup = prepare(opened.checkpoint, args)
 
-    start = time.perf_counter()
     count = rows * columns
     size = min(default_batch(*opened.shape[:2]), count)
     shared = setup.state, jax.vmap(jax.random.key)(np.array(args.seeds, np.uint32))
@@ -52,23 +50,17 @@ def run(args: argparse.Namespace) -> None:
         indices = indices % count
         return indices, None if classes is None else classes[indices % columns]
 
-    compiled = compile_batches(draw, setup.model, shared, size, belonging)
-    compile_seconds = time.perf_counter() - start
-    with bad_input():  # only now, as compiling took memory that the weights can have
-        model = prepare(opened.load(), args).model
-    images, seconds = draw_all(lambda first: compiled(first, model), count, size)
+    run = draw_all(
+        lambda: compile_batches(draw, setup.model, shared, size, belonging),
+        lambda: setup.with_weights(opened.load()),
+        count,
+        size,
+    )
     with bad_input("the model"):  # NaN, which is not for any picture
-        images = to_uint8(images)
+        images = to_uint8(run.images)
     with bad_input("--out"):
         _write(Path(args.out), images, columns)
-    report(
-        ("model", args.model),
-        ("sampler", setup.sampler),
-        ("steps", f"{setup.state.num_steps}{setup.note}"),
-        ("compile", f"{compile_seconds:.2f} s"),
-        ("speed", f"{seconds / count:.3g} s a picture"),
-        ("file", args.out),
-    )
+    report(args, setup, run, f"{run.seconds / count:.3g} s a picture")
 
 
 def _layout(args: argparse.Namespace) -> tuple[int, int]:

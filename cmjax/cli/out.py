@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cmjax.cli.drawing import Run
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.sampler import Setup
 from cmjax.io.atomic import check_writable
 
 __all__ = ["check_out", "report"]
@@ -35,8 +39,25 @@ def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
         check_writable(out)
 
 
-def report(*rows: tuple[str, str]) -> None:
-    """Print names and values."""
+def report(args: argparse.Namespace, setup: Setup, run: Run, speed: str, notes: Iterable[str] = ()) -> None:
+    """Print what was done.
+
+    Args:
+      args: with `model` and `out`.
+      setup: what was run.
+      run: what came of it.
+      speed: of drawing, in the command's own terms.
+      notes: what else is to be said of it.
+    """
+    rows = (
+        ("model", args.model),
+        ("sampler", setup.sampler),
+        ("steps", f"{setup.state.num_steps}{setup.note}"),
+        ("compile", f"{run.compile_seconds:.2f} s"),
+        ("speed", speed),
+        *(("note", note) for note in dict.fromkeys(notes)),
+        ("file", args.out),
+    )
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

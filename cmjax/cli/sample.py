@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,25 +48,18 @@ def run(args: argparse.Namespace) -> None:
     count = args.num or (_UNCONDITIONAL if numbers is None else _IMAGES_A_CLASS * len(numbers))
     batch = min(args.batch or default_batch(height, width), count)
 
-    start = time.perf_counter()
-    shape = (batch, height, width, channels)
-    draw = compile_draw(setup.model, setup.state, shape, classes=numbers, seed=args.seed, every_step=args.trajectory)
-    compile_seconds = time.perf_counter() - start
-    with bad_input():  # only now, as compiling took memory that the weights can have
-        model = prepare(opened.load(), args).model
-    drawn, seconds = draw_all(lambda first: draw(first, model), count, batch)
+    def compiled():
+        shape = (batch, height, width, channels)
+        return compile_draw(
+            setup.model, setup.state, shape, classes=numbers, seed=args.seed, every_step=args.trajectory
+        )
+
+    run = draw_all(compiled, lambda: setup.with_weights(opened.load()), count, batch)
     with bad_input("the model"):  # NaN, which is not for any picture
-        drawn = Drawn(*(None if part is None else to_uint8(part) for part in drawn))
+        drawn = Drawn(*(None if part is None else to_uint8(part) for part in run.images))
     with bad_input("--out"):
         _write(out, drawn, classes)
-    report(
-        ("model", args.model),
-        ("sampler", setup.sampler),
-        ("steps", f"{setup.state.num_steps}{setup.note}"),
-        ("compile", f"{compile_seconds:.2f} s"),
-        ("speed", f"{count / seconds:.1f} images/s"),
-        ("file", args.out),
-    )
+    report(args, setup, run, f"{count / run.seconds:.1f} images/s")
 
 
 def _choose_classes(wanted: list[str] | None, classes: int | None, names: tuple[str, ...] | None) -> _Classes | None:

@@ -60,10 +60,12 @@ def open_model(args: argparse.Namespace, *, pictures: bool) -> Opened:
 class Setup(NamedTuple):
     """What is run: the model as the sampler sees it, the state at the start of the path, the sampler and its config.
 
-    `note` says, to be put after the number of steps, where the path is from if it was not asked for.
+    `with_weights` shows a loaded checkpoint's model to the sampler in the same way. `note` says, to be put after the
+    number of steps, where the path is from if it was not asked for.
     """
 
     model: Any
+    with_weights: Callable[[Checkpoint], Any]
     state: Any
     sampler: str
     config: Any
@@ -90,7 +92,7 @@ def prepare(
     Raises:
       UsageError: the sampler does not suit the model, or an option does not suit the sampler.
     """
-    model, config = checkpoint
+    config, show = checkpoint.config, _as_it_is
     own = _name(config)
     sampler = args.sampler or own
     if args.eta is not None and sampler != "tcd":
@@ -101,7 +103,7 @@ def prepare(
     with bad_input():
         if isinstance(config, cmjax.cm.CMConfig) and sampler != "cm":
             vp_config = module.Config(prediction_type="sample", clip_sample=config.clip_denoised)
-            model, config = cmjax.models.vp_from_sigma(model, config, vp_config), vp_config
+            show, config = partial(_as_vp, config=vp_config), vp_config
         elif own != sampler:
             config = cmjax.io.read_config(cmjax.io.config_dict(config), as_=module.Config)
         asked = _asked(args)
@@ -112,7 +114,16 @@ def prepare(
         if sampler == own == "cm" and (found := _published_path(args.model, config, path)):
             path, note = {"timesteps": found}, f" (timesteps {', '.join(map(str, found))}, as published)"
         eta = {} if args.eta is None else {"eta": args.eta}
-        return Setup(model, module.init(config, **path, **eta), sampler, config, note)
+        return Setup(show(checkpoint), show, module.init(config, **path, **eta), sampler, config, note)
+
+
+def _as_it_is(checkpoint: Checkpoint) -> Any:
+    return checkpoint.model
+
+
+def _as_vp(checkpoint: Checkpoint, config: Any) -> Any:
+    """Show a consistency model to a sampler of variance-preserving ones."""
+    return cmjax.models.vp_from_sigma(checkpoint.model, checkpoint.config, config)
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
