@@ -13,7 +13,7 @@ from PIL import Image
 
 import cmjax
 from cmjax.cli import main
-from cmjax.editing import LUMA
+from cmjax.editing.colours import LUMA
 
 NAMES = ["Coat", "Ankle boot", "Bag"]
 TASKS = ("inpaint", "colorize", "upscale", "denoise", "stroke", "interpolate")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cmjax.editing import LUMA
+from cmjax.editing.colours import LUMA
 
 __all__ = ["Picture", "fit", "gray", "on_white", "read_picture"]
 

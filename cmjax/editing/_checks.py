@@ -1,0 +1,72 @@
+"""What every edit asks of its arrays: floats, in bounds, of shapes that fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from cmjax._numerics import f32, is_traced, refuse_integers
+from cmjax.types import Array
+
+__all__ = ["Bounds", "check_bounds", "check_shape", "mask_for", "measured"]
+
+# The least and the largest value of pictures; None for what has none, such as latents.
+Bounds = tuple[float, float] | None
+
+
+def measured(name: str, value: ArrayLike) -> Array:
+    """Bring what was measured to float32; grey levels, 0 ... 255, are refused."""
+    refuse_integers(name, value)
+    return f32(value)
+
+
+_ON_ANOTHER_SCALE = ": clip it, scale it (x / 127.5 - 1), or, for latents, give bounds=None"
+
+
+def check_bounds(
+    name: str, value: Any, bounds: Bounds, *, free: Array | None = None, remedy: str = _ON_ANOTHER_SCALE
+) -> None:
+    """Refuse what is on another scale, but where it is free. Rounding may go beyond by a thousandth of the range.
+
+    On the host, so that it works under `jit` too, for arrays that are not traced.
+    """
+    if bounds is None or is_traced((value, free)) or not getattr(value, "is_fully_addressable", True):
+        return
+    found = np.asarray(value, np.float32)
+    if free is not None:
+        found = np.where(free, np.float32(0), found)
+    if not found.size:
+        return
+    if wrong := int(np.isnan(found).sum()):
+        raise ValueError(f"{name} holds NaN in {wrong} of {found.size} values.")
+    lowest, highest = bounds
+    room = 1e-3 * (highest - lowest)
+    least, most = found.min(), found.max()
+    if not lowest - room <= least <= most <= highest + room:
+        raise ValueError(f"{name} must lie in [{lowest:g}, {highest:g}], got {least:.4g} ... {most:.4g}{remedy}.")
+
+
+def mask_for(name: str, mask: Array, reference: Array) -> Array:
+    """Give a mask all of the reference's axes; its batch may be longer than a single reference."""
+    full = mask.reshape((1,) * (reference.ndim - mask.ndim) + mask.shape)
+    fits = full.ndim == reference.ndim and all(
+        m in (1, r) or (axis == 0 and r == 1)
+        for axis, (m, r) in enumerate(zip(full.shape, reference.shape, strict=True))
+    )
+    if not fits:
+        without = mask.shape in (reference.shape[:-1], reference.shape[1:-1])
+        remedy = f"a mask without channels needs {name}[..., None]" if without else "axes must be equal or 1"
+        raise ValueError(f"{name} has shape {mask.shape} for reference of shape {reference.shape}; {remedy}.")
+    return full
+
+
+def check_shape(name: str, value: Any, x0: Array) -> None:
+    """Refuse, when the loop is traced, what does not broadcast to x0 itself."""
+    fits = value.ndim == x0.ndim and all(v in (1, n) for v, n in zip(value.shape, x0.shape, strict=True))
+    if not fits:
+        remedy = (
+            f"give it a batch axis, {name}[None]" if value.ndim + 1 == x0.ndim else "one for all images, or one each"
+        )
+        raise ValueError(f"{name} has shape {value.shape} where {x0.shape} is needed: {remedy}.")

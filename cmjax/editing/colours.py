@@ -1,0 +1,98 @@
+"""Colours: the luminance of each pixel is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from cmjax._struct import Struct
+from cmjax.editing._checks import Bounds, check_bounds, check_shape, measured
+from cmjax.types import Array
+
+__all__ = ["LUMA", "Colorize", "colorize", "luminance"]
+
+# What each colour contributes to the luminance (ITU-R BT.601), as in the paper's colorization.
+LUMA = (0.2989, 0.5870, 0.1140)
+
+
+class Colorize(Struct):
+    """Keep the luminance; see `colorize`."""
+
+    gray: Array
+    weights: Array
+
+    def __call__(self, x0: Array) -> Array:
+        """Give x0 the luminance of gray, moving along the weights: f32[B, H, W, C]."""
+        channels = self.weights.shape[-1]
+        if x0.shape[-1] != channels:
+            raise ValueError(f"colorize weighs {channels} colours, but x0 has shape {x0.shape}, channels last.")
+        check_shape("gray", self.gray, x0[..., :1])
+        weights = self.weights.reshape((1,) * (x0.ndim - 1) + (channels,))
+        missing = self.gray - (x0 * weights).sum(-1, keepdims=True)
+        return x0 + missing * weights / (weights**2).sum()
+
+
+def colorize(gray: ArrayLike, *, weights: Sequence[float] = LUMA, bounds: Bounds = (-1.0, 1.0)) -> Colorize:
+    """Colour a grey picture: at each step each pixel gets its luminance back.
+
+    Args:
+      gray: f[B, H, W, 1], or f[1, H, W, 1] for all images, in the model's range. `luminance` makes one of colours.
+      weights: how much each channel contributes; they are scaled so that they add up to 1.
+      bounds: as for `inpaint`.
+
+    Returns:
+      An edit on f[B, H, W, C], for as many channels C as weights. It gives float32.
+
+    Raises:
+      TypeError: gray is not of a float dtype.
+      ValueError: gray has not one channel, or is out of bounds, or weights do not add up to something positive.
+
+    Example:
+      >>> colorize(jnp.full((1, 1, 1, 1), 0.5), weights=(1, 0, 1))(jnp.zeros((1, 1, 1, 3)))
+      Array([[[[0.5, 0. , 0.5]]]], dtype=float32)
+
+    References:
+      Song et al. 2023, appendix D. (There an orthogonal matrix is made of the weights; its other columns drop out.)
+    """
+    given, gray = gray, measured("gray", gray)
+    if gray.ndim < 2 or gray.shape[-1] != 1:
+        remedy = (
+            "luminance(photo) makes one of a colour picture" if gray.shape[-1:] == (3,) else "write gray[..., None]"
+        )
+        raise ValueError(f"gray must have one channel, [B, H, W, 1], got shape {gray.shape}: {remedy}.")
+    check_bounds("gray", given, bounds)
+    return Colorize(gray, jnp.asarray(_unit_sum(weights)))
+
+
+def luminance(images: ArrayLike, *, weights: Sequence[float] = LUMA) -> Array:
+    """Measure what `colorize` keeps.
+
+    Args:
+      images: f[..., C].
+      weights: as for `colorize`.
+
+    Returns:
+      f32[..., 1]: of grey colours (v, v, v) it is v.
+
+    Raises:
+      TypeError: images are not of a float dtype.
+      ValueError: there are not as many channels as weights.
+
+    Example:
+      >>> luminance(jnp.array([1.0, 0.5, 0.0]), weights=(1, 2, 1))
+      Array([0.5], dtype=float32)
+    """
+    images, share = measured("images", images), _unit_sum(weights)
+    if images.shape[-1:] != share.shape:
+        raise ValueError(f"images must have {len(share)} channels, last, got shape {images.shape}.")
+    return (images * share.reshape((1,) * (images.ndim - 1) + share.shape)).sum(-1, keepdims=True)
+
+
+def _unit_sum(weights: Sequence[float]) -> np.ndarray:
+    found = np.asarray(weights, np.float64)
+    if found.ndim != 1 or not np.isfinite(found).all() or not found.sum() > 0:
+        raise ValueError(f"weights must be one number for each channel, with a positive sum, got {weights}.")
+    return (found / found.sum()).astype(np.float32)

@@ -1,0 +1,102 @@
+"""Pixels: some are known, and are put back."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cmjax._struct import Struct
+from cmjax.editing._checks import Bounds, check_bounds, check_shape, mask_for, measured
+from cmjax.types import Array
+
+__all__ = ["Blend", "Inpaint", "blend", "inpaint"]
+
+
+class Inpaint(Struct):
+    """Keep the known pixels; see `inpaint`."""
+
+    reference: Array
+    hole: Array
+
+    def __call__(self, x0: Array) -> Array:
+        """Put the known pixels back, f32[B, *S]."""
+        check_shape("reference", self.reference, x0)
+        check_shape("hole", self.hole, x0)
+        return jnp.where(self.hole, x0, self.reference)
+
+
+def inpaint(reference: ArrayLike, hole: ArrayLike, *, bounds: Bounds = (-1.0, 1.0)) -> Inpaint:
+    """Fill a hole: at each step the known pixels are put back.
+
+    Args:
+      reference: f[B, *S], or f[1, *S] for all images, in the model's range; what is in the hole does not matter.
+      hole: bool[B, *S], True where pixels are unknown; axes of length 1 broadcast, leading ones may be left out. One
+        reference may have many holes, and many references one hole.
+      bounds: refuse a reference with values outside, such as 0 ... 255; None for latents, which have no bounds. Arrays
+        that are traced are not looked at.
+
+    Returns:
+      An edit. What it gives is float32; the known pixels are the reference's, bit for bit.
+
+    Raises:
+      TypeError: hole is not boolean, or reference is not of a float dtype.
+      ValueError: hole does not broadcast against reference, or reference is out of bounds.
+
+    Example:
+      >>> edit = inpaint(jnp.array([[1.0, 0.2, 0.3]]), jnp.array([[False, True, False]]))
+      >>> edit(jnp.zeros((1, 3)))
+      Array([[1. , 0. , 0.3]], dtype=float32)
+
+    References:
+      Song et al. 2023, algorithm 4 and appendix D.
+    """
+    given, reference, hole = reference, measured("reference", reference), jnp.asarray(hole)
+    if hole.dtype != jnp.bool:
+        raise TypeError(
+            f"hole must be boolean, True where pixels are unknown, got {hole.dtype}: write hole > 0.5, or use blend "
+            "for a soft mask."
+        )
+    hole = mask_for("hole", hole, reference)
+    check_bounds("reference", given, bounds, free=hole)
+    return Inpaint(reference, hole)
+
+
+class Blend(Struct):
+    """Mix the estimate with a reference; see `blend`."""
+
+    reference: Array
+    weight: Array
+
+    def __call__(self, x0: Array) -> Array:
+        """Mix, f32[B, *S]."""
+        check_shape("reference", self.reference, x0)
+        check_shape("weight", self.weight, x0)
+        reference = jnp.where(self.weight < 1, self.reference, x0)
+        return reference + self.weight * (x0 - reference)
+
+
+def blend(reference: ArrayLike, weight: ArrayLike, *, bounds: Bounds = (-1.0, 1.0)) -> Blend:
+    """Mix with a soft mask: reference + weight (x0 - reference). Of zeros and ones it is the mask of `inpaint`.
+
+    Args:
+      reference: as for `inpaint`; what it is where weight is 1 does not matter.
+      weight: f, from 0, where the reference stays, to 1, where the model is free; broadcasts as hole does.
+      bounds: as for `inpaint`.
+
+    Returns:
+      An edit. It is no projection: each step pulls towards the reference anew, by 1 - weight.
+
+    Raises:
+      TypeError: reference or weight is not of a float dtype.
+      ValueError: weight does not broadcast against reference, or has values outside [0, 1], or reference is out of
+        bounds.
+
+    Example:
+      >>> blend(jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 0.5]]))(jnp.zeros((1, 2)))
+      Array([[1. , 0.5]], dtype=float32)
+    """
+    given, reference = reference, measured("reference", reference)
+    check_bounds("weight", weight, (0.0, 1.0), remedy="")
+    weight = mask_for("weight", measured("weight", weight), reference)
+    check_bounds("reference", given, bounds, free=weight == 1)
+    return Blend(reference, weight)

@@ -1,0 +1,64 @@
+"""Several edits as one, and what an edit knows."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from cmjax._numerics import f32
+from cmjax._struct import Struct
+from cmjax.types import Array, Edit
+
+__all__ = ["Chain", "chain", "known"]
+
+
+class Chain(Struct):
+    """Several edits, one after another; see `chain`."""
+
+    edits: tuple[Edit, ...]
+
+    def __call__(self, x0: Array) -> Array:
+        """Apply every edit, f32[B, *S]."""
+        for edit in self.edits:
+            x0 = edit(x0)
+        return x0
+
+
+def chain(*edits: Edit) -> Chain:
+    """Apply several edits, the first first.
+
+    Args:
+      *edits: x0 -> x0 each, callable pytrees. What the last one keeps is kept exactly; what others keep, only if those
+        after them do not touch it.
+
+    Returns:
+      An edit.
+
+    Example:
+      >>> from cmjax.editing import inpaint
+      >>> photo, left, right = jnp.array([[0.1, 0.2]]), jnp.array([[True, False]]), jnp.array([[False, True]])
+      >>> chain(inpaint(photo, left), inpaint(photo, right))(jnp.zeros((1, 2)))
+      Array([[0.1, 0.2]], dtype=float32)
+    """
+    return Chain(edits)
+
+
+def known(edit: Edit, shape: tuple[int, ...]) -> Array:
+    """Show what an edit knows, and nothing else: where to start from. It is the edit of a picture of zeros.
+
+    Args:
+      edit: x0 -> x0.
+      shape: (B, *S).
+
+    Returns:
+      f32[B, *S]: holes are 0, colours are along the weights, blocks are flat. Noised to the path's first level it is
+      where the paper's editing starts: `x = cmjax.add_noise(state, known(edit, shape), key)`.
+
+    Example:
+      >>> from cmjax.editing import inpaint
+      >>> known(inpaint(jnp.array([[0.5, 0.2]]), jnp.array([[False, True]])), (1, 2))
+      Array([[0.5, 0. ]], dtype=float32)
+
+    References:
+      Song et al. 2023, algorithm 4, lines 1 and 2.
+    """
+    return f32(edit(jnp.zeros(shape, jnp.float32)))
