@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cmjax.cli.errors import UsageError
 
-__all__ = ["class_names", "class_numbers", "listed"]
+__all__ = ["class_names", "class_numbers", "listed", "needed_classes"]
 
 
 def class_numbers(wanted: Sequence[str], classes: int | None, names: Sequence[str] | None) -> list[int]:
@@ -33,6 +33,22 @@ def class_numbers(wanted: Sequence[str], classes: int | None, names: Sequence[st
     if not numbers:
         raise UsageError("--labels: no label was given.")
     return numbers
+
+
+def needed_classes(
+    wanted: Sequence[str] | None, classes: int | None, names: Sequence[str] | None, what: str
+) -> list[int] | None:
+    """Read --labels where a model with classes cannot do without; None for a model without classes.
+
+    Raises:
+      UsageError: as `class_numbers`, or nothing says `what`, such as "what the pictures show".
+    """
+    if classes is None and not wanted:
+        return None
+    known = class_names(classes or 0, names if classes else None)
+    if not wanted:
+        raise UsageError(f"--labels: say {what}, as the model has classes: {listed(known)}.")
+    return class_numbers(wanted, classes, names)
 
 
 def class_names(classes: int, names: Sequence[str] | None) -> tuple[str, ...]:

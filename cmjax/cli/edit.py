@@ -15,7 +15,7 @@ import cmjax
 from cmjax import editing
 from cmjax._random import split
 from cmjax.cli import compile_cache, interpolate
-from cmjax.cli.classes import class_names, class_numbers, listed
+from cmjax.cli.classes import needed_classes
 from cmjax.cli.drawing import compile_batches, default_batch, draw_all
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.out import check_out, report
@@ -133,12 +133,9 @@ def _compile(
 
 def _labels(args: argparse.Namespace, opened: Opened) -> np.ndarray | None:
     """The class of each picture, i32[P]; None for a model without classes."""
-    if opened.classes is None and not args.labels:
+    numbers = needed_classes(args.labels, opened.classes, opened.names, "what the pictures show")
+    if numbers is None:
         return None
-    names = class_names(opened.classes or 0, opened.names if opened.classes else None)
-    if not args.labels:
-        raise UsageError(f"--labels: say what the pictures show, as the model has classes: {listed(names)}.")
-    numbers = class_numbers(args.labels, opened.classes, opened.names)
     pictures = len(args.images)
     if len(numbers) not in (1, pictures):
         raise UsageError(f"--labels: give one for all pictures or one each, {pictures}, got {len(numbers)}.")

@@ -13,7 +13,7 @@ import numpy as np
 import cmjax
 from cmjax._random import split
 from cmjax.cli import compile_cache
-from cmjax.cli.classes import class_names, class_numbers, listed
+from cmjax.cli.classes import needed_classes
 from cmjax.cli.drawing import compile_batches, default_batch, draw_all
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.out import report
@@ -79,17 +79,14 @@ def _layout(args: argparse.Namespace) -> tuple[int, int]:
 
 def _classes(args: argparse.Namespace, opened: Opened, columns: int) -> np.ndarray | None:
     """What each column shows: i32[columns], or mixtures of two classes, f32[columns, classes]; None without classes."""
-    if opened.classes is None and not args.labels:
+    numbers = needed_classes(args.labels, opened.classes, opened.names, "what is to be drawn")
+    if numbers is None:
         return None
-    names = class_names(opened.classes or 0, opened.names if opened.classes else None)
-    if not args.labels:
-        raise UsageError(f"--labels: say what is to be drawn, as the model has classes: {listed(names)}.")
-    numbers = class_numbers(args.labels, opened.classes, opened.names)
     if len(numbers) > 2:
         raise UsageError(f"--labels: give one class, or two to go from one to the other, got {len(numbers)}.")
     if len(numbers) == 1:
         return np.full(columns, numbers[0], np.int32)
-    first, last = np.eye(len(names), dtype=np.float32)[numbers]
+    first, last = np.eye(opened.classes or 0, dtype=np.float32)[numbers]
     t = np.linspace(0, 1, columns, dtype=np.float32)[:, None]
     return (1 - t) * first + t * last
 
