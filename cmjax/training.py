@@ -172,8 +172,8 @@ def train_step(state: TrainState, images: Array, labels: Array | None, key: Key,
             dropout=recipe.dropout,
             sigma_min=config.sigma_min,
             sigma_max=config.sigma_max,
-            sigma_data=config.sigma_data,
             proposal=losses.lognormal(recipe.proposal_mean, recipe.proposal_std),
+            weighting=losses.edm(config.sigma_data, power=0.5),
             metric=partial(losses.pseudo_huber, c=recipe.huber_c),
         ).mean()
 

@@ -1,16 +1,29 @@
-"""Losses of few-step models: functions of f(x, σ, cond) that return one value per example, f32[B]."""
+"""Losses of few-step models: functions of f(x, σ, cond) that return one value per example, f32[B].
+
+What they are made of is exchanged by argument: a `Metric` (how far apart), a `Proposal` (which noise levels) and a
+`Weighting` (how much each counts), each a plain function or a small frozen dataclass.
+"""
 
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
 from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
-from cmjax.losses.proposals import Proposal, lognormal
+from cmjax.losses.proposals import Proposal, karras, lognormal
+from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_one, truncated_snr, uniform
 
 __all__ = [
     "Metric",
     "Proposal",
+    "Weighting",
     "consistency_training",
     "easy_consistency_tuning",
+    "edm",
+    "inverse_gap",
+    "karras",
     "l1",
     "l2",
     "lognormal",
     "pseudo_huber",
+    "snr",
+    "snr_plus_one",
+    "truncated_snr",
+    "uniform",
 ]

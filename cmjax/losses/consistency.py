@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32, is_traced, refuse_integers
+from cmjax._numerics import is_traced, refuse_integers
+from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal
+from cmjax.losses.weightings import Weighting, edm, inverse_gap
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -17,37 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["consistency_training", "easy_consistency_tuning"]
 
 _IMPROVED = lognormal()
-
-
-class _ConsistencyFn(Protocol):
-    """f(x, σ, cond, key=) -> x0, as `cmjax.consistency_fn` makes it; only with dropout is a key passed."""
-
-    def __call__(self, x: Array, sigma: Array, cond: Cond = None, *, key: Key | None = None) -> Array: ...
-
-
-def _pair_loss(
-    f: _ConsistencyFn,
-    f_target: _ConsistencyFn,
-    x0: Array,
-    t: Array,
-    r: Array,
-    cond: Cond,
-    z_key: Key,
-    dropout_key: Key | None,
-    metric: Metric,
-) -> Array:
-    """Compare f(x0 + t z, t) with the frozen f_target(x0 + r z, r): same noise, same dropout."""
-    refuse_integers("x0", x0)
-    z = jax.random.normal(z_key, x0.shape, jnp.float32)
-    at = {} if dropout_key is None else {"key": dropout_key}
-    x_t, x_r = (f32(x0) + expand_like(sigma, x0) * z for sigma in (t, r))
-    target = jax.lax.stop_gradient(f_target(x_r, r, cond, **at))
-    return metric(f(x_t, t, cond, **at), target)
+_ROOT_EDM = edm(power=0.5)
 
 
 def consistency_training(
-    f: _ConsistencyFn,
-    f_target: _ConsistencyFn,
+    f: ConsistencyFn,
+    f_target: ConsistencyFn,
     x0: Array,
     key: Key,
     *,
@@ -58,16 +35,19 @@ def consistency_training(
     sigma_max: float = 80.0,
     rho: float = 7.0,
     proposal: Proposal = _IMPROVED,
+    weighting: Weighting = inverse_gap,
     metric: Metric = pseudo_huber,
 ) -> Array:
-    """Compute the improved discrete consistency-training loss, one value per example.
+    """Compute the discrete consistency-training loss, one value per example.
 
     A level σ is proposed; its neighbours r ≤ σ < t on the Karras grid of N points make the pair, and
 
-        loss = d(f(x0 + t z, t), sg f⁻(x0 + r z, r)) / (t - r).
+        loss = w(t, r) d(f(x0 + t z, t), sg f⁻(x0 + r z, r)).
 
     So interval i is drawn with the proposal's mass between its ends: with `lognormal()` this is the discretized
-    lognormal of the paper, for any N, with no table.
+    lognormal of improved consistency training, for any N, with no table. The defaults are those of the improved recipe;
+    the first one is `proposal=karras()` (every interval as often), `weighting=uniform` and `metric=l2`, with an average
+    of f for f_target.
 
     Args:
       f: the consistency function being trained, as `cmjax.consistency_fn` makes it.
@@ -81,6 +61,7 @@ def consistency_training(
       sigma_max: the most.
       rho: its crowding towards sigma_min.
       proposal: how noise levels are drawn.
+      weighting: (t, r) -> f32[B].
       metric: (a, b) -> f32[B].
 
     Returns:
@@ -98,25 +79,18 @@ def consistency_training(
     References:
       Song et al. 2023, algorithm 3; Song & Dhariwal 2023, equations 6 to 10.
     """
-    if not is_traced(num_scales) and num_scales < 2:
-        raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
+    refuse_integers("x0", x0)
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     sigma = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)
-
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    intervals = f32(num_scales) - 1.0
-    i = jnp.floor((sigma ** (1 / rho) - low) / (high - low) * intervals)
-    i = jnp.clip(i, 0.0, intervals - 1.0)
-    r, t = ((low + j / intervals * (high - low)) ** rho for j in (i, i + 1.0))
-    r = jnp.where(i == 0.0, sigma_min, r)  # exactly, so that there f⁻ is the identity
-
-    distance = _pair_loss(f, f_target, x0, t, r, cond, z_key, dropout_key if dropout else None, metric)
-    return distance / (t - r)
+    t, r = neighbours(sigma, num_scales, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    x_t, x_r = noised(x0, (t, r), z_key)
+    distance = compare(f, (x_t, t), f_target, (x_r, r), cond, metric, **dropout_option(dropout_key, dropout))
+    return weighting(t, r) * distance
 
 
 def easy_consistency_tuning(
-    f: _ConsistencyFn,
-    f_target: _ConsistencyFn,
+    f: ConsistencyFn,
+    f_target: ConsistencyFn,
     x0: Array,
     key: Key,
     *,
@@ -125,8 +99,8 @@ def easy_consistency_tuning(
     dropout: bool = False,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
-    sigma_data: float = 0.5,
     proposal: Proposal = _IMPROVED,
+    weighting: Weighting = _ROOT_EDM,
     metric: Metric = pseudo_huber,
 ) -> Array:
     """Compute the loss of easy consistency tuning, one value per example.
@@ -134,7 +108,7 @@ def easy_consistency_tuning(
     Levels are continuous. A pair is t, drawn from the proposal, and r = t (1 - gap · (1 + k σ(-t))), at least
     sigma_min, with k = 8 and the logistic function σ:
 
-        loss = √(t² + σ_d²) / (t σ_d) · d(f(x0 + t z, t), sg f⁻(x0 + r z, r)).
+        loss = w(t, r) d(f(x0 + t z, t), sg f⁻(x0 + r z, r)).
 
     With gap 1 every r is sigma_min, where f⁻ is the identity: plain denoising, and f⁻ is then not computed. So one loss
     goes all the way from a diffusion model to a consistency model as the gap shrinks (`curricula.gap`).
@@ -149,8 +123,8 @@ def easy_consistency_tuning(
       dropout: whether to hand the networks a `key=` for dropout.
       sigma_min: the least noise, as in `cm.CMConfig`.
       sigma_max: the most.
-      sigma_data: the standard deviation of the data that the preconditioning assumes.
       proposal: how noise levels are drawn.
+      weighting: (t, r) -> f32[B]; give `edm` the sigma_data of the preconditioning.
       metric: (a, b) -> f32[B].
 
     Returns:
@@ -172,20 +146,21 @@ def easy_consistency_tuning(
       The weight is the root of the denoising weight of Karras et al. 2022 (table 1), since the metric is, like
       `pseudo_huber`, a length rather than its square; and r stops at sigma_min instead of 0.
     """
+    refuse_integers("x0", x0)
     if not (is_traced(gap) or 0.0 < gap <= 1.0):
         raise ValueError(f"gap must lie in (0, 1], got {gap}. (1 is plain denoising.)")
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     t = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)
     r = jnp.maximum(t * (1.0 - gap * (1.0 + 8.0 * jax.nn.sigmoid(-t))), sigma_min)
+    x_t, x_r = noised(x0, (t, r), z_key)
 
-    def target(x: Array, sigma: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
-        at = {} if key is None else {"key": key}
+    def target(x: Array, sigma: Array, cond: Cond = None, **options: Any) -> Array:
         return jax.lax.cond(
             jnp.all(sigma <= sigma_min),
             lambda x, sigma, cond: x,
-            lambda x, sigma, cond: jax.lax.stop_gradient(f_target(x, sigma, cond, **at)),
+            lambda x, sigma, cond: jax.lax.stop_gradient(f_target(x, sigma, cond, **options)),
             x, sigma, cond,
         )  # fmt: skip
 
-    distance = _pair_loss(f, target, x0, t, r, cond, z_key, dropout_key if dropout else None, metric)
-    return distance * jnp.sqrt(t**2 + sigma_data**2) / (t * sigma_data)
+    distance = compare(f, (x_t, t), target, (x_r, r), cond, metric, **dropout_option(dropout_key, dropout))
+    return weighting(t, r) * distance

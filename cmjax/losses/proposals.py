@@ -12,7 +12,7 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from cmjax.types import Array, Key
 
-__all__ = ["Proposal", "lognormal"]
+__all__ = ["Proposal", "karras", "lognormal"]
 
 
 class Proposal(Protocol):
@@ -47,3 +47,26 @@ class lognormal:
         low, high = ((math.log(sigma) - self.mean) / self.std for sigma in (sigma_min, sigma_max))
         log_sigma = self.mean + self.std * jax.random.truncated_normal(key, low, high, shape, jnp.float32)
         return jnp.clip(jnp.exp(log_sigma), sigma_min, sigma_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class karras:
+    """Propose noise levels evenly in σ^(1/ρ): on a Karras grid of any number of points, every interval as often.
+
+    Example:
+      >>> import jax
+      >>> sigma = karras()(jax.random.key(0), (1000,), 0.002, 80.0)
+      >>> bool((sigma >= 0.002).all() and (sigma <= 80.0).all())
+      True
+
+    References:
+      Karras et al. 2022, equation 5; Song et al. 2023, algorithms 2 and 3 (n ~ U[1, N - 1]).
+    """
+
+    rho: float = 7.0
+
+    def __call__(self, key: Key, shape: tuple[int, ...], sigma_min: float, sigma_max: float) -> Array:
+        """Draw f32[shape] in [sigma_min, sigma_max]."""
+        low, high = (sigma ** (1 / self.rho) for sigma in (sigma_min, sigma_max))
+        root = jax.random.uniform(key, shape, jnp.float32, low, high)
+        return jnp.clip(root**self.rho, sigma_min, sigma_max)

@@ -1,0 +1,63 @@
+"""What the losses share: the functions they train, pairs of noise levels, a student beside its target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from cmjax._numerics import expand_like, f32, is_traced
+
+if TYPE_CHECKING:
+    from cmjax.losses.metrics import Metric
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["ConsistencyFn", "compare", "dropout_option", "neighbours", "noised"]
+
+
+class ConsistencyFn(Protocol):
+    """f(x, σ, cond, key=) -> x0, as `cmjax.consistency_fn` makes it; only with dropout is a key passed."""
+
+    def __call__(self, x: Array, sigma: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
+        """Map x at noise level sigma to the clean end of its trajectory."""
+        ...
+
+
+def dropout_option(key: Key, dropout: bool) -> dict[str, Key]:
+    """The keyword that student and target are both called with: `key=`, or nothing without dropout."""
+    return {"key": key} if dropout else {}
+
+
+def compare(
+    f: ConsistencyFn,
+    at: tuple[Array, Array],
+    f_target: ConsistencyFn,
+    target_at: tuple[Array, Array],
+    cond: Cond,
+    metric: Metric,
+    **options: Any,
+) -> Array:
+    """d(f(x_t, t), sg f⁻(x_r, r)), f32[B]: no gradient reaches the target, and both get the same options (dropout)."""
+    target = jax.lax.stop_gradient(f_target(*target_at, cond, **options))
+    return metric(f(*at, cond, **options), target)
+
+
+def neighbours(
+    sigma: Array, num_scales: int | Array, *, sigma_min: float, sigma_max: float, rho: float
+) -> tuple[Array, Array]:
+    """The neighbours r ≤ σ < t of each level on the Karras grid of N points: (t, r), f32[B] each."""
+    if not is_traced(num_scales) and num_scales < 2:
+        raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    intervals = f32(num_scales) - 1.0
+    i = jnp.floor((sigma ** (1 / rho) - low) / (high - low) * intervals)
+    i = jnp.clip(i, 0.0, intervals - 1.0)
+    r, t = ((low + j / intervals * (high - low)) ** rho for j in (i, i + 1.0))
+    return t, jnp.where(i == 0.0, sigma_min, r)  # exactly, so that there f⁻ is the identity
+
+
+def noised(x0: Array, levels: tuple[Array, ...], key: Key) -> tuple[Array, ...]:
+    """x0 + σ z at each of the levels, with one z: f32[B, *S] each."""
+    z = jax.random.normal(key, x0.shape, jnp.float32)
+    return tuple(f32(x0) + expand_like(sigma, x0) * z for sigma in levels)

@@ -1,0 +1,117 @@
+"""Every loss x every law: shapes, gradients, the frozen target, one dropout key, the function without a loss."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian import Gaussian
+
+import cmjax
+from cmjax import losses
+
+CONFIG = cmjax.cm.CMConfig()
+POINT = Gaussian(mean=0.7, std=0.0)  # one data point: without a teacher, only there do the pairs lie on the trajectory
+
+
+class Case(NamedTuple):
+    """A loss as `loss(f, f_target, x0, key, **options)`, and what it is for.
+
+    Attributes:
+      loss: returns f32[B]; takes `dropout=`.
+      exact: data -> the function that the loss teaches.
+      linear: w f32[] -> one that is wrong, as a pytree with one leaf, w.
+      data: where the exact function has no loss.
+    """
+
+    loss: Callable[..., Any]
+    exact: Callable[[Gaussian], Any]
+    linear: Callable[[Any], Any]
+    data: Gaussian = POINT
+
+
+def consistency(data: Gaussian) -> Any:
+    """f(x, σ) of the data, exactly."""
+    return lambda x, sigma, cond=None, *, key=None: data.to(x, sigma, CONFIG.sigma_min)
+
+
+def linear(w: Any) -> Any:
+    """The consistency function of a one-parameter network, F(x) = w x."""
+    return cmjax.consistency_fn(jax.tree_util.Partial(lambda w, x, t, cond, key=None: w * x, jnp.float32(w)), CONFIG)
+
+
+CASES = {
+    "consistency_training": Case(
+        functools.partial(losses.consistency_training, num_scales=20), consistency, linear
+    ),
+    "easy_consistency_tuning": Case(
+        functools.partial(losses.easy_consistency_tuning, gap=0.25), consistency, linear
+    ),
+}  # fmt: skip
+each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+X0 = np.random.default_rng(0).normal(size=(7, 4, 4, 1)).astype(np.float32)
+
+
+@each
+def test_one_value_per_example_in_float32(case):
+    f = case.linear(0.3)
+    for x0 in (X0, jnp.bfloat16(X0)):
+        value = case.loss(f, f, x0, jax.random.key(1))
+        assert value.shape == (7,) and value.dtype == jnp.float32
+
+
+@each
+def test_jit_equals_eager(case):
+    f = case.linear(0.3)
+    eager, jitted = (loss(f, f, X0, jax.random.key(1)) for loss in (case.loss, jax.jit(case.loss)))
+    np.testing.assert_allclose(jitted, eager, rtol=2e-4)
+
+
+@each
+def test_gradients_are_finite(case):
+    f = case.linear(0.3)
+    grads = jax.grad(lambda f, x0: case.loss(f, f, x0, jax.random.key(1)).mean(), argnums=(0, 1))(f, X0)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+    assert float(jnp.abs(jax.tree.leaves(grads[0])[0])) > 0
+
+
+@each
+def test_no_gradient_reaches_the_target(case):
+    f = case.linear(0.3)
+    slope = jax.grad(lambda target: case.loss(f, target, X0, jax.random.key(1)).sum())(f)
+    assert float(jax.tree.leaves(slope)[0]) == 0.0
+
+
+@each
+def test_the_exact_function_has_no_loss(case):
+    x0 = case.data.draw(jax.random.key(2), (64, 3))
+    f, wrong = case.exact(case.data), case.linear(0.3)
+    right, poor = (case.loss(g, g, x0, jax.random.key(0)) for g in (f, wrong))
+    assert float(right.max()) < 1e-3 and float(poor.mean()) > 0.1
+
+
+@each
+def test_student_and_target_get_one_dropout_key(case):
+    keys = []
+
+    def spy(x, *args, key=None):
+        keys.append(key)
+        return x
+
+    case.loss(spy, spy, X0, jax.random.key(0))
+    assert keys and set(keys) == {None}
+    keys.clear()
+    case.loss(spy, spy, X0, jax.random.key(0), dropout=True)
+    assert len(keys) >= 2 and len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 1
+
+
+@each
+def test_grey_levels_are_refused(case):
+    f = case.linear(0.3)
+    with pytest.raises(TypeError, match="x0 must be a float array"):
+        case.loss(f, f, np.zeros((2, 3), np.uint8), jax.random.key(0))
