@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cmjax.samplers.base import SamplerState
 
-__all__ = ["eta_strip", "sigma_ladder", "trajectory_strip"]
+__all__ = ["eta_strip", "sigma_ladder", "training_curves", "trajectory_strip"]
 
 
 def sigma_ladder(states: dict[str, SamplerState]) -> Figure:
@@ -126,6 +126,38 @@ def _table(images: np.ndarray, titles: Sequence[str]) -> Figure:
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(titles[column], size=8)
+    return figure
+
+
+def training_curves(entries: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw the log of a training run, one panel a figure: the loss, and what its method says beside it.
+
+    Args:
+      entries: the lines of the log, `cmjax.training.read_log(path)`: each with `step`, and numbers by name.
+
+    Returns:
+      A figure with one panel for each name, over the steps.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+      ValueError: there is no entry.
+
+    Example:
+      >>> figure = training_curves([{"step": 50, "loss": 2.0, "gap": 1.0}, {"step": 100, "loss": 1.0, "gap": 0.5}])
+      >>> [axes.get_ylabel() for axes in figure.axes]
+      ['loss', 'gap']
+    """
+    if not entries:
+        raise ValueError("entries must hold at least one line of a log.")
+    names = [name for name in entries[-1] if name not in ("step", "images_per_second")]
+    figure = _figure(7.0, 1.0 + 2.0 * len(names))
+    for row, name in enumerate(names):
+        axes = figure.add_subplot(len(names), 1, row + 1, ylabel=name.replace("_", " "))
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        positive = all(value > 0 for _, value in points)
+        axes.plot(*zip(*points, strict=True), drawstyle="default" if name == "loss" else "steps-pre")
+        axes.set_yscale("log" if positive else "linear")
+    figure.axes[-1].set_xlabel("step")
     return figure
 
 

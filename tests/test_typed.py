@@ -9,7 +9,7 @@ import pytest
 import cmjax
 from cmjax._typed import mistyped
 from cmjax.models import UNetConfig
-from cmjax.training import Recipe
+from cmjax.training import METHODS, Optimizer, Recipe
 
 NAN, INF = float("nan"), float("inf")
 WRONG = {
@@ -18,7 +18,7 @@ WRONG = {
     float: ["1", True, NAN, INF, 1e39, None, [1.0]],
     str: [3, False, ["a"]],
 }
-CONFIGS = [*(sampler.Config for sampler in cmjax.samplers.ALL), UNetConfig, Recipe]
+CONFIGS = [*(sampler.Config for sampler in cmjax.samplers.ALL), UNetConfig, Recipe, Optimizer, *METHODS.values()]
 
 
 def wrong_values():
@@ -53,8 +53,8 @@ def test_lists_are_read_value_by_value():
         cmjax.tcd.TCDConfig(trained_betas=(0.1, "0.2"))
     with pytest.raises(ValueError, match=r"^sample_size must be a whole number or a list, each a whole number or null"):
         UNetConfig(sample_size=(8, 8, 8))
-    with pytest.raises(ValueError, match=r"^stage_steps must be a list, each a whole number, got \(1.5,\)"):
-        Recipe(stage_steps=(1.5,))
+    with pytest.raises(ValueError, match=r"^ema_decays must be a list, each a finite number, got \('1.5',\)"):
+        Recipe(ema_decays=("1.5",))
     with pytest.raises(ValueError, match=r"^sample_size must be a positive integer, got 0"):
         UNetConfig(sample_size=(8, 0))
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from cmjax import recipes
 from cmjax._version import __version__
 from cmjax.cli.errors import UsageError
 
@@ -119,16 +120,19 @@ the first end is that picture itself. In a folder, pictures are 000.png ... and 
 }
 
 _TRAIN_EXAMPLES = """\
+recipes (cmjax/recipes; a TOML file of your own may change any number):
+{recipes}
+
 examples:
-  cmjax train fashion.npz --out runs/fashion        arrays images u8[N, H, W] and labels
-  cmjax train photos/ --out runs/photos             a folder of images, or one folder a class
-  cmjax train photos/ --out runs/photos --resume    go on where the run stopped
-  cmjax train photos/ --out runs/tuned --init M     tune a model's weights further
-  cmjax sample --model runs/fashion/model           draw from what was trained
+  cmjax train ect --data fashion.npz --out runs/fashion     arrays images u8[N, H, W] and labels
+  cmjax train ect --data photos/ --out runs/photos          a folder of images, or one folder a class
+  cmjax train --data photos/ --out runs/photos --resume     go on where the run stopped
+  cmjax train ect --data photos/ --out runs/tuned --init M  tune a model's weights further
+  cmjax sample --model runs/fashion/model                   draw from what was trained
 
 The run's folder holds model/ (what `cmjax sample --model` takes), samples/ (a grid at every
-checkpoint), run.json (network and recipe), log.jsonl, and checkpoint.safetensors (what --resume
-goes on from, to the same bits as a run that never stopped).
+checkpoint), run.json (recipe, network, noise levels), log.jsonl and curves.png, and checkpoints/
+(what --resume goes on from, to the same bits as a run that never stopped).
 """
 
 _INSPECT_EXAMPLES = """\
@@ -182,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_sample(command("sample", "Draw images from a model in one compiled call", _SAMPLE_EXAMPLES))
     _add_edit(command("edit", "Fill, colour, enlarge, clean or redraw pictures with a model", _EDIT_EXAMPLES))
-    _add_train(command("train", "Train a consistency model on images", _TRAIN_EXAMPLES))
+    _add_train(command("train", "Train a consistency model on images", _train_examples()))
     _add_inspect(
         command("inspect", "Show a model's configs, its size, and the path a sampler takes", _INSPECT_EXAMPLES)
     )
@@ -352,8 +356,17 @@ def _add_interpolate(task: argparse.ArgumentParser) -> None:
     _add_path_options(task)
 
 
+def _train_examples() -> str:
+    names = "\n".join(f"  {name:<5} {about}" for name, about in recipes.built_in().items())
+    return _TRAIN_EXAMPLES.format(recipes=names)
+
+
 def _add_train(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", metavar="DATA", help="an .npz file of images (and labels), or a folder of images")
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe by name, or a TOML file (default: ect)")
+    command.add_argument(
+        "--data", required=True, metavar="DATA", help="an .npz file of images (and labels), or a folder of images"
+    )
+    command.add_argument("--teacher", metavar="M", help="the model to distil: a folder, a name, or a hub id")
     command.add_argument("--out", type=_path, required=True, metavar="DIR", help="the run's folder")
     command.add_argument("--steps", type=_count, metavar="N", help="training steps in all (default: the recipe's)")
     command.add_argument("--batch", type=_count, metavar="B", help="images a step (default: the recipe's)")
@@ -368,7 +381,12 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )
     network.add_argument("--network", metavar="FILE", help="the network as a diffusers UNet2DModel config.json")
     network.add_argument("--init", metavar="M", help="start from a model's weights: a folder, a name, or a hub id")
-    command.add_argument("--recipe", metavar="FILE", help="a JSON object of cmjax.training.Recipe's fields")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what the network computes in; weights and sums stay float32 (default %(default)s)",
+    )
     command.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     command.add_argument(
         "--label-names", nargs="+", metavar="NAME", help="names of the classes, in order; stored with the model"

@@ -146,4 +146,4 @@ def _published_path(name: str, config: Any, path: dict[str, Any]) -> tuple[int, 
 
 def _name(config: Any) -> str:
     """Name the sampler that a config belongs to, as the package does."""
-    return next(sampler.__name__.rpartition(".")[2] for sampler in cmjax.samplers.ALL if type(config) is sampler.Config)
+    return cmjax.samplers.sampler_of(config).__name__.rpartition(".")[2]

@@ -1,8 +1,15 @@
 """The samplers, one file each. A new one is one more file like these, and one more name in `ALL`."""
 
+from types import ModuleType
+
 from cmjax.samplers import cm, lcm, tcd
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, step
 
-__all__ = ["ALL", "Prediction", "SamplerConfig", "SamplerState", "cm", "lcm", "step", "tcd"]
+__all__ = ["ALL", "Prediction", "SamplerConfig", "SamplerState", "cm", "lcm", "sampler_of", "step", "tcd"]
 
 ALL = (cm, tcd, lcm)
+
+
+def sampler_of(config: SamplerConfig) -> ModuleType:
+    """The sampler that a config belongs to: `cm`, `tcd` or `lcm`."""
+    return next(sampler for sampler in ALL if type(config) is sampler.Config)

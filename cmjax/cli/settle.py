@@ -1,0 +1,179 @@
+"""Settle what a run of `cmjax train` is: recipe, network, noise levels; as asked, or as of the run to go on with."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import zlib
+from typing import Any, NamedTuple
+
+from cmjax import recipes, training
+from cmjax.io import Checkpoint, ImageData
+from cmjax.io.configs import config_dict, read_config, read_json
+from cmjax.models import UNetConfig
+
+__all__ = ["RUN", "Settled", "settle"]
+
+RUN = "run.json"
+_DEFAULT = "ect"
+_OPTIONS = {"steps": "--steps", "batch_size": "--batch", "seed": "--seed"}
+_WIDTHS = (16, 48, 96, 144)  # channels of a UNet's levels, finest first
+_MOST_TOKENS = 1024  # pixels of the coarsest level that attention compares, each with each
+
+
+class Settled(NamedTuple):
+    """All that decides a run but the images themselves, as run.json holds it."""
+
+    recipe: training.Recipe
+    network: UNetConfig
+    config: Any
+    dtype: str
+
+    def to_dict(self, data: ImageData) -> dict[str, Any]:
+        """What run.json says; it also tells the data from other data."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "network": self.network.to_dict(),
+            "scheduler": config_dict(self.config),
+            "dtype": self.dtype,
+            "data": _fingerprint(data),
+        }
+
+
+def settle(
+    args: argparse.Namespace,
+    data: ImageData,
+    run: dict[str, Any] | None,
+    start: Checkpoint | None,
+    teacher: Checkpoint | None,
+) -> Settled:
+    """Settle recipe, network and noise levels.
+
+    A model to start from brings its own network and noise levels, and so does a teacher, unless the network is said.
+
+    Args:
+      args: what was said.
+      data: the images.
+      run: what run.json of the run to resume says.
+      start: the model of --init.
+      teacher: the model of --teacher.
+
+    Raises:
+      ValueError: they do not go together.
+    """
+    if run is not None:
+        if args.init is not None:
+            raise ValueError("--init: a run that is resumed goes on from its own weights; leave out that option.")
+        return _of_run(args, data, run)
+    name = args.recipe or _DEFAULT
+    given = recipes.read(name)
+    network, scheduler = given.pop("network", None), given.pop("scheduler", None)
+    recipe = _recipe(args, training.Recipe().changed(given, name))
+    said = bool(args.network or args.channels or network)
+    source = start or (None if said else teacher)
+    if source is not None:
+        unet = _fitting(source, data, "--init" if start else "--teacher")
+        config = source.config
+    else:
+        unet = _network(args, data, network)
+        config = recipe.method.config_type()
+    if scheduler is not None:
+        config = read_config(scheduler)
+    if not isinstance(config, recipe.method.config_type):
+        raise ValueError(
+            f"the recipe's method is for {recipe.method.config_type.scheduler}s, "
+            f"but the model is for {config.scheduler}."
+        )
+    return Settled(recipe, unet, config, args.dtype)
+
+
+def _of_run(args: argparse.Namespace, data: ImageData, run: Any) -> Settled:
+    """What was settled when the run began, if what is asked now agrees with it."""
+    if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "dtype", "data"}:
+        raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
+    if run["data"] != _fingerprint(data):
+        raise ValueError(f"--resume: the run was of other data, {run['data']}, not {_fingerprint(data)}.")
+    recipe = training.Recipe().changed(run["recipe"], RUN)
+    unet = UNetConfig.from_dict(run["network"])
+    asked = recipe
+    if args.recipe is not None:
+        given = recipes.read(args.recipe)
+        own = {name: getattr(recipe, name) for name in _OPTIONS}
+        given = {name: value for name, value in given.items() if name not in ("network", "scheduler")}
+        asked = training.Recipe().changed({**given, **own}, args.recipe)
+    asked = _recipe(args, asked)
+    asked_unet = _network(args, data, None) if args.network or args.channels else unet
+    for was, now in ((recipe.to_dict(), asked.to_dict()), (unet.to_dict(), asked_unet.to_dict())):
+        for name, value in was.items():
+            if now.get(name) != value:
+                option = _OPTIONS.get(name, "RECIPE, --network and --channels")
+                raise ValueError(
+                    f"the run to resume has {name} = {value}, not {now.get(name)}: leave out {option}. "
+                    "To train its model on in another way: --init RUN/model --out ANOTHER."
+                )
+    return Settled(recipe, unet, read_config(run["scheduler"]), run["dtype"])
+
+
+def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:
+    """Change a recipe as the options ask."""
+    asked = {"steps": args.steps, "batch_size": args.batch, "seed": args.seed}
+    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _fitting(source: Checkpoint, data: ImageData, option: str) -> UNetConfig:
+    """The network of a model to start from, which must have the data's classes."""
+    network = source.model.module.config
+    classes = None if data.labels is None else int(data.labels.max()) + 1
+    if network.num_class_embeds != classes:
+        raise ValueError(f"{option}: the model has {network.num_class_embeds} classes, but the data has {classes}.")
+    return network
+
+
+def _fingerprint(data: ImageData) -> dict[str, int]:
+    """Tell a data set from others: a run goes on with the one that it began with."""
+    labels = b"" if data.labels is None else data.labels.tobytes()
+    return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(data.images.tobytes()))}
+
+
+def _network(args: argparse.Namespace, data: ImageData, described: Any) -> UNetConfig:
+    """Read --network, or the recipe's [network], or describe a UNet: as many levels as the images' size allows.
+
+    The coarsest level has attention, unless it is so large (of images of odd sizes) that no memory would hold it.
+    """
+    height, width, depth = data.images.shape[1:]
+    fits = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": depth,
+        "out_channels": depth,
+        "num_class_embeds": None if data.labels is None else int(data.labels.max()) + 1,
+    }
+    if args.network or (described is not None and not args.channels):
+        given = read_json(args.network) if args.network else described
+        if not isinstance(given, dict):
+            raise ValueError(f"{args.network or args.recipe}: a network must be a JSON object, or a table.")
+        config = UNetConfig.from_dict({**given, **fits})
+        if config.class_embed_type is not None:
+            raise ValueError(
+                f"the network's class_embed_type = {config.class_embed_type!r} is not for classes; leave it out."
+            )
+        return config
+    levels = 1
+    while math.gcd(height, width) % 2**levels == 0 and min(height, width) >> levels >= 4 and levels < len(_WIDTHS):
+        levels += 1
+    widths = tuple(args.channels or _WIDTHS[:levels])
+    plain = len(widths) - 1
+    attends = (height >> plain) * (width >> plain) <= _MOST_TOKENS
+    return UNetConfig(
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D" if attends else "DownBlock2D",),
+        up_block_types=("AttnUpBlock2D" if attends else "UpBlock2D",) + ("UpBlock2D",) * plain,
+        add_attention=attends,
+        layers_per_block=1,
+        norm_num_groups=8,
+        attn_norm_num_groups=8,
+        attention_head_dim=8,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=128,
+        **fits,
+    )

@@ -1,0 +1,32 @@
+"""The trainer, for those who want one: recipes, a compiled step, averages of the weights, checkpoints and resume.
+
+The losses stand alone in anyone's loop (`cmjax.losses`); this is ours. `train` runs a `Recipe` on images; what it is
+made of, from the method down to one step, may be used by itself.
+"""
+
+from cmjax.training.checkpoints import environment, latest_step
+from cmjax.training.data import Batch
+from cmjax.training.log import read_log
+from cmjax.training.loop import Progress, train
+from cmjax.training.methods import METHODS, EasyConsistencyTuning, ImprovedConsistencyTraining, Learner, Method
+from cmjax.training.recipe import Optimizer, Recipe
+from cmjax.training.step import TrainState, init, train_step
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "EasyConsistencyTuning",
+    "ImprovedConsistencyTraining",
+    "Learner",
+    "Method",
+    "Optimizer",
+    "Progress",
+    "Recipe",
+    "TrainState",
+    "environment",
+    "init",
+    "latest_step",
+    "read_log",
+    "train",
+    "train_step",
+]

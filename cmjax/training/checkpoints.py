@@ -1,0 +1,122 @@
+"""Checkpoints of a run, written by Orbax: versioned, whole or not there, and only for the recipe that wrote them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax._version import __version__
+from cmjax.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from cmjax.training.step import TrainState
+
+__all__ = ["environment", "latest_step", "restore", "save"]
+
+_FORMAT = 1
+_KEPT = 2
+
+
+def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> None:
+    """Write a state, and the recipe it followed, as `folder/STEP`; a kill leaves it whole or not there.
+
+    The newest two are kept.
+
+    Raises:
+      OSError: if it cannot be written (a full disk); the older ones are whole.
+    """
+    import orbax.checkpoint as ocp  # takes seconds to import
+
+    folder, step = Path(folder).absolute(), int(state.step)
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+    meta = {"format": _FORMAT, "recipe": recipe.to_dict(), "environment": environment()}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder / str(step), args=args, force=True)
+    except (ValueError, RuntimeError) as error:  # tensorstore's way to say that a file cannot be written
+        raise OSError(f"the checkpoint of step {step} cannot be written: {error}") from error
+    for old in _steps(folder)[:-_KEPT]:
+        shutil.rmtree(folder / str(old), ignore_errors=True)
+
+
+def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) -> tuple[TrainState, dict[str, Any]]:
+    """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged, or of another network, optimizer or recipe.
+    """
+    import orbax.checkpoint as ocp
+
+    step = latest_step(folder)
+    if step is None:
+        raise FileNotFoundError(f"There is no checkpoint to resume from in {folder}.")
+    path = Path(folder).absolute() / str(step)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        followed = Recipe().changed(meta["recipe"], str(path)).to_dict()
+    except Exception as error:  # whatever the damage: files that are missing, cut short or not JSON
+        raise ValueError(f"{path} is not a whole checkpoint of this version of cmjax ({error}).") from error
+    if fault := _difference(followed, recipe.to_dict()):
+        raise ValueError(f"{path} followed a recipe with {fault}.")
+    wanted = _named(like)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            arrays = checkpointer.restore(path, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+    except Exception as error:
+        raise ValueError(f"{path} is not a whole checkpoint ({error}).") from error
+    for name, leaf in wanted.items():
+        if name not in arrays or np.shape(arrays[name]) != jnp.shape(leaf):
+            raise ValueError(f"{path} is of another network or optimizer: {name} is missing or has another shape.")
+    leaves = [jnp.asarray(arrays[name]) for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), meta["environment"]
+
+
+def latest_step(folder: str | os.PathLike[str]) -> int | None:
+    """The newest step of which there is a checkpoint."""
+    steps = _steps(Path(folder))
+    return steps[-1] if steps else None
+
+
+def environment() -> dict[str, str]:
+    """What a run resumes to the same bits on: versions, the kind of device, and how many."""
+    device = jax.local_devices()[0]
+    return {
+        "cmjax": __version__,
+        "jax": version("jax"),
+        "jaxlib": version("jaxlib"),
+        "device": f"{jax.local_device_count()} x {device.device_kind}",
+        "machine": platform.machine(),
+    }
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps with a checkpoint, ascending. Those half-written have another name, which ends in Orbax's mark."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def _named(state: TrainState) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _difference(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
+    """Where two recipes differ, in words; None where they do not."""
+    for name, value in was.items():
+        if isinstance(value, dict) and isinstance(now.get(name), dict):
+            if fault := _difference(value, now[name], f"{prefix}{name}."):
+                return fault
+        elif now.get(name) != value:
+            return f"{prefix}{name} = {value}, not {now.get(name)}"
+    return None

@@ -1,0 +1,67 @@
+"""What a run looks at: arrays in an order that is a function of (seed, step), or any iterable of batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from cmjax.training.recipe import Recipe
+
+__all__ = ["Batch", "batch_indices", "batches"]
+
+Batch = tuple[np.ndarray, Any]  # images u8[B, H, W, C], or f[B, *S] in [-1, 1]; and cond, or None
+
+
+def batches(images: Any, labels: np.ndarray | None, recipe: Recipe, start: int) -> Iterator[Batch]:
+    """The batches of a run from step `start` on. Those of an iterable before it are drawn and dropped."""
+    if isinstance(images, np.ndarray):
+        return _of_arrays(images, labels, recipe, start)
+    if labels is not None:
+        raise ValueError("labels go with images in an array; an iterable yields (images, cond).")
+    return _of_iterable(images, recipe, start)
+
+
+def _of_arrays(images: np.ndarray, labels: np.ndarray | None, recipe: Recipe, start: int) -> Iterator[Batch]:
+    _check(images, labels, recipe)
+    for step in itertools.count(start):
+        chosen = batch_indices(recipe.seed, step, len(images), recipe.batch_size)
+        yield images[chosen], None if labels is None else labels[chosen].astype(np.int32)
+
+
+def _of_iterable(source: Iterable[Batch], recipe: Recipe, start: int) -> Iterator[Batch]:
+    for step, (images, cond) in enumerate(source):
+        if len(images) != recipe.batch_size:
+            raise ValueError(f"batch {step} of the data has {len(images)} images; batch_size is {recipe.batch_size}.")
+        if step >= start:
+            yield images, cond
+    raise ValueError(f"the data ended before step {recipe.steps}: give an iterable that goes on, or fewer steps.")
+
+
+def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
+    """Name the examples of a step, i64[batch_size]: each epoch in its own order, a function of (seed, step) alone."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    orders = {epoch: _order(seed, int(epoch), size) for epoch in np.unique(positions // size)}
+    return np.array([orders[p // size][p % size] for p in positions])
+
+
+@lru_cache(maxsize=2)  # a batch may reach over the end of an epoch
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def _check(images: np.ndarray, labels: np.ndarray | None, recipe: Recipe) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(f"images must be u8[N, H, W, C], got {images.dtype}{list(images.shape)}.")
+    if len(images) < recipe.batch_size:
+        raise ValueError(f"batch_size is {recipe.batch_size} but there are {len(images)} images: use a smaller batch.")
+    if labels is None:
+        return
+    if labels.shape != (len(images),):
+        raise ValueError(f"labels must be one for each of the {len(images)} images, got shape {labels.shape}.")
+    if labels.dtype.kind not in "ui" or labels.min() < 0:
+        raise ValueError(f"labels must be integers from 0, got {labels.dtype} from {labels.min()}.")

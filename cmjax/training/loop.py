@@ -1,0 +1,177 @@
+"""The loop: batches in, steps, reports and checkpoints out; a run killed at any moment goes on as if it never was."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cmjax._mesh import batch_mesh
+from cmjax.training import checkpoints, log
+from cmjax.training.data import Batch, batches
+from cmjax.training.recipe import Recipe
+from cmjax.training.step import TrainState, init, train_step
+
+if TYPE_CHECKING:
+    from cmjax.types import ModelFn
+
+__all__ = ["Progress", "train"]
+
+_DEFAULT = Recipe()
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What `train` reports now and then.
+
+    Attributes:
+      step, steps: steps done, of how many.
+      loss: its mean since the last report.
+      figures: what the method has to say beside it, such as the gap.
+      images_per_second: over the same steps.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    figures: Mapping[str, float]
+    images_per_second: float
+
+    def entry(self) -> dict[str, float]:
+        """The line of the log."""
+        return {
+            "step": self.step,
+            "loss": self.loss,
+            **self.figures,
+            "images_per_second": round(self.images_per_second, 2),
+        }
+
+
+def train(
+    model: ModelFn,
+    config: Any,
+    images: np.ndarray | Iterable[Batch],
+    labels: np.ndarray | None = None,
+    *,
+    recipe: Recipe = _DEFAULT,
+    teacher: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    report_every: int = 50,
+    checkpoint_every: int = 500,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_checkpoint: Callable[[TrainState], None] | None = None,
+) -> TrainState:
+    """Train a few-step model, on all local devices by sharding the batch.
+
+    Args:
+      model: any callable pytree `model(x, t, cond)` whose leaves are its parameters, such as
+        `models.from_nnx(UNet(...))`.
+      config: what its noise levels mean, a sampler's config.
+      images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A run
+        that is resumed draws from the start of an iterable and drops what it has seen.
+      labels: i[N] class labels of an array of images, or None.
+      recipe: how to train.
+      teacher: the (model, config) that is distilled, for the methods that have one.
+      out: a folder for `checkpoints/` and `log.jsonl`; None keeps nothing.
+      resume: go on from the newest checkpoint in `out`, to the same bits as a run never stopped: on the same kind and
+        number of devices, with the same versions, and with report_every and checkpoint_every as they were.
+      report_every: steps between reports.
+      checkpoint_every: steps between checkpoints; each is preceded by a report.
+      on_progress: called with each report.
+      on_checkpoint: called with a copy of the state at each checkpoint, after it is written.
+
+    Returns:
+      The last state; its `ema` is the model to sample with.
+
+    Raises:
+      ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, a config
+        of another kind than the method's, a teacher too many or too few, or a checkpoint of another network or recipe.
+      FileNotFoundError: when resuming with no checkpoint there.
+      FloatingPointError: the loss or the weights are not finite any more; the last checkpoint is from before that.
+      OSError: a file cannot be written; the last checkpoint is whole.
+
+    Example:
+      >>> import cmjax
+      >>> model = jax.tree_util.Partial(lambda w, x, t, cond: w * x, jnp.zeros(()))
+      >>> recipe = Recipe(steps=3, batch_size=4)
+      >>> state = train(model, cmjax.cm.CMConfig(), np.zeros((8, 2, 2, 1), np.uint8), recipe=recipe)
+      >>> int(state.step)
+      3
+    """
+    for name, every in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
+        if every < 1:
+            raise ValueError(f"{name} must be at least 1, got {every}.")
+    _check_parties(recipe, config, teacher)
+    folder = None if out is None else Path(out)
+    state = init(model, recipe)
+    if resume:
+        if folder is None:
+            raise ValueError("resume needs `out`, the folder of the run to resume.")
+        state, _ = checkpoints.restore(folder / "checkpoints", state, recipe)
+    step = int(state.step)
+    source = batches(images, labels, recipe, step)
+    following = next(source) if step < recipe.steps else None  # complaints about data come before anything is written
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.cut(folder / "log.jsonl", step)
+
+    mesh = batch_mesh(recipe.batch_size // recipe.accumulate)
+    weights, teacher_config = (None, None) if teacher is None else teacher
+    state, weights = jax.device_put((state, weights), NamedSharding(mesh, P()))
+    key = jax.random.key(recipe.seed)
+    losses, last, since = [], step, time.perf_counter()
+    while step < recipe.steps:
+        batch = jax.device_put(following, NamedSharding(mesh, P("batch")))
+        state, loss = train_step(
+            state, *batch, key, weights, recipe=recipe, config=config, teacher_config=teacher_config
+        )
+        losses.append(loss)
+        step += 1
+        following = next(source) if step < recipe.steps else None
+        is_kept = step % checkpoint_every == 0 or step == recipe.steps
+        if is_kept or step % report_every == 0:
+            mean = float(np.mean(jax.device_get(losses)))
+            if not np.isfinite(mean):
+                raise FloatingPointError(f"by step {step} the loss is {mean}: lower the learning_rate.")
+            speed = (step - last) * recipe.batch_size / (time.perf_counter() - since)
+            progress = Progress(step, recipe.steps, mean, recipe.method.figures(step - 1, recipe.steps), speed)
+            if folder is not None:
+                log.append(folder / "log.jsonl", progress.entry())
+            if on_progress is not None:
+                on_progress(progress)
+            losses, last, since = [], step, time.perf_counter()
+        if is_kept:
+            _refuse_divergence(state)
+            if folder is not None:
+                checkpoints.save(folder / "checkpoints", state, recipe)
+            if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
+                on_checkpoint(jax.tree.map(jnp.copy, state))
+            since = time.perf_counter()
+    return state
+
+
+def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
+    method = recipe.method
+    kind = type(method).__name__
+    if not isinstance(config, method.config_type):
+        raise ValueError(f"config must be a {method.config_type.__name__} for {kind}, got {type(config).__name__}.")
+    if method.needs_teacher and teacher is None:
+        raise ValueError(f"{kind} distils a teacher: give teacher=(model, config).")
+    if teacher is not None and not method.needs_teacher:
+        raise ValueError(f"{kind} has no teacher: leave it out.")
+
+
+def _refuse_divergence(state: TrainState) -> None:
+    """Raise before weights that are not numbers replace a checkpoint of ones that are."""
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((state.model, state.averages))):
+        raise FloatingPointError(f"by step {int(state.step)} the weights are not finite: lower the learning_rate.")

@@ -1,0 +1,195 @@
+"""What a run learns: each published method as a frozen dataclass of its numbers, with one `loss`.
+
+A method sees the learner (the model, its target, the teacher) and a batch, and calls one of `cmjax.losses`: here is
+said only which arguments the paper gives it, and how they change over the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from cmjax import curricula, losses
+from cmjax._typed import mistyped
+from cmjax.parameterization import consistency_fn
+from cmjax.samplers.cm import CMConfig
+
+if TYPE_CHECKING:
+    from cmjax.types import Array, Cond, Key, ModelFn
+
+__all__ = ["METHODS", "EasyConsistencyTuning", "ImprovedConsistencyTraining", "Learner", "Method"]
+
+
+class Learner(NamedTuple):
+    """Who takes part in a step.
+
+    Attributes:
+      model: the model being trained, a ModelFn.
+      target: the one that gives the targets: the model itself, or an average of its weights.
+      config: what their noise levels mean.
+      teacher: the model that is distilled, and its config; None without one.
+    """
+
+    model: ModelFn
+    target: ModelFn
+    config: Any
+    teacher: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """What every method has. Lengths in steps are shares of the run, so that a run may be longer or shorter."""
+
+    config_type: ClassVar[type] = CMConfig
+    needs_teacher: ClassVar[bool] = False
+    sample_steps: ClassVar[int] = 2  # of the pictures that show how far a run is
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), list):  # files know lists only, and those have no hash
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        if fault := mistyped(self):
+            raise ValueError(fault)
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError for a run too short for this method."""
+
+    def target_decay(self, step: Array, steps: int) -> Array | None:
+        """The decay of the target's average at a step; None where the target is the model itself."""
+        return None
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """What is worth a place in the log beside the loss."""
+        return {}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """One value per example, f32[B]."""
+        raise NotImplementedError
+
+
+def _positive(method: Method, *names: str) -> None:
+    for name in names:
+        value = getattr(method, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EasyConsistencyTuning(Method):
+    """Denoising first, then pairs of noise levels whose gap halves from stage to stage. Geng et al. 2024.
+
+    How far to go: a pair of levels r < t keeps, of detail of standard deviation s, the share
+    ρ = (s² + r t) / √((s² + t²) (s² + r²)), the correlation of its two samples, and the way from noise to picture keeps
+    the product of them all. For s = 0.2 that is 0.44 at a last gap of 1/2, 0.47 at 1/4, 0.82 at 1/8, 0.92 at 1/16 and
+    0.96 at 1/32 (the sharpness of `fashion-mnist-cm` was 0.56, 0.65, 0.89 and 0.94 of real at the first four). So wide
+    gaps are a way to narrow ones, and blurred.
+
+    Attributes:
+      stages: how long each gap is trained, in proportion: the initial one, then half of it, a quarter, ...
+      initial_gap: 1 starts with denoising; less is for a model that has learned to denoise.
+      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
+      huber_c: the pseudo-Huber length; None for 0.00054 √d.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    stages: tuple[float, ...] = (4.0, 1.0, 0.5, 2.5, 4.0)
+    initial_gap: float = 1.0
+    proposal_mean: float = -0.4
+    proposal_std: float = 2.0
+    huber_c: float | None = None
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages or min(self.stages) <= 0:
+            raise ValueError(f"stages must be one or more positive lengths, got {list(self.stages)}.")
+        if not 0.0 < self.initial_gap <= 1.0:
+            raise ValueError(f"initial_gap must lie in (0, 1], got {self.initial_gap}. (1 is denoising.)")
+        _positive(self, "proposal_std", "huber_c")
+
+    def stage_steps(self, steps: int) -> tuple[int, ...]:
+        """How many steps each stage lasts."""
+        ends = np.rint(np.cumsum(self.stages) / sum(self.stages) * steps).astype(int)
+        return tuple(int(n) for n in np.diff(ends, prepend=0))
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """The gap."""
+        return {"gap": float(curricula.gap(step, self.stage_steps(steps), initial=self.initial_gap))}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.easy_consistency_tuning` with the model as its own target."""
+        return losses.easy_consistency_tuning(
+            consistency_fn(learner.model, learner.config),
+            consistency_fn(learner.target, learner.config),
+            x0,
+            key,
+            gap=curricula.gap(step, self.stage_steps(steps), initial=self.initial_gap),
+            cond=cond,
+            dropout=self.dropout,
+            sigma_min=learner.config.sigma_min,
+            sigma_max=learner.config.sigma_max,
+            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
+            weighting=losses.edm(learner.config.sigma_data, power=0.5),
+            metric=partial(losses.pseudo_huber, c=self.huber_c),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImprovedConsistencyTraining(Method):
+    """Neighbouring levels of a grid that doubles as training goes, from scratch. Song & Dhariwal 2023.
+
+    Attributes:
+      initial_scales, final_scales: s0 and s1, the intervals of the first grid and of the last.
+      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
+      huber_c: the pseudo-Huber length; None for 0.00054 √d.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    initial_scales: int = 10
+    final_scales: int = 1280
+    proposal_mean: float = -1.1
+    proposal_std: float = 2.0
+    huber_c: float | None = None
+    dropout: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "proposal_std", "huber_c")
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError where the grid cannot double that often in so few steps."""
+        self._num_scales(0, steps)
+
+    def _num_scales(self, step: int | Array, steps: int) -> Array:
+        return curricula.num_scales(step, total_steps=steps, initial=self.initial_scales, final=self.final_scales)
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """The points of the grid."""
+        return {"num_scales": int(self._num_scales(step, steps))}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.consistency_training` with the model as its own target."""
+        return losses.consistency_training(
+            consistency_fn(learner.model, learner.config),
+            consistency_fn(learner.target, learner.config),
+            x0,
+            key,
+            num_scales=self._num_scales(step, steps),
+            cond=cond,
+            dropout=self.dropout,
+            sigma_min=learner.config.sigma_min,
+            sigma_max=learner.config.sigma_max,
+            rho=learner.config.rho,
+            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
+            metric=partial(losses.pseudo_huber, c=self.huber_c),
+        )
+
+
+METHODS: dict[str, type[Method]] = {
+    "ect": EasyConsistencyTuning,
+    "ict": ImprovedConsistencyTraining,
+}

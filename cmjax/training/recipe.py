@@ -1,0 +1,167 @@
+"""A recipe: everything about a run but the data, the network and the noise levels. What a short TOML file says.
+
+method = "ect"          # one of `methods.METHODS`; its own settings stand under [ect]
+steps = 12000
+batch_size = 64
+
+[ect]
+stages = [4, 1, 0.5, 2.5, 4]
+
+[optimizer]
+learning_rate = 1e-3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from cmjax._typed import mistyped
+from cmjax.training.methods import METHODS, EasyConsistencyTuning, Method
+
+__all__ = ["Optimizer", "Recipe"]
+
+_OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam, "adamw": optax.adamw}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How gradients become steps.
+
+    Attributes:
+      name: `"adam"`, `"radam"` or `"adamw"`.
+      learning_rate, final_learning_rate, warmup_steps, hold: the rate rises over the warm-up, stays for `hold`, a share
+        of the run, and then falls geometrically to the final one.
+      b1, b2: Adam's.
+      weight_decay: of `"adamw"`.
+      clip_norm: the largest global norm of a gradient.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    warmup_steps: int = 200
+    hold: float = 1 / 3
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if fault := mistyped(self):
+            raise ValueError(fault)
+        if self.name not in _OPTIMIZERS:
+            raise ValueError(f"name must be one of {', '.join(_OPTIMIZERS)}, got {self.name!r}.")
+        for name in ("learning_rate", "final_learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if self.weight_decay and self.name != "adamw":
+            raise ValueError(f"weight_decay is for 'adamw', but the optimizer is {self.name!r}.")
+        if not 0 <= self.hold <= 1:
+            raise ValueError(f"hold must lie in [0, 1], a share of the run, got {self.hold}.")
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """The learning rate at each of so many steps."""
+        held = max(round(self.hold * steps), self.warmup_steps)
+        ratio = self.final_learning_rate / self.learning_rate
+        fall = optax.exponential_decay(
+            self.learning_rate, max(steps - held, 1), ratio, end_value=self.final_learning_rate
+        )
+        warm = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+        return optax.join_schedules([warm, fall], [held])
+
+    def transformation(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for so many steps."""
+        options = {"weight_decay": self.weight_decay} if self.name == "adamw" else {}
+        optimizer = _OPTIMIZERS[self.name](self.schedule(steps), b1=self.b1, b2=self.b2, **options)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Say how to train: all but the data, the network and the noise levels.
+
+    Attributes:
+      method: what is learned, and from which pairs; see `methods`.
+      steps: of the optimizer.
+      batch_size: images a step.
+      accumulate: parts of a batch whose gradients are taken one after the other and averaged: memory for time.
+      flip: whether an image may be seen mirrored, left to right, half of the time.
+      ema_decays: of the averaged weights, of which the first are the ones that sample; each warms up
+        (`curricula.ema_decay`).
+      seed: of everything that is random: data order, flips, noise, dropout.
+      optimizer: how gradients become steps.
+    """
+
+    method: Method = EasyConsistencyTuning()  # noqa: RUF009 (frozen)
+    steps: int = 12000
+    batch_size: int = 64
+    accumulate: int = 1
+    flip: bool = False
+    ema_decays: tuple[float, ...] = (0.999,)
+    seed: int = 0
+    optimizer: Optimizer = Optimizer()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ema_decays, list):  # files know lists only, and those have no hash
+            object.__setattr__(self, "ema_decays", tuple(self.ema_decays))
+        if fault := mistyped(self):
+            raise ValueError(fault)
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size = {self.batch_size} into equal parts, got {self.accumulate}."
+            )
+        if not self.ema_decays or not all(0.0 <= decay < 1.0 for decay in self.ema_decays):
+            raise ValueError(f"ema_decays must be one or more numbers in [0, 1), got {list(self.ema_decays)}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}.")
+        self.method.check(self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file says: `read_recipe` reads it back."""
+        name = next(name for name, kind in METHODS.items() if type(self.method) is kind)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
+            "method": name,
+            name: {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.method).items()},
+            "optimizer": dataclasses.asdict(self.optimizer),
+        }
+
+    def changed(self, changes: dict[str, Any], source: str) -> Recipe:
+        """This recipe, but for what a file, or the command line, says otherwise.
+
+        Raises:
+          ValueError: for names that no recipe has, and values that none may have; `source` says where they stand.
+        """
+        changes = dict(changes)
+        old = self.to_dict()
+        name = changes.pop("method", old["method"])
+        if name not in METHODS:
+            raise ValueError(f"{source}: method must be one of {', '.join(METHODS)}, got {name!r}.")
+        settings, optimizer = changes.pop(name, {}), changes.pop("optimizer", {})
+        for part, given, kind in (
+            ("", changes, Recipe), (f" [{name}]", settings, METHODS[name]), (" [optimizer]", optimizer, Optimizer)
+        ):  # fmt: skip
+            if not isinstance(given, dict):
+                raise ValueError(f"{source}{part} must be a table of names and values, got {given!r:.60}.")
+            unknown = given.keys() - {field.name for field in dataclasses.fields(kind)}
+            if unknown:
+                raise ValueError(f"{source}{part} has unknown names: {', '.join(sorted(unknown))}.")
+        try:
+            method = METHODS[name](**{**(old[name] if name == old["method"] else {}), **settings})
+            optimizer = Optimizer(**{**old["optimizer"], **optimizer})
+            return dataclasses.replace(self, method=method, optimizer=optimizer, **changes)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error

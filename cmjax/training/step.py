@@ -1,0 +1,121 @@
+"""One step of training: the gradient of a method's loss, the optimizer, the averages. All that changes is one state."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cmjax import curricula
+from cmjax._numerics import f32
+from cmjax._struct import Struct
+from cmjax.training.methods import Learner
+
+if TYPE_CHECKING:
+    from cmjax.training.recipe import Recipe
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["TrainState", "init", "train_step"]
+
+
+class TrainState(Struct):
+    """All that changes while training.
+
+    Attributes:
+      step: i32[], steps done.
+      model: the model, a ModelFn; optax knows it as a tree of parameters.
+      target: the average that gives the targets, or None where the model itself does.
+      averages: one average of the weights for each of the recipe's `ema_decays`.
+      opt_state: the optimizer's.
+    """
+
+    step: Array
+    model: Any
+    target: Any
+    averages: tuple[Any, ...]
+    opt_state: Any
+
+    @property
+    def ema(self) -> Any:
+        """The average that samples: the first."""
+        return self.averages[0]
+
+
+def init(model: Any, recipe: Recipe) -> TrainState:
+    """Start training: `model` is any callable pytree whose leaves are its parameters."""
+
+    def own() -> Any:  # its own buffers: a step reuses those of its state
+        return jax.tree.map(jnp.copy, model)
+
+    step = jnp.zeros((), jnp.int32)
+    target = None if recipe.method.target_decay(step, recipe.steps) is None else own()
+    averages = tuple(own() for _ in recipe.ema_decays)
+    return TrainState(step, own(), target, averages, recipe.optimizer.transformation(recipe.steps).init(model))
+
+
+@partial(jax.jit, static_argnames=("recipe", "config", "teacher_config"), donate_argnums=0)
+def train_step(
+    state: TrainState,
+    images: Array,
+    cond: Cond,
+    key: Key,
+    teacher: Any = None,
+    *,
+    recipe: Recipe,
+    config: Any,
+    teacher_config: Any = None,
+) -> tuple[TrainState, Array]:
+    """Take one step: images u8[B, H, W, C] (or f[B, *S] in [-1, 1]), cond a pytree f[B, ...] -> (state, loss f32[]).
+
+    `key` is the run's, the same at every step; `teacher` is the model of the teacher, `teacher_config` its config. The
+    state's buffers are given to the new one (donated): the old state cannot be read any more.
+    """
+    key = jax.random.fold_in(key, state.step)
+
+    def objective(model: Any, images: Array, cond: Cond, key: Key) -> Array:
+        flip_key, loss_key = jax.random.split(key)
+        x0 = images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else f32(images)
+        x0 = _flipped(x0, flip_key) if recipe.flip else x0
+        target = model if state.target is None else state.target
+        learner = Learner(model, target, config, None if teacher is None else (teacher, teacher_config))
+        return recipe.method.loss(learner, x0, cond, loss_key, state.step, recipe.steps).mean()
+
+    loss, grads = _accumulated(jax.value_and_grad(objective), state.model, (images, cond), key, recipe.accumulate)
+    updates, opt_state = recipe.optimizer.transformation(recipe.steps).update(grads, state.opt_state, state.model)
+    model = optax.apply_updates(state.model, updates)
+
+    def averaged(average: Any, decay: Array) -> Any:
+        return optax.incremental_update(model, average, 1.0 - decay)
+
+    averages = tuple(
+        averaged(average, curricula.ema_decay(state.step, final=decay))
+        for average, decay in zip(state.averages, recipe.ema_decays, strict=True)
+    )
+    decay = recipe.method.target_decay(state.step, recipe.steps)
+    target = None if decay is None else averaged(state.target, decay)
+    return TrainState(state.step + 1, model, target, averages, opt_state), loss
+
+
+def _flipped(x0: Array, key: Key) -> Array:
+    """Mirror each image left to right, or not: f32[B, H, W, C]."""
+    mirrored = jax.random.bernoulli(key, 0.5, (x0.shape[0], 1, 1, 1))
+    return jnp.where(mirrored, x0[:, :, ::-1], x0)
+
+
+def _accumulated(value_and_grad: Any, model: Any, batch: Any, key: Key, parts: int) -> tuple[Array, Any]:
+    """The mean value and gradient over `parts` equal parts of a batch, one after the other."""
+    if parts == 1:
+        return value_and_grad(model, *batch, key)
+
+    def one(sums: Any, part: Any) -> tuple[Any, None]:
+        batch, key = part
+        return jax.tree.map(jnp.add, sums, value_and_grad(model, *batch, key)), None
+
+    # Image i goes to part i mod n: so each part lies evenly on the devices that share the batch.
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), model))
+    sums, _ = jax.lax.scan(one, zeros, (split, jax.random.split(key, parts)))
+    return jax.tree.map(lambda leaf: leaf / parts, sums)

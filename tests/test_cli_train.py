@@ -1,0 +1,188 @@
+"""`cmjax train`: a run and its folder, resume to the same bits, recipes and networks, and its complaints."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from commands import compiled_programs_kept, complaint, go_to
+
+import cmjax
+from cmjax.cli import main, parser, train
+from cmjax.cli.settle import settle as settled
+from cmjax.io import read_images
+
+
+@pytest.fixture(scope="module")
+def cache_home(tmp_path_factory):
+    with compiled_programs_kept():
+        yield tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch, cache_home):
+    """Each test in a folder of its own."""
+    go_to(tmp_path, monkeypatch, cache_home)
+
+
+@pytest.fixture
+def data():
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8), np.uint8)
+    np.savez("data.npz", images=images, labels=np.arange(32) % 2)
+    with open("network.json", "w") as file:
+        json.dump(tiny.checkpoint().model.module.config.to_dict(), file)
+    return "data.npz"
+
+
+TINY = ["ect", "--steps", "10", "--batch", "4", "--network", "network.json"]
+
+
+def test_train_then_sample_then_resume(data, capsys):
+    names = ["--label-names", "first one", "second"]
+    assert main(["train", "--data", data, "--out", "run", *TINY, *names, "--checkpoint-every", "5"]) == 0
+    assert sorted(os.listdir("run")) == ["checkpoints", "curves.png", "log.jsonl", "model", "run.json", "samples"]
+    assert sorted(os.listdir("run/samples")) == ["0000005.png", "0000010.png"]
+    assert cmjax.io.label_names("run/model") == ("first one", "second")
+    assert main(["sample", "--model", "run/model", "--num", "4", "--out", "drawn.npz"]) == 0
+    assert np.load("drawn.npz")["images"].shape == (4, 8, 8, 1)
+    said = complaint(capsys_cleared(capsys), "train", "--data", data, "--out", "run", *TINY)
+    assert "already holds a run; add --resume" in said
+    said = complaint(capsys, "train", "--data", data, "--out", "run", "--resume", "--batch", "8")
+    assert "the run to resume has batch_size = 4, not 8: leave out --batch." in said
+    np.savez("other.npz", images=np.zeros((32, 8, 8), np.uint8), labels=np.arange(32) % 2)
+    assert "--resume: the run was of other data" in complaint(
+        capsys, "train", "--data", "other.npz", "--out", "run", "--resume"
+    )
+
+    said = complaint(capsys, "train", "--data", data, "--out", "run", "--resume", "--init", "run/model")
+    assert "--init: a run that is resumed goes on from its own weights" in said
+
+    with open("tune.toml", "w") as file:  # no learning: what comes out is what went in
+        file.write("[ect]\ninitial_gap = 0.25\n[optimizer]\nlearning_rate = 1e-30\nfinal_learning_rate = 1e-30\n")
+    tune = ["tune.toml", "--init", "run/model", "--steps", "4", "--batch", "4"]
+    assert main(["train", *tune, "--data", data, "--out", "tuned"]) == 0
+    before, after = (cmjax.load(f"{run}/model").model for run in ("run", "tuned"))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def capsys_cleared(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(data, monkeypatch):
+    options = ["--checkpoint-every", "5"]
+    assert main(["train", "--data", data, "--out", "whole", *TINY, *options]) == 0
+
+    def stop(self, state):
+        keep(self, state)
+        if int(state.step) == 5:
+            raise KeyboardInterrupt
+
+    keep = train._Keeper.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Keeper, "__call__", stop)
+        assert main(["train", "--data", data, "--out", "parts", *TINY, *options]) == 130
+    assert main(["train", "--data", data, "--out", "parts", "--resume", *options]) == 0
+    whole, parts = (
+        np.fromfile(f"{run}/model/unet/diffusion_pytorch_model.safetensors", np.uint8) for run in ("whole", "parts")
+    )
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_mistakes_in_training(data, capsys):
+    os.mkdir("empty")
+    np.savez("floats.npz", images=np.zeros((2, 8, 8)))
+    with open("wrong.json", "w") as file:
+        json.dump({"speed": 2}, file)
+    with open("list.json", "w") as file:
+        file.write("[]")
+    with open("text.json", "w") as file:
+        json.dump({"optimizer": {"learning_rate": "fast"}}, file)
+    os.mkdir("pictures")
+    os.makedirs("used/model")
+    open("used/model/notes.txt", "w").close()
+    cmjax.save(tiny.checkpoint(classes=2), "cm")
+    cmjax.save(tiny.checkpoint(classes=2, config=cmjax.tcd.TCDConfig(prediction_type="sample")), "vp")
+    for argv, message in (
+        (["--data", "no.npz", "--out", "run"], "no.npz does not exist"),
+        (["--data", "empty", "--out", "run"], "holds no images"),
+        (["--data", "floats.npz", "--out", "run"], "must be u8"),
+        (["--data", data, "--out", "run", "--resume"], "no checkpoint to go on from in run"),
+        (["--data", data, "--out", "run", "--batch", "33"], "takes more images than the 32 there are"),
+        (
+            ["--data", data, "--out", "run", "--label-names", "a"],
+            "--label-names: the data has 2 classes, but there are 1 names",
+        ),
+        (["--data", data, "--out", "missing/run"], "the folder missing does not exist"),
+        (["--data", data, "--out", data], "is a file, not a folder"),
+        (["--data", data, "--out", "run", "--channels", "9"], "must be a multiple of norm_num_groups"),
+        (["--data", data, "--out", "run", "--network", "no.json"], "no.json does not exist"),
+        (["--data", data, "--out", "run", "wrong.json"], "wrong.json has unknown names: speed"),
+        (["--data", data, "--out", "run", "list.json"], "list.json must hold a JSON object"),
+        (["--data", data, "--out", "run", "text.json"], "learning_rate must be a finite number, got 'fast'"),
+        (["--data", "pictures", "--out", "pictures/run"], "lies in the data, pictures, which its pictures would join"),
+        (["--data", data, "--out", "used"], "used/model holds other files than a model's"),
+        (
+            ["--data", data, "--out", "run", "--init", "vp"],
+            "the recipe's method is for CMStochasticIterativeSchedulers, but the model is for TCDScheduler",
+        ),
+        (["--data", data, "--out", "run", "--batch", "4", "--teacher", "cm"], "--teacher: this recipe has none"),
+        (["etc", "--data", data, "--out", "run"], "there is no recipe 'etc': give a TOML file, or one of"),
+    ):
+        assert message in complaint(capsys, "train", *argv)
+
+
+def settle(*options):
+    arguments = parser().parse_args(["train", *options, "--data", "data.npz", "--out", "run"])
+    return settled(arguments, read_images("data.npz"), None, None, None)
+
+
+def test_a_network_and_a_recipe_may_be_files(data):
+    with open("recipe.toml", "w") as file:
+        file.write("steps = 400\nbatch_size = 4\n[ect]\nstages = [300, 100]\nhuber_c = 0.1\n")
+    recipe, unet_config, _, dtype = settle("recipe.toml", "--network", "network.json", "--seed", "7", "--steps", "10")
+    assert (unet_config.block_out_channels, unet_config.num_class_embeds, unet_config.sample_size) == ((8,), 2, 8)
+    assert (recipe.batch_size, recipe.method.huber_c, recipe.seed, recipe.steps) == (4, 0.1, 7, 10)
+    assert recipe.method.stage_steps(10) == (8, 2)
+    assert dtype == "float32"
+
+
+def test_a_recipe_may_describe_the_network_and_the_noise_levels(data):
+    with open("recipe.toml", "w") as file:
+        network = {k: v for k, v in tiny.checkpoint().model.module.config.to_dict().items() if v is not None}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in network.items()]
+        scheduler = '_class_name = "CMStochasticIterativeScheduler"\nsigma_max = 40.0'
+        file.write("\n".join(["[network]", *lines, "[scheduler]", scheduler]))
+    _, unet_config, config, _ = settle("recipe.toml")
+    assert (unet_config.block_out_channels, config.sigma_max) == ((8,), 40.0)
+    assert settle("recipe.toml", "--channels", "16").network.block_out_channels == (16,)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "widths"),
+    [
+        ((28, 28), [], (16, 48, 96)),  # 28, 14, 7
+        ((32, 48), [], (16, 48, 96, 144)),  # 32 x 48 ... 4 x 6
+        ((9, 9), [], (16,)),
+        ((28, 28), ["--channels", "8", "24"], (8, 24)),
+    ],
+)
+def test_the_network_suits_the_images(size, options, widths):
+    np.savez("data.npz", images=np.zeros((2, *size, 3), np.uint8))
+    _, unet_config, *_ = settle(*options)
+    assert unet_config.add_attention
+    assert unet_config.block_out_channels == widths
+    assert unet_config.sample_size == (size[0] if size[0] == size[1] else size)
+    assert (unet_config.in_channels, unet_config.out_channels, unet_config.num_class_embeds) == (3, 3, None)
+    assert all(side % unet_config.downsampling == 0 for side in size)
+
+
+def test_photographs_of_odd_sizes_get_no_attention_that_no_memory_holds():
+    np.savez("data.npz", images=np.zeros((1, 333, 500, 3), np.uint8))
+    _, unet_config, *_ = settle()
+    assert not unet_config.add_attention
+    assert unet_config.down_block_types == ("DownBlock2D",)

@@ -1,0 +1,234 @@
+"""The trainer: it learns, it resumes to the same bits, it loses nothing, it says what is wrong."""
+
+import dataclasses
+import importlib
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import CONFIG, IMAGES, LABELS, RECIPE, bits
+from toy import model as toy_model
+
+import cmjax
+from cmjax import training
+from cmjax.training.data import batch_indices
+
+
+@pytest.fixture
+def model():
+    return toy_model()
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    with jax.numpy_rank_promotion("allow"):  # the toy network broadcasts
+        yield
+
+
+def test_a_run_learns_and_reports(model, tmp_path):
+    reports = []
+    # one picture, and much noise: there the network's bias can say it all
+    method = training.EasyConsistencyTuning(stages=(1,), proposal_mean=3.0, proposal_std=0.3)
+    optimizer = training.Optimizer(learning_rate=3e-2, hold=1.0, warmup_steps=2)
+    recipe = dataclasses.replace(RECIPE, method=method, steps=300, optimizer=optimizer)
+    images = np.full((20, 4, 4, 1), 200, np.uint8)
+    training.train(model, CONFIG, images, recipe=recipe, report_every=50, on_progress=reports.append)
+    assert [r.step for r in reports] == [50, 100, 150, 200, 250, 300]
+    assert reports[-1].loss < 0.2 * reports[0].loss
+    assert all(r.images_per_second > 0 and r.figures == {"gap": 1.0} for r in reports)
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(model, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_at(step):
+        def report(progress):
+            if progress.step >= step:
+                raise Stop
+
+        return report
+
+    whole = training.train(model, CONFIG, IMAGES, LABELS, recipe=RECIPE, out=tmp_path / "whole", report_every=1)
+    out = tmp_path / "parts"
+    with pytest.raises(Stop):  # killed at step 9, three steps after its last checkpoint
+        training.train(
+            model,
+            CONFIG,
+            IMAGES,
+            LABELS,
+            recipe=RECIPE,
+            out=out,
+            report_every=1,
+            checkpoint_every=6,
+            on_progress=stop_at(9),
+        )
+    resumed = training.train(model, CONFIG, IMAGES, LABELS, recipe=RECIPE, out=out, resume=True, report_every=1)
+    assert bits(resumed) == bits(whole)
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("whole", "parts")]
+    assert [e["step"] for e in logs[1]] == list(range(1, 15))  # steps 7 to 9 are there once
+    assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
+    assert [e["gap"] for e in logs[0]] == [1.0] * 6 + [0.5] * 4 + [0.25] * 4
+
+
+def test_one_network_of_one_device_or_eight(model):
+    # the batch is shared out among the devices: the sum of gradients is rounded in another order, no more
+    eight = training.train(model, CONFIG, IMAGES, LABELS, recipe=RECIPE)
+    one = training.init(model, RECIPE)
+    key = jax.random.key(RECIPE.seed)
+    for k in range(RECIPE.steps):
+        chosen = batch_indices(RECIPE.seed, k, 20, 8)
+        one, _ = training.train_step(
+            one, jnp.asarray(IMAGES[chosen]), jnp.asarray(LABELS[chosen], jnp.int32), key, recipe=RECIPE, config=CONFIG
+        )
+    for a, b in zip(jax.tree.leaves(one.ema), jax.tree.leaves(eight.ema), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_resuming_from_nothing_is_refused(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume needs `out`"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.astype(np.float32), None, r"images must be u8\[N, H, W, C\], got float32\[20, 4, 4, 1\]"),
+        (IMAGES[..., 0], None, r"images must be u8\[N, H, W, C\], got uint8\[20, 4, 4\]"),
+        (IMAGES[:5], None, "batch_size is 8 but there are 5 images"),
+        (IMAGES, LABELS[:7], "labels must be one for each of the 20 images"),
+        (IMAGES, LABELS + 0.5, "labels must be integers from 0, got float64"),
+        (IMAGES, LABELS - 1, "labels must be integers from 0, got int64 from -1"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(model, images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        training.train(model, CONFIG, images, labels, recipe=RECIPE)
+
+
+def test_what_a_checkpoint_shows_may_be_kept(model):
+    kept = []
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, checkpoint_every=5, on_checkpoint=kept.append)
+    assert [int(state.step) for state in kept] == [5, 10, 14]
+    assert len({bits(state.ema)[0] for state in kept}) == 3
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(model, tmp_path):
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
+    poisoned = jax.tree.map(lambda leaf: leaf * np.nan, model)
+    with pytest.raises(FloatingPointError, match="by step 5 the loss is nan: lower the learning_rate"):
+        training.train(poisoned, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, checkpoint_every=5)
+    assert training.latest_step(tmp_path / "checkpoints") == 14
+    resumed = training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(resumed.model))
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(model, tmp_path, monkeypatch):
+    # the loss is of before the step: a step may leave infinity where no loss has seen it yet
+    loop = importlib.import_module("cmjax.training.loop")
+    step = loop.train_step
+
+    def overflow(state, *args, **kwargs):
+        state, loss = step(state, *args, **kwargs)
+        return state.replace(model=jax.tree.map(lambda leaf: leaf / 0, state.model)), loss
+
+    monkeypatch.setattr(loop, "train_step", overflow)
+    with pytest.raises(FloatingPointError, match="by step 1 the weights are not finite"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, checkpoint_every=1)
+    assert training.latest_step(tmp_path / "checkpoints") is None
+
+
+def test_a_damaged_log_does_not_stop_a_resumed_run(model, tmp_path):
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, report_every=7)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write('{}\n[1]\n{"step": 9, "lo')
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [7, 14]
+
+
+def test_reports_and_checkpoints_come_now_and_then(model):
+    with pytest.raises(ValueError, match="report_every must be at least 1, got 0"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, report_every=0)
+
+
+def test_an_iterable_of_batches_resumes_where_it_was(model, tmp_path):
+    def source():
+        for k in itertools.count():
+            yield np.random.default_rng(k).normal(size=(8, 4, 4, 1)).astype(np.float32).clip(-1, 1), None
+
+    def stop(progress):
+        if progress.step == 9:
+            raise KeyboardInterrupt
+
+    whole = training.train(model, CONFIG, source(), recipe=RECIPE)
+    options = {"recipe": RECIPE, "out": tmp_path, "checkpoint_every": 6, "report_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        training.train(model, CONFIG, source(), on_progress=stop, **options)
+    resumed = training.train(model, CONFIG, source(), resume=True, **options)
+    assert bits(resumed) == bits(whole)
+
+
+def test_an_iterable_that_does_not_fit_is_refused(model):
+    batch = np.zeros((8, 4, 4, 1), np.float32), None
+    with pytest.raises(ValueError, match="the data ended before step 14"):
+        training.train(model, CONFIG, [batch] * 5, recipe=RECIPE)
+    with pytest.raises(ValueError, match="batch 0 of the data has 7 images; batch_size is 8"):
+        training.train(model, CONFIG, [(batch[0][:7], None)], recipe=RECIPE)
+    with pytest.raises(ValueError, match="labels go with images in an array"):
+        training.train(model, CONFIG, [batch], LABELS, recipe=RECIPE)
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(model):
+    # the noise of the parts is another, so what is equal is a loss without noise: least squares on the images
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Plain(training.Method):
+        def loss(self, learner, x0, cond, key, step, steps):
+            return jnp.square(learner.model(x0, jnp.ones(8), cond) - 0.5).mean((1, 2, 3))
+
+    states = []
+    for parts in (1, 2, 8):
+        recipe = dataclasses.replace(RECIPE, method=Plain(), accumulate=parts)
+        state, loss = training.train_step(
+            training.init(model, recipe), IMAGES[:8], LABELS[:8], jax.random.key(0), recipe=recipe, config=CONFIG
+        )
+        states.append((loss, state.model))
+    for other in states[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), states[0], other)
+
+
+def test_flips_mirror_about_half_of_the_images_whole(model):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Spy(training.Method):
+        def loss(self, learner, x0, cond, key, step, steps):
+            jax.debug.callback(lambda x0: seen.append(x0), x0)
+            return x0.mean((1, 2, 3)) * learner.model(x0, jnp.ones(16), cond).mean()
+
+    recipe = dataclasses.replace(RECIPE, method=Spy(), batch_size=16, flip=True)
+    images = IMAGES[np.arange(16)]
+    training.train_step(training.init(model, recipe), images, None, jax.random.key(0), recipe=recipe, config=CONFIG)
+    jax.effects_barrier()
+    plain = images.astype(np.float32) / 127.5 - 1
+    same = np.isclose(seen[0], plain, atol=1e-6).all((1, 2, 3))
+    mirrored = np.isclose(seen[0], plain[:, :, ::-1], atol=1e-6).all((1, 2, 3))
+    assert (same ^ mirrored).all() and 3 < mirrored.sum() < 13
+
+
+def test_every_average_has_its_own_decay(model):
+    recipe = dataclasses.replace(RECIPE, ema_decays=(0.0, 0.5, 0.9))
+    state = training.train(model, CONFIG, IMAGES, LABELS, recipe=recipe)
+    assert bits(state.averages[0]) == bits(state.model) == bits(state.ema)
+    assert len({bits(average)[0] for average in state.averages}) == 3
+
+
+def test_parties_that_do_not_fit_are_refused(model):
+    with pytest.raises(ValueError, match="config must be a CMConfig for EasyConsistencyTuning, got TCDConfig"):
+        training.train(model, cmjax.tcd.TCDConfig(), IMAGES, recipe=RECIPE)
+    with pytest.raises(ValueError, match="EasyConsistencyTuning has no teacher"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, teacher=(model, CONFIG))
