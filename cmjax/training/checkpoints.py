@@ -42,7 +42,7 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> N
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder / str(step), args=args, force=True)
-    except (ValueError, RuntimeError) as error:  # tensorstore's way to say that a file cannot be written
+    except (OSError, ValueError, RuntimeError) as error:  # the latter from tensorstore, of a file it cannot write
         raise OSError(f"the checkpoint of step {step} cannot be written: {error}") from error
     for old in _steps(folder)[:-_KEPT]:
         shutil.rmtree(folder / str(old), ignore_errors=True)
