@@ -5,6 +5,8 @@ What they are made of is exchanged by argument: a `Metric` (how far apart), a `P
 """
 
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
+from cmjax.losses.denoising import denoising
+from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
 from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
 from cmjax.losses.proposals import Proposal, karras, lognormal
 from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_one, truncated_snr, uniform
@@ -12,8 +14,11 @@ from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_o
 __all__ = [
     "Metric",
     "Proposal",
+    "TeacherStep",
     "Weighting",
+    "consistency_distillation",
     "consistency_training",
+    "denoising",
     "easy_consistency_tuning",
     "edm",
     "inverse_gap",
@@ -21,6 +26,7 @@ __all__ = [
     "l1",
     "l2",
     "lognormal",
+    "progressive_distillation",
     "pseudo_huber",
     "snr",
     "snr_plus_one",

@@ -27,12 +27,14 @@ class Case(NamedTuple):
       exact: data -> the function that the loss teaches.
       linear: w f32[] -> one that is wrong, as a pytree with one leaf, w.
       data: where the exact function has no loss.
+      networks: how many of student and target get the dropout key.
     """
 
     loss: Callable[..., Any]
     exact: Callable[[Gaussian], Any]
     linear: Callable[[Any], Any]
     data: Gaussian = POINT
+    networks: int = 2
 
 
 def consistency(data: Gaussian) -> Any:
@@ -45,6 +47,27 @@ def linear(w: Any) -> Any:
     return cmjax.consistency_fn(jax.tree_util.Partial(lambda w, x, t, cond, key=None: w * x, jnp.float32(w)), CONFIG)
 
 
+def denoiser(data: Gaussian) -> Any:
+    """D(x, σ) of the data, exactly."""
+    return data.denoise
+
+
+def distilled(f: Any, f_target: Any, x0: Any, key: Any, **options: Any) -> Any:
+    """Consistency distillation from the exact teacher of some data, with a weight that any error meets at once."""
+    options = {"num_scales": 20, "weighting": losses.inverse_gap, "metric": losses.pseudo_huber, **options}
+    return losses.consistency_distillation(f, f_target, Gaussian().to, x0, key, **options)
+
+
+def halved(denoise: Any, _: Any, x0: Any, key: Any, **options: Any) -> Any:
+    """Progressive distillation from the exact teacher of one data point, where Euler steps are exact too."""
+    return losses.progressive_distillation(denoise, POINT.to, x0, key, num_steps=8, **options)
+
+
+def denoised(denoise: Any, _: Any, x0: Any, key: Any, **options: Any) -> Any:
+    """Denoising, which has no target network."""
+    return losses.denoising(denoise, x0, key, **options)
+
+
 CASES = {
     "consistency_training": Case(
         functools.partial(losses.consistency_training, num_scales=20), consistency, linear
@@ -52,6 +75,9 @@ CASES = {
     "easy_consistency_tuning": Case(
         functools.partial(losses.easy_consistency_tuning, gap=0.25), consistency, linear
     ),
+    "consistency_distillation": Case(distilled, consistency, linear, Gaussian()),
+    "progressive_distillation": Case(halved, denoiser, linear, networks=1),
+    "denoising": Case(denoised, denoiser, linear, networks=1),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 X0 = np.random.default_rng(0).normal(size=(7, 4, 4, 1)).astype(np.float32)
@@ -107,7 +133,7 @@ def test_student_and_target_get_one_dropout_key(case):
     assert keys and set(keys) == {None}
     keys.clear()
     case.loss(spy, spy, X0, jax.random.key(0), dropout=True)
-    assert len(keys) >= 2 and len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 1
+    assert len(keys) >= case.networks and len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 1
 
 
 @each
