@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from fitting import affine, affine_params, fit
 
 import cmjax
 from cmjax import losses
@@ -96,31 +96,16 @@ def eased_neighbour(t, gap=0.25):
 def test_training_learns_what_its_pairs_say_on_gaussian_data(loss, nearer):
     s = 0.8
 
-    def network(params, x, t, cond):  # w(log sigma) x: it can say the answer
-        hidden = jnp.tanh(t[:, None] / 250.0 * params["a"] + params["b"])
-        return (hidden @ params["c"])[:, None] * x
+    def function(params):
+        return cmjax.consistency_fn(jax.tree_util.Partial(affine, params), CONFIG)
 
-    k = jax.random.split(jax.random.key(0), 3)
-    params = {name: jax.random.normal(key, (32,)) for name, key in zip("abc", k, strict=True)}
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, 2500))
+    def value(params, key):
+        x_key, loss_key = jax.random.split(key)
+        f = function(params)
+        return loss(f, f, s * jax.random.normal(x_key, (256, 1)), loss_key, metric=losses.l2).mean()
 
-    @jax.jit
-    def fit(params, key):
-        def step(carry, key):
-            params, opt_state = carry
-            x_key, loss_key = jax.random.split(key)
-            x0 = s * jax.random.normal(x_key, (256, 1))
-
-            def objective(params):
-                f = cmjax.consistency_fn(jax.tree_util.Partial(network, params), CONFIG)
-                return loss(f, f, x0, loss_key, metric=losses.l2).mean()
-
-            updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 2500))[0][0]
-
-    f = cmjax.consistency_fn(jax.tree_util.Partial(network, fit(params, jax.random.key(1))), CONFIG)
+    params = affine_params(jax.random.key(0), 1)
+    f = function(jax.jit(functools.partial(fit, value))(params, jax.random.key(1)))
     grid = [(0.002 ** (1 / 7) + i / 11 * (80.0 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7 for i in (4, 5, 6, 7, 8)]
     taught = [gaussian_discretization(s, t, nearer) for t in grid]  # from sigma 0.1 to 7
     np.testing.assert_allclose(f(jnp.ones((5, 1)), jnp.array(grid, jnp.float32))[:, 0], taught, atol=0.04)
