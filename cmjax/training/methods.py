@@ -11,17 +11,28 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from cmjax import curricula, losses
+from cmjax import curricula, losses, ode
 from cmjax._typed import mistyped
-from cmjax.parameterization import consistency_fn
+from cmjax.parameterization import consistency_fn, denoiser_fn
 from cmjax.samplers.cm import CMConfig
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key, ModelFn
 
-__all__ = ["METHODS", "EasyConsistencyTuning", "ImprovedConsistencyTraining", "Learner", "Method"]
+__all__ = [
+    "METHODS",
+    "ConsistencyDistillation",
+    "ConsistencyTraining",
+    "Denoising",
+    "EasyConsistencyTuning",
+    "ImprovedConsistencyTraining",
+    "Learner",
+    "Method",
+    "ProgressiveDistillation",
+]
 
 
 class Learner(NamedTuple):
@@ -58,7 +69,7 @@ class Method:
     def check(self, steps: int) -> None:
         """Raise ValueError for a run too short for this method."""
 
-    def target_decay(self, step: Array, steps: int) -> Array | None:
+    def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """The decay of the target's average at a step; None where the target is the model itself."""
         return None
 
@@ -189,7 +200,184 @@ class ImprovedConsistencyTraining(Method):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyTraining(Method):
+    """The first recipe: neighbours on a grid that grows, an average of the weights as the target. Song et al. 2023.
+
+    Attributes:
+      initial_scales, final_scales: s0 and s1, the intervals of the first grid and of the last.
+      initial_decay: μ0, the decay of the target's average on the first grid.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    initial_scales: int = 2
+    final_scales: int = 150
+    initial_decay: float = 0.9
+    dropout: bool = False
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError for scales that make no sense."""
+        self._num_scales(0, steps)
+        self.target_decay(0, steps)
+
+    def _num_scales(self, step: int | Array, steps: int) -> Array:
+        return curricula.progressive_scales(
+            step, total_steps=steps, initial=self.initial_scales, final=self.final_scales
+        )
+
+    def target_decay(self, step: int | Array, steps: int) -> Array:
+        """It grows with the grid."""
+        return curricula.target_decay(
+            step, total_steps=steps, decay=self.initial_decay, initial=self.initial_scales, final=self.final_scales
+        )
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """The points of the grid."""
+        return {"num_scales": int(self._num_scales(step, steps))}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.consistency_training` as the first paper has it, with the squared distance."""
+        return losses.consistency_training(
+            consistency_fn(learner.model, learner.config),
+            consistency_fn(learner.target, learner.config),
+            x0,
+            key,
+            num_scales=self._num_scales(step, steps),
+            cond=cond,
+            dropout=self.dropout,
+            **_karras_grid(learner.config),
+            weighting=losses.uniform,
+            metric=losses.l2,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyDistillation(Method):
+    """A diffusion model's own steps pull neighbours together. Song et al. 2023.
+
+    Attributes:
+      num_scales: N, the noise levels of the grid.
+      decay: of the target's average.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    num_scales: int = 18
+    decay: float = 0.95
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_scales < 2:
+            raise ValueError(f"num_scales must be at least 2, got {self.num_scales}.")
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}.")
+
+    def target_decay(self, step: int | Array, steps: int) -> Array:
+        """Always the same."""
+        return jnp.float32(self.decay)
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.consistency_distillation` with the teacher's Heun steps."""
+        return losses.consistency_distillation(
+            consistency_fn(learner.model, learner.config),
+            consistency_fn(learner.target, learner.config),
+            partial(ode.heun, denoiser_fn(*learner.teacher)),
+            x0,
+            key,
+            num_scales=self.num_scales,
+            cond=cond,
+            dropout=self.dropout,
+            **_karras_grid(learner.config),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgressiveDistillation(Method):
+    """One step of the student is two of the teacher. Salimans & Ho 2022, in noise levels.
+
+    A run is one halving: its result is the teacher of the next, with half of `num_steps`. The result is a denoiser:
+    sample it with `ode.solve(ode.euler, ...)` on the M + 1 levels it was trained on.
+
+    Attributes:
+      num_steps: M, the student's steps from noise to picture.
+      dropout: whether the student gets a dropout key.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    num_steps: int = 8
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.progressive_distillation` with the teacher's Euler steps (DDIM)."""
+        return losses.progressive_distillation(
+            denoiser_fn(learner.model, learner.config),
+            partial(ode.euler, denoiser_fn(*learner.teacher)),
+            x0,
+            key,
+            num_steps=self.num_steps,
+            cond=cond,
+            dropout=self.dropout,
+            **_karras_grid(learner.config),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising(Method):
+    """A diffusion model of noise levels, such as the teacher of the methods that have one. Karras et al. 2022.
+
+    Attributes:
+      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
+      dropout: whether the network gets a dropout key.
+    """
+
+    sample_steps: ClassVar[int] = 16
+
+    proposal_mean: float = -1.2
+    proposal_std: float = 1.2
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "proposal_std")
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.denoising`."""
+        return losses.denoising(
+            denoiser_fn(learner.model, learner.config),
+            x0,
+            key,
+            cond=cond,
+            dropout=self.dropout,
+            sigma_min=learner.config.sigma_min,
+            sigma_max=learner.config.sigma_max,
+            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
+            weighting=losses.edm(learner.config.sigma_data),
+        )
+
+
+def _karras_grid(config: CMConfig) -> dict[str, Any]:
+    """The grid that a config says, and a proposal that draws its intervals as often."""
+    return {
+        "sigma_min": config.sigma_min,
+        "sigma_max": config.sigma_max,
+        "rho": config.rho,
+        "proposal": losses.karras(config.rho),
+    }
+
+
 METHODS: dict[str, type[Method]] = {
     "ect": EasyConsistencyTuning,
     "ict": ImprovedConsistencyTraining,
+    "ct": ConsistencyTraining,
+    "cd": ConsistencyDistillation,
+    "pd": ProgressiveDistillation,
+    "edm": Denoising,
 }

@@ -1,0 +1,92 @@
+"""Every method in the trainer: one value per example, a teacher where there is one, and no recompilation on the way."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from cmjax import training
+
+RUNS = {name: kind() for name, kind in training.METHODS.items()}
+
+
+def small(name):
+    """A run of a method that is over in sixteen steps."""
+    return dataclasses.replace(toy.RECIPE, method=RUNS[name], steps=16, batch_size=4)
+
+
+def teacher_of(name):
+    method = RUNS[name]
+    return (toy.model(), method.config_type()) if method.needs_teacher else None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_every_method_moves_the_weights_and_stays_finite(name, tmp_path):
+    method = RUNS[name]
+    with jax.numpy_rank_promotion("allow"):
+        state = training.train(
+            toy.model(), method.config_type(), toy.IMAGES, toy.LABELS,
+            recipe=small(name), teacher=teacher_of(name), out=tmp_path, report_every=8,
+        )  # fmt: skip
+    before, after = jax.tree.leaves(toy.model()), jax.tree.leaves(state.model)
+    assert all(np.isfinite(leaf).all() for leaf in after)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(before, after, strict=True))
+    entries = training.read_log(tmp_path / "log.jsonl")
+    assert [entry["step"] for entry in entries] == [8, 16]
+    assert entries[0].keys() == {"step", "loss", "images_per_second", *method.figures(0, 16)}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_step_of_a_method_compiles_anew(name):
+    chex.clear_trace_counter()  # it counts by name
+    recipe, teacher = small(name), teacher_of(name)
+    model, teacher_config = teacher or (None, None)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(state, images, labels, key, model):
+        config = RUNS[name].config_type()
+        inner = training.train_step.__wrapped__  # its own cache would hide a second trace
+        return inner(state, images, labels, key, model, recipe=recipe, config=config, teacher_config=teacher_config)
+
+    state = training.init(toy.model(), recipe)
+    with jax.numpy_rank_promotion("allow"):
+        for _ in range(16):
+            state, loss = step(state, toy.IMAGES[:4], jnp.asarray(toy.LABELS[:4], jnp.int32), jax.random.key(0), model)
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", [name for name, method in RUNS.items() if method.needs_teacher])
+def test_a_method_with_a_teacher_needs_it(name):
+    with pytest.raises(ValueError, match=f"{type(RUNS[name]).__name__} distils a teacher: give teacher="):
+        training.train(toy.model(), RUNS[name].config_type(), toy.IMAGES, recipe=small(name))
+
+
+def test_the_target_of_the_first_recipe_lags_behind():
+    state = training.init(toy.model(), small("ct"))
+    assert state.target is not None and training.init(toy.model(), small("ect")).target is None
+    with jax.numpy_rank_promotion("allow"):
+        state, _ = training.train_step(
+            state, toy.IMAGES[:4], None, jax.random.key(0), recipe=small("ct"), config=toy.CONFIG
+        )
+    start, model, target = (np.asarray(tree.args[0]["bias"]) for tree in (toy.model(), state.model, state.target))
+    decay = float(RUNS["ct"].target_decay(0, 16))
+    np.testing.assert_allclose(target, decay * start + (1 - decay) * model, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (training.METHODS["cd"], "num_scales", 1),
+        (training.METHODS["cd"], "decay", 1.0),
+        (training.METHODS["pd"], "num_steps", 0),
+        (training.METHODS["edm"], "proposal_std", 0.0),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(kind, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must "):
+        kind(**{name: value})
