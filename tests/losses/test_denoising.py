@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitting import affine, affine_params, fit
 from gaussian import Gaussian
 
+import cmjax
 from cmjax import losses
 
 DATA = Gaussian(mean=0.3, std=0.6)
@@ -62,3 +64,18 @@ def test_the_levels_are_those_of_published_teachers():
 
     losses.denoising(spy, X0, KEY)
     assert seen[0].mean() == pytest.approx(-1.2, abs=0.03) and seen[0].std() == pytest.approx(1.2, abs=0.03)
+
+
+def test_a_small_network_learns_the_exact_denoiser():
+    def function(params):
+        return cmjax.denoiser_fn(jax.tree_util.Partial(affine, params), cmjax.cm.CMConfig())
+
+    def value(params, key):
+        x_key, loss_key = jax.random.split(key)
+        return losses.denoising(function(params), DATA.draw(x_key, (256, 1)), loss_key).mean()
+
+    params = jax.jit(functools.partial(fit, value, steps=1500))(affine_params(KEY, 1), jax.random.key(2))
+    for sigma in (0.05, 0.2, 0.6, 2.0, 6.0):
+        x = X0[:200, :1] + sigma * X0[200:400, :1]
+        np.testing.assert_allclose(function(params)(x, sigma), DATA.denoise(x, sigma), atol=0.1)
+        assert float(jnp.abs(function(params)(x, sigma) - DATA.denoise(x, sigma)).mean()) < 0.03

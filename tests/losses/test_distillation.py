@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitting import affine, affine_params, fit
 from gaussian import Gaussian
 
 import cmjax
@@ -27,6 +28,11 @@ def student(w):
 
 def exact(x, sigma, cond=None, *, key=None):
     return DATA.to(x, sigma, CONFIG.sigma_min)
+
+
+def grid(n, sigma_min=0.002):
+    """The Karras grid of n points, descending."""
+    return schedules.karras_sigmas(np.arange(n), n, sigma_min, 80.0, 7.0)
 
 
 # ---- consistency distillation ----------------------------------------------------------------------------------------
@@ -120,10 +126,10 @@ def test_the_teacher_is_asked_on_neighbouring_levels_with_the_conditioning():
     f = lambda x, sigma, cond: x + 0.0 * cond["class_labels"][:, None]  # noqa: E731
     losses.consistency_distillation(f, f, teacher, x0, KEY, num_scales=18, cond=cond)
     t, r, given = seen[0]
-    grid = schedules.karras_sigmas(np.arange(17, -1, -1), 18)  # ascending
-    i = np.argmin(np.abs(grid - r[:, None]), axis=1)
-    np.testing.assert_allclose(r, grid[i], rtol=2e-5)
-    np.testing.assert_allclose(t, grid[i + 1], rtol=2e-5)
+    levels = grid(18)[::-1]
+    i = np.argmin(np.abs(levels - r[:, None]), axis=1)
+    np.testing.assert_allclose(r, levels[i], rtol=2e-5)
+    np.testing.assert_allclose(t, levels[i + 1], rtol=2e-5)
     np.testing.assert_allclose(np.bincount(i) / 5000, 1 / 17, atol=0.012)  # n ~ U{1, ..., N - 1}
     assert given is cond
 
@@ -140,11 +146,11 @@ def test_two_steps_of_the_teacher_meet_the_students_levels():
 
     losses.progressive_distillation(DATA.denoise, teacher, jnp.zeros((2000, 1)), KEY, num_steps=4)
     (t, m), (m_again, r) = seen
-    grid = schedules.karras_sigmas(np.arange(8, -1, -1), 9)  # of the teacher's 8 steps, ascending
-    i = np.argmin(np.abs(grid - m[:, None]), axis=1)
+    levels = grid(9)[::-1]  # of the teacher's 8 steps
+    i = np.argmin(np.abs(levels - m[:, None]), axis=1)
     assert set(i) == {1, 3, 5, 7}
-    for levels, at in ((r, i - 1), (m, i), (m_again, i), (t, i + 1)):
-        np.testing.assert_allclose(levels, grid[at], rtol=2e-5)
+    for seen_at, index in ((r, i - 1), (m, i), (m_again, i), (t, i + 1)):
+        np.testing.assert_allclose(seen_at, levels[index], rtol=2e-5)
 
 
 @pytest.mark.parametrize("sigma_min", [0.002, 0.0])
@@ -152,7 +158,7 @@ def test_two_steps_of_the_teacher_meet_the_students_levels():
 def test_a_student_without_loss_lands_where_the_teacher_does(m, sigma_min):
     """For an exact teacher that student is known: x̂0 on its own levels, from which its steps are exact too."""
     data = Gaussian(mean=0.3, std=0.6)
-    levels = schedules.karras_sigmas(np.arange(m + 1), m + 1, sigma_min, 80.0, 7.0)
+    levels = grid(m + 1, sigma_min)
 
     def denoise(x, sigma, cond=None, *, key=None):
         i = jnp.argmin(jnp.abs(jnp.asarray(levels[:-1], jnp.float32) - jnp.reshape(sigma, (-1, 1))), axis=1)
@@ -204,3 +210,72 @@ def test_too_few_steps_are_refused(count):
         losses.progressive_distillation(DATA.denoise, DATA.to, x0, KEY, num_steps=count)
     with pytest.raises(ValueError, match=f"num_scales must be at least 2 .*got {count}"):
         losses.consistency_distillation(exact, exact, DATA.to, x0, KEY, num_scales=count)
+
+
+# ---- what is learned -------------------------------------------------------------------------------------------------
+
+AXES = np.array([[0.8, -0.6], [0.6, 0.8]], np.float32)
+ALONG = Gaussian(mean=np.array([0.4, -0.2], np.float32), std=np.array([0.9, 0.3], np.float32))
+MEAN, COVARIANCE = AXES @ ALONG.mean, AXES @ np.diag(ALONG.std**2) @ AXES.T  # of correlated data, f32[B, 2]
+
+
+def draw(key):
+    return ALONG.draw(key, (256, 2)) @ AXES.T
+
+
+def turned(step):
+    """A function of (x, ...) along the axes of the correlated data, made one of those data."""
+    return lambda x, *at: step(x @ AXES, *at) @ AXES.T
+
+
+def noise():
+    return 80.0 * jax.random.normal(jax.random.key(9), (20_000, 2))
+
+
+def moments_are_right(samples, atol):
+    np.testing.assert_allclose(samples.mean(0), MEAN, atol=atol)
+    np.testing.assert_allclose(np.cov(samples.T), COVARIANCE, atol=atol)
+
+
+def test_consistency_distillation_learns_one_step_that_is_all_of_the_teachers():
+    denoise = turned(ALONG.denoise)
+    teacher = functools.partial(ode.heun, denoise)
+
+    def function(params):
+        return cmjax.consistency_fn(jax.tree_util.Partial(affine, params), CONFIG)
+
+    def value(params, key):
+        x_key, loss_key = jax.random.split(key)
+        f = function(params)
+        return losses.consistency_distillation(f, f, teacher, draw(x_key), loss_key, num_scales=40).mean()
+
+    params = jax.jit(functools.partial(fit, value, steps=5000, rate=5e-3))(affine_params(KEY, 2), jax.random.key(1))
+    samples = function(params)(noise(), 80.0)
+    moments_are_right(samples, atol=0.05)
+    walked = jax.jit(lambda x: ode.solve(ode.heun, denoise, grid(40), x))(noise())
+    assert float(jnp.square(samples - walked).mean()) < 0.05**2  # image by image; the data are 0.67 wide
+
+
+def test_progressive_distillation_learns_one_step_by_halving():
+    def function(params):
+        return cmjax.denoiser_fn(jax.tree_util.Partial(affine, params), CONFIG)
+
+    def value(params, key, teacher, num_steps):
+        x_key, loss_key = jax.random.split(key)
+        return losses.progressive_distillation(
+            function(params), teacher, draw(x_key), loss_key, num_steps=num_steps
+        ).mean()
+
+    def first(params, key):  # the exact flow teaches four steps
+        return value(params, key, turned(ALONG.to), 4)
+
+    def halved(params, key, teacher, num_steps):  # and the student two, and then one
+        return value(params, key, functools.partial(ode.euler, function(teacher)), num_steps)
+
+    params = jax.jit(functools.partial(fit, first, steps=1000))(affine_params(KEY, 2), jax.random.key(4))
+    halve = jax.jit(functools.partial(fit, halved, steps=500, rate=5e-3))
+    for m in (2, 1):
+        params = halve(params, jax.random.key(m), params, m)
+    samples = ode.solve(ode.euler, function(params), grid(2), noise())
+    moments_are_right(samples, atol=0.01)
+    np.testing.assert_allclose(samples, turned(ALONG.to)(noise(), 80.0, 0.002), atol=2e-3)
