@@ -131,9 +131,9 @@ def progressive_distillation(
         x_t = x0 + t z,  x_r = φ(φ(x_t, t, m), m, r),  m^(1/ρ) = (t^(1/ρ) + r^(1/ρ)) / 2,
         loss = w(t) d(D(x_t, t), sg x̂0),  x̂0 = x_t + t / (t - r) (x_r - x_t).
 
-    A student trained with M steps is sampled with them, `ode.solve(ode.euler, denoise, sigmas, x)` on the same M + 1
-    levels, and is then the teacher of M / 2 steps, `functools.partial(ode.euler, denoise)`, all of whose levels it
-    knows. `curricula.progressive_steps` halves M.
+    A student trained with M steps is sampled with them, `ode.solve(ode.euler, denoise, sigmas, x)` on the same levels,
+    `schedules.karras_sigmas(np.arange(M + 1), M + 1)`. Then it is the teacher of M / 2 steps, and knows all of their
+    levels: `functools.partial(ode.euler, denoise)`. `curricula.progressive_steps` halves M.
 
     Args:
       denoise: the denoiser D being trained, as `cmjax.denoiser_fn` makes it; as a rule it starts as a copy of the
