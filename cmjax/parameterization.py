@@ -6,7 +6,8 @@ or, for sigma-space models (α = 1), a raw F that preconditioning turns into x0 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+import math
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ __all__ = [
     "c_skip",
     "consistency_fn",
     "denoiser_fn",
+    "from_trigflow",
+    "trigflow_fn",
     "x0_eps",
 ]
 
@@ -163,3 +166,95 @@ def denoiser_fn(model: ModelFn, config: _KarrasConfig) -> ConsistencyFn:
       Karras et al. 2022, equation 7 and table 1.
     """
     return ConsistencyFn(model, config.sigma_data, 0.0)
+
+
+# ---- TrigFlow: angles for noise levels -------------------------------------------------------------------------------
+
+_LEAST = 1e-6  # of tan t, and of its inverse: c_noise is infinite at both ends
+
+
+class TrigFlowFn(Struct):
+    """A sigma-space network told of angles; see `trigflow_fn`."""
+
+    model: ModelFn
+    sigma_data: float = static()
+
+    def __call__(self, x: Array, t: Array | float, cond: Cond = None, **options: Any) -> Array:
+        """F(x / σ_d, t), f[B, *S], for the angle t of f32[] or f32[B]."""
+        t = f32(t)
+        sin, cos = (jnp.maximum(rate, _LEAST) for rate in (jnp.sin(t), jnp.cos(t)))
+        log_sigma = jnp.log(sin) - jnp.log(cos) + math.log(self.sigma_data)
+        return -self.model(x, 250.0 * log_sigma, cond, **options)
+
+
+class FromTrigFlow(Struct):
+    """A TrigFlow network told of noise levels; see `from_trigflow`."""
+
+    net: ModelFn
+    sigma_data: float = static()
+
+    def __call__(self, x: Array, t: Array, cond: Cond = None, **options: Any) -> Array:
+        """F(c_in x, 250 ln σ), f[B, *S], for t of f32[] or f32[B]."""
+        return -self.net(x, jnp.arctan(jnp.exp(f32(t) / 250.0) / self.sigma_data), cond, **options)
+
+
+def trigflow_fn(model: ModelFn, config: _KarrasConfig) -> TrigFlowFn:
+    """Show a sigma-space model as a TrigFlow network, so that `losses.continuous_consistency` trains it.
+
+    TrigFlow samples lie on a circle, x_t = cos t x0 + sin t z with z of standard deviation σ_d, and its network says
+    the velocity: x0 = cos t x_t - sin t σ_d F(x_t / σ_d, t). With σ = σ_d tan t that is Karras preconditioning, but for
+    the sign of F: cos t x_σ is x_t, c_in x_σ is x_t / σ_d, and D(x_σ, σ) of `denoiser_fn` is that x0.
+
+    The model is still told 250 ln σ. Its derivative, 250 / (sin t cos t), makes ∂F/∂t large for a network with a fine
+    embedding of time, so that continuous training is less steady than with c_noise = t, the paper's choice (its section
+    4.1). To make that choice, train a network of (x / σ_d, t) without this bridge, and sample with `from_trigflow`.
+
+    Args:
+      model: a callable pytree `model(x_in, t, cond)`, such as `cmjax.load` returns; options as `key=` are passed on.
+      config: a `cm.CMConfig`, or anything with `sigma_data`.
+
+    Returns:
+      F(x_scaled, t, cond=None, *, key=None), for x_scaled = x_t / σ_d of f[B, *S] and angles t in [0, π/2], f32[] or
+      f32[B]; within 1e-6 of the ends the model is told of the angle 1e-6 away. A pytree: its leaves are the model's.
+
+    Example:
+      >>> import cmjax
+      >>> config = cmjax.cm.CMConfig()
+      >>> net = trigflow_fn(lambda x, t, cond: 0.3 * x, config)
+      >>> t, x_t = jnp.arctan(2.0 / 0.5), jnp.ones(())  # σ = 2
+      >>> round(float(jnp.cos(t) * x_t - jnp.sin(t) * 0.5 * net(x_t / 0.5, t)), 4)
+      0.5336
+      >>> round(float(denoiser_fn(net.model, config)(x_t / jnp.cos(t), 2.0)), 4)
+      0.5336
+
+    References:
+      Lu & Song 2024, section 3 and appendix B.
+    """
+    return TrigFlowFn(model, config.sigma_data)
+
+
+def from_trigflow(net: ModelFn, config: _KarrasConfig) -> FromTrigFlow:
+    """Show a TrigFlow network as a sigma-space model, so that `cm` samples it: what `trigflow_fn` does, undone.
+
+    Args:
+      net: F(x_t / σ_d, t, cond), a callable pytree, as `losses.continuous_consistency` trains it.
+      config: a `cm.CMConfig`, or anything with `sigma_data`.
+
+    Returns:
+      A model `model(x_in, t, cond)` for t = 250 ln σ. A pytree: its leaves are the network's.
+
+    Example:
+      >>> import cmjax
+      >>> config = cmjax.cm.CMConfig()
+      >>> model = from_trigflow(lambda x, t, cond: 0.3 * x, config)
+      >>> cmjax.generate(model, cmjax.cm.init(config, 1), jax.random.key(0), (2, 3)).shape
+      (2, 3)
+
+    References:
+      Lu & Song 2024, section 3 and appendix B.
+
+    Differs from the paper:
+      `cm` has f(x, sigma_min) = x, where TrigFlow has f(x, 0) = x: the scalings of the two differ by the share
+      sigma_min / σ, and 2 sigma_min σ / (σ² + σ_d²) in c_skip.
+    """
+    return FromTrigFlow(net, config.sigma_data)

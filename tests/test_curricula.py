@@ -150,3 +150,13 @@ def test_following_a_curriculum_traces_once():
 
     chex.clear_trace_counter()
     assert len({tuple(map(float, at(k))) for k in range(0, 100, 10)}) > 8
+
+
+def test_the_tangent_warms_up_and_stays():
+    warm = [float(curricula.tangent_warmup(k, warmup_steps=10)) for k in (0, 1, 5, 10, 10**9)]
+    assert warm == pytest.approx([0, 0.1, 0.5, 1, 1])
+    assert float(curricula.tangent_warmup(0, warmup_steps=0)) == 1.0
+    traced = jax.jit(lambda k: curricula.tangent_warmup(k, warmup_steps=10))(jnp.int32(3))
+    assert float(traced) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="warmup_steps must be at least 0, got -1"):
+        curricula.tangent_warmup(0, warmup_steps=-1)

@@ -89,3 +89,39 @@ def test_the_denoiser_has_the_scalings_of_the_paper() -> None:
         actual = cmjax.denoiser_fn(network, config)(jnp.asarray(x, jnp.float32), sigma)
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(told[-1], 250 * np.log(sigma), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.7])
+def test_karras_preconditioning_is_trigflow(sigma_data: float) -> None:
+    config = cmjax.cm.CMConfig(sigma_data=sigma_data)
+    seen = []
+
+    def network(x: jax.Array, t: jax.Array, cond: object, *, key: object = None) -> jax.Array:
+        seen.append((t, cond, key))
+        return jnp.sin(3 * x + t[:, None] / 250)
+
+    sigma = jnp.array([0.002, 0.1, 1.0, 9.0, 80.0])
+    x = jax.random.normal(jax.random.key(0), (5, 4)) * jnp.hypot(sigma, sigma_data)[:, None]
+    t = jnp.arctan(sigma / sigma_data)
+    cos, sin = jnp.cos(t)[:, None], jnp.sin(t)[:, None]
+    net = p.trigflow_fn(network, config)
+    x0 = cos * (cos * x) - sin * sigma_data * net(cos * x / sigma_data, t, "label", key="dropout")
+    np.testing.assert_allclose(x0, p.denoiser_fn(network, config)(x, sigma), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(seen[0][0], 250 * np.log(sigma), rtol=1e-4, atol=0.01)
+    assert seen[0][1:] == ("label", "dropout")
+    back = p.denoiser_fn(p.from_trigflow(net, config), config)(x, sigma)
+    np.testing.assert_allclose(back, p.denoiser_fn(network, config)(x, sigma), rtol=2e-4, atol=1e-5)
+
+
+def test_the_ends_of_trigflow_are_finite() -> None:
+    net = p.trigflow_fn(lambda x, t, cond: jnp.ones_like(x) * t, cmjax.cm.CMConfig())
+    for t in (0.0, np.pi / 2):
+        out, slope = jax.value_and_grad(lambda t: net(jnp.zeros((1, 1)), t)[0, 0])(jnp.float32(t))
+        assert np.isfinite(out) and np.isfinite(slope)
+    np.testing.assert_allclose(net(jnp.zeros((1, 1)), 0.0), -250 * np.log(0.5e-6), rtol=1e-5)
+
+
+def test_the_trigflow_bridges_are_pytrees_of_the_models_arrays() -> None:
+    model = jax.tree_util.Partial(lambda w, x, t, cond: w * x, jnp.float32(2.0))
+    config = cmjax.cm.CMConfig()
+    assert jax.tree.leaves(p.trigflow_fn(model, config)) == jax.tree.leaves(p.from_trigflow(model, config)) == [2.0]

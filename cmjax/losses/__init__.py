@@ -7,6 +7,7 @@ What they are made of is exchanged by argument: a `Metric` (how far apart), a `P
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
+from cmjax.losses.continuous import continuous_consistency, infinitesimal_consistency
 from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
 from cmjax.losses.proposals import Proposal, karras, lognormal
 from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_one, truncated_snr, uniform
@@ -19,8 +20,10 @@ __all__ = [
     "consistency_distillation",
     "consistency_training",
     "denoising",
+    "continuous_consistency",
     "easy_consistency_tuning",
     "edm",
+    "infinitesimal_consistency",
     "inverse_gap",
     "karras",
     "l1",

@@ -28,6 +28,7 @@ class Case(NamedTuple):
       linear: w f32[] -> one that is wrong, as a pytree with one leaf, w.
       data: where the exact function has no loss.
       networks: how many of student and target get the dropout key.
+      calls: how often the networks that get the dropout key are called.
     """
 
     loss: Callable[..., Any]
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     linear: Callable[[Any], Any]
     data: Gaussian = POINT
     networks: int = 2
+    calls: int = 2  # of the networks that get the dropout key
 
 
 def consistency(data: Gaussian) -> Any:
@@ -66,6 +68,19 @@ def halved(denoise: Any, _: Any, x0: Any, key: Any, **options: Any) -> Any:
 def denoised(denoise: Any, _: Any, x0: Any, key: Any, **options: Any) -> Any:
     """Denoising, which has no target network."""
     return losses.denoising(denoise, x0, key, **options)
+def exact_trigflow(data: Gaussian) -> Any:
+    """The TrigFlow network of the exact f(x, σ)."""
+
+    def net(x, t, cond=None, *, key=None):
+        cos, sin = jnp.cos(t)[:, None], 0.5 * jnp.sin(t)[:, None]
+        return (0.5 * cos * x - data.flow(0.5 * x, (cos, sin), (1.0, 0.0))) / sin
+
+    return net
+
+
+def linear_trigflow(w: Any) -> Any:
+    """F(x) = w x in TrigFlow."""
+    return cmjax.parameterization.trigflow_fn(linear(w).model, CONFIG)
 
 
 CASES = {
@@ -78,6 +93,14 @@ CASES = {
     "consistency_distillation": Case(distilled, consistency, linear, Gaussian()),
     "progressive_distillation": Case(halved, denoiser, linear, networks=1),
     "denoising": Case(denoised, denoiser, linear, networks=1),
+    "continuous_consistency": Case(
+        lambda f, _, *args, **options: losses.continuous_consistency(f, *args, **options),
+        exact_trigflow, linear_trigflow, calls=1,
+    ),
+    "infinitesimal_consistency": Case(
+        lambda f, _, *args, **options: losses.infinitesimal_consistency(f, *args, **options),
+        consistency, linear, calls=1,
+    ),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 X0 = np.random.default_rng(0).normal(size=(7, 4, 4, 1)).astype(np.float32)
@@ -134,6 +157,7 @@ def test_student_and_target_get_one_dropout_key(case):
     keys.clear()
     case.loss(spy, spy, X0, jax.random.key(0), dropout=True)
     assert len(keys) >= case.networks and len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 1
+    assert len(keys) >= case.calls and len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 1
 
 
 @each
