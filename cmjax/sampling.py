@@ -148,11 +148,23 @@ def model_input(state: SamplerState, x: Array) -> tuple[Array, Array]:
 
 
 def sample(
-    model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond = None, *, edit: Edit | None = None
+    model: ModelFn,
+    state: SamplerState,
+    x: Array,
+    key: Key,
+    cond: Cond = None,
+    *,
+    edit: Edit | None = None,
+    remat: bool = False,
 ) -> Array:
     """Walk the whole path. Equal to the loop by hand over `jax.random.split(key, state.num_steps)`.
 
     Call it under `jax.jit`: outside, the loop is compiled anew at every call.
+
+    It has a gradient by x, the model, cond, and all float leaves of the state: rewards can train the model, and noise
+    levels and guidance scales can be learned. Reverse mode then keeps what the model computed at each of the n steps;
+    with `remat` it keeps x alone and computes each step once more on the way back: one step's memory and n samples, for
+    one more call of the model a step (of a reward's three or so: forward, and two backward).
 
     Args:
       model: a callable pytree `model(x, t, cond)`.
@@ -161,6 +173,7 @@ def sample(
       key: one key, or one for each image.
       cond: passed on to the model: any pytree, or None.
       edit: x0 -> x0, a callable pytree, applied at each step.
+      remat: whether gradients compute each step again rather than keep what was in it. Static. No number changes.
 
     Returns:
       f[B, *S], the sample at the end of the path, in x's dtype.
@@ -173,13 +186,29 @@ def sample(
       >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
       >>> sample(lambda x, t, cond: jnp.zeros_like(x), state, jnp.zeros((1, 2)), jax.random.key(0)).shape
       (1, 2)
+
+      What the second noise level should be, by gradient:
+
+      >>> def reward(sigma):
+      ...     state = cmjax.cm.init(cmjax.cm.CMConfig(clip_denoised=False), sigmas=jnp.stack([80.0, sigma]))
+      ...     x = 80.0 * jnp.ones((1, 2))
+      ...     return sample(lambda x, t, cond: x, state, x, jax.random.key(0), remat=True).mean()
+      >>> bool(jax.grad(reward)(1.5) != 0.0)
+      True
     """
-    x, _ = _walk(model, state, x, key, cond, edit, keep=False)
+    x, _ = _walk(model, state, x, key, cond, edit, keep=False, remat=remat)
     return x
 
 
 def trajectory(
-    model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond = None, *, edit: Edit | None = None
+    model: ModelFn,
+    state: SamplerState,
+    x: Array,
+    key: Key,
+    cond: Cond = None,
+    *,
+    edit: Edit | None = None,
+    remat: bool = False,
 ) -> Trajectory:
     """Walk the whole path as `sample` does, and keep every step.
 
@@ -190,6 +219,7 @@ def trajectory(
       key: as for `sample`.
       cond: as for `sample`.
       edit: as for `sample`.
+      remat: as for `sample`.
 
     Returns:
       x: f[n + 1, B, *S], from the start to the result; and x0: f32[n, B, *S], the clean estimates.
@@ -203,7 +233,7 @@ def trajectory(
       >>> trajectory(lambda x, t, cond: jnp.zeros_like(x), state, jnp.zeros((1, 5)), jax.random.key(0)).x.shape
       (3, 1, 5)
     """
-    _, kept = _walk(model, state, x, key, cond, edit, keep=True)
+    _, kept = _walk(model, state, x, key, cond, edit, keep=True, remat=remat)
     return Trajectory(jnp.concatenate([x[None], kept[0]]), kept[1])
 
 
@@ -215,6 +245,7 @@ def generate(
     cond: Cond = None,
     *,
     edit: Edit | None = None,
+    remat: bool = False,
 ) -> Array:
     """Draw from the prior and walk the whole path: noise in, pictures out.
 
@@ -228,6 +259,7 @@ def generate(
       shape: (B, *S).
       cond: passed on to the model: any pytree, or None.
       edit: x0 -> x0, a callable pytree, applied at each step.
+      remat: as for `sample`.
 
     Returns:
       f32[B, *S].
@@ -242,14 +274,24 @@ def generate(
       (2, 3)
     """
     k_x, k_z = split(key, 2)
-    return sample(model, state, prior(state, k_x, shape), k_z, cond, edit=edit)
+    return sample(model, state, prior(state, k_x, shape), k_z, cond, edit=edit, remat=remat)
 
 
 def _walk(
-    model: ModelFn, state: SamplerState, x: Array, key: Key, cond: Cond, edit: Edit | None, *, keep: bool
+    model: ModelFn,
+    state: SamplerState,
+    x: Array,
+    key: Key,
+    cond: Cond,
+    edit: Edit | None,
+    *,
+    keep: bool,
+    remat: bool,
 ) -> tuple[Array, Any]:
     _refuse_config(state)
     _refuse_used(state, "sample")
+    if is_traced(remat):
+        raise TypeError('remat must be static under jit: jax.jit(sample, static_argnames="remat").')
 
     def body(carry, key):
         state, x = carry
@@ -257,6 +299,8 @@ def _walk(
         state, x, pred = advance(state, model(x_in, t, cond), x, key, edit)
         return (state, x), (x, pred.x0) if keep else None
 
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)  # within a scan nothing can be shared with the way back
     (_, x), kept = jax.lax.scan(body, (state, x), split(key, state.num_steps))
     return x, kept
 
