@@ -26,6 +26,7 @@ __all__ = [
     "c_out",
     "c_skip",
     "consistency_fn",
+    "ctm_fn",
     "denoiser_fn",
     "from_trigflow",
     "trigflow_fn",
@@ -258,3 +259,63 @@ def from_trigflow(net: ModelFn, config: _KarrasConfig) -> FromTrigFlow:
       sigma_min / σ, and 2 sigma_min σ / (σ² + σ_d²) in c_skip.
     """
     return FromTrigFlow(net, config.sigma_data)
+
+
+# ---- consistency trajectory models: from any level to any lower one --------------------------------------------------
+
+
+class JumpFn(Struct):
+    """G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s), from level t to level s; see `ctm_fn`."""
+
+    model: ModelFn
+    sigma_data: float = static()
+
+    def __call__(
+        self, x: Array, t: Array | float, s: Array | float, cond: Cond = None, *, key: Key | None = None
+    ) -> Array:
+        """Jump from noise level t to s <= t, f32[] or f32[B] each: f[B, *S]. Where s = t it is x."""
+        t, s = f32(t), f32(s)
+        share = expand_like(s / t, x)
+        return (share * f32(x) + (1.0 - share) * f32(self._inner(x, t, s, cond, key))).astype(x.dtype)
+
+    def denoise(self, x: Array, t: Array | float, cond: Cond = None, *, key: Key | None = None) -> Array:
+        """Estimate x0 as a diffusion model does, g(x, t, t), f[B, *S]: what `losses.denoising` trains."""
+        return self._inner(x, f32(t), f32(t), cond, key)
+
+    def _inner(self, x: Array, t: Array, s: Array, cond: Cond, key: Key | None) -> Array:
+        at = {"s": c_noise(s)} if key is None else {"s": c_noise(s), "key": key}
+
+        def network(x: Array, t: Array, cond: Cond) -> Array:
+            return self.model(x, t, cond, **at)
+
+        return ConsistencyFn(network, self.sigma_data, 0.0)(x, t, cond)
+
+
+def ctm_fn(model: ModelFn, config: _KarrasConfig) -> JumpFn:
+    """Make the jump G of a consistency trajectory model, from any noise level to any lower one.
+
+    G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s), with Karras preconditioning inside,
+    g = c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t), c_noise(s)).
+
+    So G(x, t, t) = x, g(x, t, t) is a denoiser, and G(x, t, sigma_min) a consistency model.
+
+    Args:
+      model: a callable pytree `model(x_in, t, cond, s=...)`, where s is 250 ln of the level to go to, as t is of the
+        level to come from. A keyword, as `key=` is: cond stays the condition, whatever guidance does with it, and a
+        network that knows no s is refused by Python rather than left to ignore it.
+      config: a `cm.CMConfig`, or anything with `sigma_data`.
+
+    Returns:
+      G(x, t, s, cond=None, *, key=None), for t >= s > 0, f32[] or f32[B]; `G.denoise(x, t, cond)` is g(x, t, t). A
+      pytree: its leaves are the model's.
+
+    Example:
+      >>> import cmjax
+      >>> jump = ctm_fn(lambda x, t, cond, s: jnp.zeros_like(x), cmjax.cm.CMConfig())
+      >>> jump(jnp.full((1, 2), 3.0), 2.0, 2.0)
+      Array([[3., 3.]], dtype=float32)
+
+    References:
+      Kim et al. 2023, equations 6 and 7.
+    """
+    return JumpFn(model, config.sigma_data)

@@ -125,3 +125,28 @@ def test_the_trigflow_bridges_are_pytrees_of_the_models_arrays() -> None:
     model = jax.tree_util.Partial(lambda w, x, t, cond: w * x, jnp.float32(2.0))
     config = cmjax.cm.CMConfig()
     assert jax.tree.leaves(p.trigflow_fn(model, config)) == jax.tree.leaves(p.from_trigflow(model, config)) == [2.0]
+
+
+def test_the_jump_of_a_trajectory_model_by_hand() -> None:
+    told = []
+
+    def network(x: jax.Array, t: jax.Array, cond: object, *, s: jax.Array, key: object = None) -> jax.Array:
+        told.append((t, s, cond, key))
+        return jnp.sin(x)
+
+    jump, x = p.ctm_fn(network, cmjax.cm.CMConfig()), np.random.default_rng(0).standard_normal((2, 3))
+    t, s = np.array([2.0, 0.5]), np.array([0.1, 0.5])
+    weight = 1 / np.sqrt(t**2 + 0.25)[:, None]
+    inner = 0.25 * weight**2 * x + 0.5 * t[:, None] * weight * np.sin(weight * x)
+    share = (s / t)[:, None]
+    given = [jnp.asarray(v, jnp.float32) for v in (x, t, s)]
+    out = jump(*given, "label", key="dropout")
+    np.testing.assert_allclose(out, share * x + (1 - share) * inner, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(out[1], given[0][1])  # s = t
+    np.testing.assert_allclose(told[0][0], 250 * np.log(t), rtol=1e-5)
+    np.testing.assert_allclose(told[0][1], 250 * np.log(s), rtol=1e-5)
+    assert told[0][2:] == ("label", "dropout")
+    np.testing.assert_allclose(jump.denoise(given[0], given[1]), inner, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(told[1][0], told[1][1])
+    with pytest.raises(TypeError, match="unexpected keyword argument 's'"):
+        p.ctm_fn(lambda x, t, cond: x, cmjax.cm.CMConfig())(*given)

@@ -8,11 +8,13 @@ from cmjax.losses.consistency import consistency_training, easy_consistency_tuni
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
 from cmjax.losses.continuous import continuous_consistency, infinitesimal_consistency
+from cmjax.losses.ctm import JumpFn, balance, consistency_trajectory
 from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
 from cmjax.losses.proposals import Proposal, karras, lognormal
 from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_one, truncated_snr, uniform
 
 __all__ = [
+    "JumpFn",
     "Metric",
     "Proposal",
     "TeacherStep",
@@ -20,6 +22,9 @@ __all__ = [
     "consistency_distillation",
     "consistency_training",
     "denoising",
+    "balance",
+    "consistency_training",
+    "consistency_trajectory",
     "continuous_consistency",
     "easy_consistency_tuning",
     "edm",

@@ -17,6 +17,7 @@ from cmjax import losses
 
 CONFIG = cmjax.cm.CMConfig()
 POINT = Gaussian(mean=0.7, std=0.0)  # one data point: without a teacher, only there do the pairs lie on the trajectory
+WIDE = Gaussian(mean=0.7, std=0.4)
 
 
 class Case(NamedTuple):
@@ -83,6 +84,13 @@ def linear_trigflow(w: Any) -> Any:
     return cmjax.parameterization.trigflow_fn(linear(w).model, CONFIG)
 
 
+def linear_jump(w: Any) -> Any:
+    """The jump of a network F(x) = w x."""
+    return cmjax.parameterization.ctm_fn(
+        jax.tree_util.Partial(lambda w, x, t, cond, *, s, key=None: w * x, jnp.float32(w)), CONFIG
+    )
+
+
 CASES = {
     "consistency_training": Case(
         functools.partial(losses.consistency_training, num_scales=20), consistency, linear
@@ -100,6 +108,12 @@ CASES = {
     "infinitesimal_consistency": Case(
         lambda f, _, *args, **options: losses.infinitesimal_consistency(f, *args, **options),
         consistency, linear, calls=1,
+    ),
+    "consistency_trajectory": Case(
+        lambda g, g_target, *args, **options: losses.consistency_trajectory(
+            g, g_target, lambda x, t, u, cond: WIDE.to(x, t, u), *args, **options
+        ),
+        lambda data: data.to, linear_jump, WIDE, calls=4,
     ),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
