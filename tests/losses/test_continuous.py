@@ -332,7 +332,7 @@ def test_one_step_samples_of_gaussian_data_have_its_mean_and_covariance():
         "b": jax.random.normal(k[1], (32,)),
         "c": 0.1 * jax.random.normal(k[2], (32, 6)),
     }
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 3000))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 2000))
 
     @jax.jit
     def fit(params):
@@ -350,7 +350,7 @@ def test_one_step_samples_of_gaussian_data_have_its_mean_and_covariance():
             updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        steps = jnp.arange(3000), jax.random.split(jax.random.key(1), 3000)
+        steps = jnp.arange(2000), jax.random.split(jax.random.key(1), 2000)
         return jax.lax.scan(step, (params, optimizer.init(params)), steps)[0][0]
 
     config = cmjax.cm.CMConfig(clip_denoised=False)

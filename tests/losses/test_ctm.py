@@ -161,7 +161,7 @@ def test_jumps_of_gaussian_data_land_with_its_mean_and_spread():
     shapes = {"a": (2, 48), "b": (48,), "c": (48, 2)}
     params = {name: jax.random.normal(key, shape) for (name, shape), key in zip(shapes.items(), k, strict=True)}
     params["c"] *= 0.1
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 2500))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 1500))
 
     @jax.jit
     def fit(params):
@@ -177,7 +177,7 @@ def test_jumps_of_gaussian_data_land_with_its_mean_and_spread():
             updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 2500))[0][0]
+        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 1500))[0][0]
 
     g = cmjax.parameterization.ctm_fn(jax.tree_util.Partial(network, fit(params)), CONFIG)
     x = data.mean + 80.0 * jax.random.normal(jax.random.key(2), (20_000, 1))
