@@ -27,12 +27,12 @@ __all__ = [
     "power_ema_std",
     "progressive_scales",
     "progressive_steps",
+    "tangent_warmup",
     "target_decay",
 ]
 
 
 # ---- noise levels ----------------------------------------------------------------------------------------------------
-__all__ = ["ema_decay", "gap", "num_scales", "tangent_warmup"]
 
 
 def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final: int = 1280) -> Array:
@@ -197,6 +197,36 @@ def progressive_steps(step: int | Array, stage_steps: Sequence[int], *, final: i
     return _at(step, _stage_starts(stage_steps), np.array(steps, np.int32))
 
 
+# ---- tangents ---------------------------------------------------------------------------------------------------------
+
+
+def tangent_warmup(step: int | Array, *, warmup_steps: int = 10_000) -> Array:
+    """Bring the unsteady part of the tangent in, min(1, k / H): the `warmup` of `losses.continuous_consistency`.
+
+    Args:
+      step: i32[], the training step k; may be traced.
+      warmup_steps: H; 0 for no warm-up.
+
+    Returns:
+      f32[] in [0, 1].
+
+    Raises:
+      ValueError: for warmup_steps less than 0.
+
+    Example:
+      >>> [float(tangent_warmup(k, warmup_steps=100)) for k in (0, 25, 100, 1000)]
+      [0.0, 0.25, 1.0, 1.0]
+
+    References:
+      Lu & Song 2024, algorithm 1.
+    """
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
+    if warmup_steps == 0:
+        return jnp.ones((), jnp.float32)
+    return jnp.minimum(f32(step) / warmup_steps, 1.0)
+
+
 # ---- averages of the weights -----------------------------------------------------------------------------------------
 
 
@@ -321,28 +351,3 @@ def _intervals(total_steps: int, initial: int, final: int) -> tuple[np.ndarray[A
 def _check_ends(initial: int, final: int) -> None:
     if not 1 <= initial <= final:
         raise ValueError(f"1 <= initial <= final must hold, got {initial} and {final}.")
-def tangent_warmup(step: int | Array, *, warmup_steps: int = 10_000) -> Array:
-    """Bring the unsteady part of the tangent in, min(1, k / H): the `warmup` of `losses.continuous_consistency`.
-
-    Args:
-      step: i32[], the training step k; may be traced.
-      warmup_steps: H; 0 for no warm-up.
-
-    Returns:
-      f32[] in [0, 1].
-
-    Raises:
-      ValueError: for warmup_steps less than 0.
-
-    Example:
-      >>> [float(tangent_warmup(k, warmup_steps=100)) for k in (0, 25, 100, 1000)]
-      [0.0, 0.25, 1.0, 1.0]
-
-    References:
-      Lu & Song 2024, algorithm 1.
-    """
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
-    if warmup_steps == 0:
-        return jnp.ones((), jnp.float32)
-    return jnp.minimum(f32(step) / warmup_steps, 1.0)

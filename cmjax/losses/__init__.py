@@ -5,10 +5,10 @@ What they are made of is exchanged by argument: a `Metric` (how far apart), a `P
 """
 
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
-from cmjax.losses.denoising import denoising
-from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
 from cmjax.losses.continuous import continuous_consistency, infinitesimal_consistency
 from cmjax.losses.ctm import JumpFn, balance, consistency_trajectory
+from cmjax.losses.denoising import denoising
+from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
 from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
 from cmjax.losses.proposals import Proposal, karras, lognormal
 from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_one, truncated_snr, uniform
@@ -19,13 +19,12 @@ __all__ = [
     "Proposal",
     "TeacherStep",
     "Weighting",
-    "consistency_distillation",
-    "consistency_training",
-    "denoising",
     "balance",
+    "consistency_distillation",
     "consistency_training",
     "consistency_trajectory",
     "continuous_consistency",
+    "denoising",
     "easy_consistency_tuning",
     "edm",
     "infinitesimal_consistency",

@@ -16,7 +16,7 @@ import numpy as np
 
 from cmjax import curricula, losses, ode
 from cmjax._typed import mistyped
-from cmjax.parameterization import consistency_fn, denoiser_fn
+from cmjax.parameterization import consistency_fn, denoiser_fn, trigflow_fn
 from cmjax.samplers.cm import CMConfig
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ __all__ = [
     "METHODS",
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "ContinuousDistillation",
+    "ContinuousTraining",
     "Denoising",
     "EasyConsistencyTuning",
     "ImprovedConsistencyTraining",
@@ -363,6 +365,64 @@ class Denoising(Method):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousTraining(Method):
+    """Continuous time, from images alone (sCT): the tangent of the consistency function is what is learned away.
+
+    Attributes:
+      proposal_mean, proposal_std: ln (σ_d tan t) ~ N(mean, std²).
+      warmup: the share of the run over which the unsteady part of the tangent comes in.
+      tangent_constant: c, what steadies the tangent's normalization.
+      dropout: whether the network gets a dropout key (the tangent the same one).
+
+    References:
+      Lu & Song 2024, algorithm 1.
+    """
+
+    proposal_mean: float = -1.0
+    proposal_std: float = 1.4
+    warmup: float = 0.1
+    tangent_constant: float = 0.1
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "proposal_std", "tangent_constant")
+        if not 0.0 <= self.warmup <= 1.0:
+            raise ValueError(f"warmup must lie in [0, 1], a share of the run, got {self.warmup}.")
+
+    def _warmup(self, step: int | Array, steps: int) -> Array:
+        return curricula.tangent_warmup(step, warmup_steps=round(self.warmup * steps))
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """How much of the tangent is there."""
+        return {"warmup": float(self._warmup(step, steps))}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.continuous_consistency`, along the teacher's velocity where there is one."""
+        return losses.continuous_consistency(
+            trigflow_fn(learner.model, learner.config),
+            x0,
+            key,
+            teacher=None if learner.teacher is None else trigflow_fn(*learner.teacher),
+            cond=cond,
+            dropout=self.dropout,
+            sigma_data=learner.config.sigma_data,
+            sigma_min=learner.config.sigma_min,
+            sigma_max=learner.config.sigma_max,
+            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
+            warmup=self._warmup(step, steps),
+            tangent_constant=self.tangent_constant,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousDistillation(ContinuousTraining):
+    """Continuous time, along the velocity of a diffusion model (sCD). Lu & Song 2024."""
+
+    needs_teacher: ClassVar[bool] = True
+
+
 def _karras_grid(config: CMConfig) -> dict[str, Any]:
     """The grid that a config says, and a proposal that draws its intervals as often."""
     return {
@@ -378,6 +438,8 @@ METHODS: dict[str, type[Method]] = {
     "ict": ImprovedConsistencyTraining,
     "ct": ConsistencyTraining,
     "cd": ConsistencyDistillation,
+    "sct": ContinuousTraining,
+    "scd": ContinuousDistillation,
     "pd": ProgressiveDistillation,
     "edm": Denoising,
 }
