@@ -197,7 +197,7 @@ def progressive_steps(step: int | Array, stage_steps: Sequence[int], *, final: i
     return _at(step, _stage_starts(stage_steps), np.array(steps, np.int32))
 
 
-# ---- tangents ---------------------------------------------------------------------------------------------------------
+# ---- tangents --------------------------------------------------------------------------------------------------------
 
 
 def tangent_warmup(step: int | Array, *, warmup_steps: int = 10_000) -> Array:
