@@ -7,12 +7,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from cmjax.types import Array
 
-__all__ = ["expand_like", "f32", "is_traced", "read", "refuse_integers", "safe_sqrt", "whole"]
+__all__ = [
+    "as_array",
+    "expand_like",
+    "f32",
+    "floating",
+    "is_real",
+    "is_traced",
+    "read",
+    "refuse_no_function",
+    "safe_sqrt",
+    "whole",
+]
 
 
 def f32(x: ArrayLike) -> Array:
@@ -37,16 +49,27 @@ def read(table: Array, index: Array) -> Array:
     return table.at[index].get(mode="fill", fill_value=missing, wrap_negative_indices=False)
 
 
-def refuse_integers(name: str, x: ArrayLike) -> None:
-    """Raise TypeError for what is not of a float dtype: grey levels, 0 ... 255, are no samples."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is None:
-        try:
-            dtype = jnp.asarray(x).dtype
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be a float array, got a {type(x).__name__}.") from error
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be a float array (images in [-1, 1]), got {dtype}.")
+def as_array(name: str, x: Any, kind: str) -> Array:
+    """Give x as an array, or raise TypeError for what is none: None, texts, lists of unequal length."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        got = f"{x!r:.60}" if isinstance(x, str | list | tuple) else f"a {type(x).__name__}"
+        raise TypeError(f"{name} must be {kind}, got {got}: give an array of JAX or NumPy.") from error
+
+
+def floating(name: str, x: Any, hint: str = " (images in [-1, 1])") -> Array:
+    """Give x as an array of floats, or raise TypeError: grey levels, 0 ... 255, are no samples."""
+    array = as_array(name, x, "a float array")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a float array{hint}, got {array.dtype}.")
+    return array
+
+
+def refuse_no_function(name: str, value: Any, kind: str) -> None:
+    """Raise TypeError for what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, {kind}, got a {type(value).__name__}.")
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -58,6 +81,11 @@ def whole(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}.")
     return number
+
+
+def is_real(x: Array | np.ndarray) -> bool:
+    """Whether x holds whole or broken numbers: no truth values, no complex ones, no keys, no objects."""
+    return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def is_traced(x: Any) -> bool:

@@ -12,7 +12,7 @@ import math
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cmjax._numerics import expand_like, f32, refuse_integers, safe_sqrt, whole
+from cmjax._numerics import as_array, expand_like, f32, floating, is_real, safe_sqrt, whole
 from cmjax.types import Array
 
 __all__ = ["slerp", "slerp_grid", "slerp_path"]
@@ -31,7 +31,7 @@ def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
       ones no circle is the shortest, and the result is not defined (its gradient is finite).
 
     Raises:
-      TypeError: a or b is not of a float dtype.
+      TypeError: a or b is not of a float dtype, or t is not of numbers.
       ValueError: shapes differ, or t is neither a number nor one for each image.
 
     Example:
@@ -41,7 +41,14 @@ def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
     References:
       Shoemake 1985, section 3.3; Song et al. 2023, appendix D.
     """
-    a, b, t = _noises(a, b), _noises(b, a), f32(t)
+    a, b, t = floating("a", a), floating("b", b), as_array("t", t, "a number, from 0 to 1")
+    if a.ndim < 2:
+        raise ValueError(f"noises must have a batch axis before their own, f[B, *S], got shape {a.shape}.")
+    if a.shape != b.shape:
+        raise ValueError(f"the two noises must have one shape, got {a.shape} and {b.shape}.")
+    if not is_real(t):
+        raise TypeError(f"t must be a number, from 0 to 1, or one for each image, got {t.dtype}.")
+    t = f32(t)
     if t.shape not in ((), a.shape[:1]):
         raise ValueError(f"t must be a number, or one for each of {a.shape[0]} images, got shape {t.shape}.")
     u, v = (f32(z).reshape(z.shape[0], math.prod(z.shape[1:])) for z in (a, b))
@@ -106,18 +113,7 @@ def slerp_grid(corners: Array, rows: int, columns: int) -> Array:
 
 
 def _several(name: str, noises: Array, count: int) -> Array:
-    refuse_integers(name, noises)
-    noises = jnp.asarray(noises)
+    noises = floating(name, noises)
     if noises.shape[:1] != (count,):
         raise ValueError(f"{name} must be {count} noises, f[{count}, *S], got shape {noises.shape}.")
     return noises
-
-
-def _noises(a: Array, b: Array) -> Array:
-    refuse_integers("noise", a)
-    a = jnp.asarray(a)
-    if a.ndim < 2:
-        raise ValueError(f"noises must have a batch axis before their own, f[B, *S], got shape {a.shape}.")
-    if a.shape != jnp.shape(b):
-        raise ValueError(f"the two noises must have one shape, got {a.shape} and {jnp.shape(b)}.")
-    return a

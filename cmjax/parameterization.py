@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32, refuse_integers
+from cmjax._numerics import expand_like, f32, floating
 from cmjax._struct import Struct, static
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class ConsistencyFn(Struct):
 
     def __call__(self, x: Array, sigma: Array | float, cond: Cond = None, *, key: Key | None = None) -> Array:
         """Map x at noise level sigma (f32[] or f32[B]) to the clean end of its trajectory, f[B, *S]."""
-        refuse_integers("x", x)
-        sigma = f32(sigma)
+        x, sigma = floating("x", x), f32(sigma)
         at = {} if key is None else {"key": key}
         x_in = expand_like(c_in(sigma, self.sigma_data), x) * f32(x)
         out = self.model(x_in.astype(x.dtype), c_noise(sigma), cond, **at)

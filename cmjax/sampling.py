@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax._numerics import f32, is_traced, refuse_integers
+from cmjax._numerics import f32, floating, is_traced
 from cmjax._random import noise, split
 from cmjax.samplers.base import SamplerConfig, SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
@@ -86,8 +86,7 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
       >>> add_noise(state, jnp.ones((1, 2)), jnp.ones((1, 2)))
       Array([[4., 4.]], dtype=float32)
     """
-    refuse_integers("x0", x0)
-    x0 = jnp.asarray(x0)
+    x0 = floating("x0", x0)
     is_noise = jnp.issubdtype(key.dtype, jnp.floating)
     if is_noise and key.shape != x0.shape:
         raise ValueError(f"The noise has shape {key.shape} for x0 of shape {x0.shape}; they must be equal.")

@@ -503,6 +503,59 @@ def test_bad_input_is_refused_in_one_sentence(error: type[Exception], message: s
         make()
 
 
+WRONG = {
+    "None": None,
+    "a text": "abc",
+    "texts": ["a", "b"],
+    "an int": 3,
+    "NaN": np.full(SHAPE, np.nan, np.float32),
+    "complex": np.zeros(SHAPE, np.complex64),
+    "a key": KEY,
+    "lists of unequal length": [[1.0], [1.0, 2.0]],
+    "a shape without values": jax.ShapeDtypeStruct(SHAPE, jnp.float32),
+}
+# By the name that a complaint must begin with: whoever takes such an argument.
+ARGUMENTS: dict[str, Any] = {
+    "reference": [lambda v: inpaint(v, HOLE), lambda v: blend(v, HOLE.astype(jnp.float32))],
+    "hole": [lambda v: inpaint(PHOTO, v)],
+    "weight": [lambda v: blend(PHOTO, v)],
+    "gray": [colorize],
+    "weights": [lambda v: colorize(PHOTO[..., :1], weights=v), lambda v: luminance(PHOTO, weights=v)],
+    "bounds": [lambda v: inpaint(PHOTO, HOLE, bounds=v), lambda v: super_resolution(PHOTO, 2, bounds=v)],
+    "low": [lambda v: super_resolution(v, 2)],
+    "factor": [lambda v: super_resolution(PHOTO, v), lambda v: block_mean(PHOTO, v)],
+    "measure": [lambda v: consistent(v, slow_back, PHOTO)],
+    "adjoint": [lambda v: consistent(slow, v, PHOTO)],
+    "what measure gives": [lambda v: consistent(lambda x: v, slow_back, PHOTO)],
+    "what adjoint gives": [lambda v: consistent(slow, lambda y: v, PHOTO)],
+    "each edit": [chain, lambda v: chain(EDITS["inpaint"][0], v)],
+    "edit": [lambda v: known(v, SHAPE), lambda v: cmjax.step(STATE, PHOTO, PHOTO, KEY, edit=v)],
+    "what edit returns": [lambda v: known(lambda x0: v, SHAPE)],
+    "shape": [lambda v: known(EDITS["inpaint"][0], v)],
+    "x0": [edit for edit, _ in EDITS.values()],
+    "images": [luminance, lambda v: block_mean(v, 2)],
+}
+STATE = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
+FINE = {  # None means no bounds and no edit, 3 is a factor, and NaN goes through what does not look at values
+    *(("bounds", "None"), ("edit", "None"), ("factor", "an int")),
+    *((name, "NaN") for name in ("x0", "images", "what edit returns", "what measure gives", "what adjoint gives")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Data type alias 'a'")
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_what_is_of_a_wrong_type_is_refused_by_name(name: str, wrong: str) -> None:
+    for make in ARGUMENTS[name]:
+        if (name, wrong) in FINE:
+            continue
+        with pytest.raises((TypeError, ValueError), match=r"\.$") as refused:
+            make(WRONG[wrong])
+        said = str(refused.value)
+        assert said.startswith((name, name.removeprefix("what ").removesuffix(" gives"))), said
+        assert any(word in said for word in (" must ", " has shape ", " holds NaN ")), said
+
+
 def ramp(most: float) -> jax.Array:
     return jnp.broadcast_to(jnp.linspace(0.0, most, 8)[:, None], SHAPE)
 

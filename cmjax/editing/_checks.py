@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax._numerics import f32, is_traced, refuse_integers
+from cmjax._numerics import f32, floating, is_real, is_traced
 from cmjax.types import Array
 
-__all__ = ["Bounds", "check_bounds", "check_shape", "mask_for", "measured"]
+__all__ = ["Bounds", "check_bounds", "check_shape", "few_numbers", "mask_for", "measured"]
 
 # The least and the largest value of pictures; None for what has none, such as latents.
 Bounds = tuple[float, float] | None
@@ -18,8 +18,22 @@ Bounds = tuple[float, float] | None
 
 def measured(name: str, value: ArrayLike) -> Array:
     """Bring what was measured to float32; grey levels, 0 ... 255, are refused."""
-    refuse_integers(name, value)
-    return f32(value)
+    return f32(floating(name, value))
+
+
+def few_numbers(name: str, value: Any, rule: str) -> np.ndarray:
+    """Bring numbers that a person writes, such as weights, to the host: f64[n]; anything else is refused."""
+    if is_traced(value):
+        raise TypeError(f"{name} must be concrete under jit, got {value}: make the edit outside.")
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError):  # a list of lists of unequal length
+        found = np.array(None)
+    if not is_real(found):
+        raise TypeError(f"{name} must be {rule}, got {value!r:.60}.")
+    if found.ndim != 1:
+        raise ValueError(f"{name} must be {rule}, got shape {found.shape}.")
+    return found.astype(np.float64)
 
 
 _ON_ANOTHER_SCALE = ": clip it, scale it (x / 127.5 - 1), or, for latents, give bounds=None"
@@ -32,7 +46,12 @@ def check_bounds(
 
     On the host, so that it works under `jit` too, for arrays that are not traced.
     """
-    if bounds is None or is_traced((value, free)) or not getattr(value, "is_fully_addressable", True):
+    if bounds is None:
+        return
+    ends = few_numbers("bounds", bounds, "two numbers, the least and the greatest, or None")
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise ValueError(f"bounds must be two numbers, the least and the greatest, or None, got {bounds}.")
+    if is_traced((value, free)) or not getattr(value, "is_fully_addressable", True):
         return
     found = np.asarray(value, np.float32)
     if free is not None:
@@ -40,8 +59,8 @@ def check_bounds(
     if not found.size:
         return
     if wrong := int(np.isnan(found).sum()):
-        raise ValueError(f"{name} holds NaN in {wrong} of {found.size} values.")
-    lowest, highest = bounds
+        raise ValueError(f"{name} holds NaN in {wrong} of {found.size} values: what is kept must be numbers.")
+    lowest, highest = ends
     room = 1e-3 * (highest - lowest)
     least, most = found.min(), found.max()
     if not lowest - room <= least <= most <= highest + room:

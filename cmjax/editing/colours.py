@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cmjax._struct import Struct
-from cmjax.editing._checks import Bounds, check_bounds, check_shape, measured
+from cmjax.editing._checks import Bounds, check_bounds, check_shape, few_numbers, measured
 from cmjax.types import Array
 
 __all__ = ["LUMA", "Colorize", "colorize", "luminance"]
@@ -26,8 +26,8 @@ class Colorize(Struct):
 
     def __call__(self, x0: Array) -> Array:
         """Give x0 the luminance of gray, moving along the weights: f32[B, H, W, C]."""
-        channels = self.weights.shape[-1]
-        if x0.shape[-1] != channels:
+        x0, channels = measured("x0", x0), self.weights.shape[-1]
+        if x0.shape[-1:] != (channels,):
             raise ValueError(f"colorize weighs {channels} colours, but x0 has shape {x0.shape}, channels last.")
         check_shape("gray", self.gray, x0[..., :1])
         weights = self.weights.reshape((1,) * (x0.ndim - 1) + (channels,))
@@ -47,7 +47,7 @@ def colorize(gray: ArrayLike, *, weights: Sequence[float] = LUMA, bounds: Bounds
       An edit on f[B, H, W, C], for as many channels C as weights. It gives float32.
 
     Raises:
-      TypeError: gray is not of a float dtype.
+      TypeError: gray is not of a float dtype, or weights are no numbers.
       ValueError: gray has not one channel, or is out of bounds, or weights do not add up to something positive.
 
     Example:
@@ -78,7 +78,7 @@ def luminance(images: ArrayLike, *, weights: Sequence[float] = LUMA) -> Array:
       f32[..., 1]: of grey colours (v, v, v) it is v.
 
     Raises:
-      TypeError: images are not of a float dtype.
+      TypeError: images are not of a float dtype, or weights are no numbers.
       ValueError: there are not as many channels as weights.
 
     Example:
@@ -92,7 +92,8 @@ def luminance(images: ArrayLike, *, weights: Sequence[float] = LUMA) -> Array:
 
 
 def _unit_sum(weights: Sequence[float]) -> np.ndarray:
-    found = np.asarray(weights, np.float64)
-    if found.ndim != 1 or not np.isfinite(found).all() or not found.sum() > 0:
-        raise ValueError(f"weights must be one number for each channel, with a positive sum, got {weights}.")
+    rule = "one number for each channel, with a positive sum, such as (1, 1, 1)"
+    found = few_numbers("weights", weights, rule)
+    if not 0 < found.sum() < np.inf:
+        raise ValueError(f"weights must be {rule}, got {weights}.")
     return (found / found.sum()).astype(np.float32)

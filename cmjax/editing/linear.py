@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from cmjax._numerics import f32, is_traced
+from cmjax._numerics import as_array, f32, is_traced, refuse_no_function
 from cmjax._struct import Struct
 from cmjax.editing._checks import check_shape, measured
 from cmjax.types import Array
@@ -28,6 +28,7 @@ class Consistent(Struct):
 
     def __call__(self, x0: Array) -> Array:
         """Go to the nearest picture that measures the same as the reference, f32[B, *S]."""
+        x0 = measured("x0", x0)
         with jax.default_matmul_precision("highest"):  # a GPU's TF32 would keep three digits
             found = self.measure(x0)
             check_shape("measure(reference)", self.measured, found)
@@ -49,7 +50,7 @@ def consistent(
       An edit. `measure` and `adjoint` are functions, compared by identity, or pytrees (`jax.tree_util.Partial`).
 
     Raises:
-      TypeError: reference is not of a float dtype.
+      TypeError: reference is not of a float dtype, or measure or adjoint is no function.
       ValueError: tried on random pictures, measure and adjoint are not such a pair; or what they give is complex (stack
         real and imaginary parts) or not finite.
 
@@ -66,6 +67,8 @@ def consistent(
       Song et al. 2023, algorithm 4, for orthogonal A: its other rows drop out.
     """
     reference = measured("reference", reference)
+    for name, function in (("measure", measure), ("adjoint", adjoint)):
+        refuse_no_function(name, function, "array -> array")
     measure, adjoint = Partial(measure), Partial(adjoint)
     with jax.default_matmul_precision("highest"):
         if not is_traced((measure, adjoint)):
@@ -80,12 +83,10 @@ def consistent(
 def _check_projection(measure: Callable, adjoint: Callable, shape: tuple[int, ...]) -> None:
     """Try A A⁺ y = y, and <A⁺ A u, v> = <u, A⁺ A v>, by which nothing is moved that was not measured."""
     u, v = (jnp.asarray(z, jnp.float32) for z in np.random.default_rng(0).standard_normal((2, *shape)))
-    y = measure(u)
-    _check_real("measure", y)
+    y = _real("measure", measure(u))
     if not y.size:
         raise ValueError(f"measure must measure something, but of shape {shape} it gives shape {y.shape}.")
-    back = adjoint(y)
-    _check_real("adjoint", back)
+    back = _real("adjoint", adjoint(y))
     if back.shape != shape:
         raise ValueError(f"adjoint must lead back to pictures of shape {shape}, but it gives {back.shape}.")
     if float(jnp.abs(measure(jnp.zeros_like(u))).max()) > 1e-6:
@@ -104,8 +105,10 @@ def _check_projection(measure: Callable, adjoint: Callable, shape: tuple[int, ..
         )
 
 
-def _check_real(name: str, value: Any) -> None:
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        got = f"a {type(value).__name__}" if dtype is None else f"{dtype}"
-        raise ValueError(f"{name} must give a float array, got {got}: stack real and imaginary parts of a transform.")
+def _real(name: str, value: Any) -> Array:
+    array = as_array(f"what {name} gives", value, "a float array")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must give a float array, got {array.dtype}: stack real and imaginary parts of a transform."
+        )
+    return array

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from cmjax._numerics import as_array, f32, floating
 from cmjax._struct import Struct
 from cmjax.editing._checks import Bounds, check_bounds, check_shape, mask_for, measured
 from cmjax.types import Array
@@ -20,6 +21,7 @@ class Inpaint(Struct):
 
     def __call__(self, x0: Array) -> Array:
         """Put the known pixels back, f32[B, *S]."""
+        x0 = measured("x0", x0)
         check_shape("reference", self.reference, x0)
         check_shape("hole", self.hole, x0)
         return jnp.where(self.hole, x0, self.reference)
@@ -50,7 +52,7 @@ def inpaint(reference: ArrayLike, hole: ArrayLike, *, bounds: Bounds = (-1.0, 1.
     References:
       Song et al. 2023, algorithm 4 and appendix D.
     """
-    given, reference, hole = reference, measured("reference", reference), jnp.asarray(hole)
+    given, reference, hole = reference, measured("reference", reference), as_array("hole", hole, "a boolean array")
     if hole.dtype != jnp.bool:
         raise TypeError(
             f"hole must be boolean, True where pixels are unknown, got {hole.dtype}: write hole > 0.5, or use blend "
@@ -69,6 +71,7 @@ class Blend(Struct):
 
     def __call__(self, x0: Array) -> Array:
         """Mix, f32[B, *S]."""
+        x0 = measured("x0", x0)
         check_shape("reference", self.reference, x0)
         check_shape("weight", self.weight, x0)
         reference = jnp.where(self.weight < 1, self.reference, x0)
@@ -96,7 +99,8 @@ def blend(reference: ArrayLike, weight: ArrayLike, *, bounds: Bounds = (-1.0, 1.
       Array([[1. , 0.5]], dtype=float32)
     """
     given, reference = reference, measured("reference", reference)
+    share = f32(floating("weight", weight, " (from 0, kept, to 1, free)"))
     check_bounds("weight", weight, (0.0, 1.0), remedy="")
-    weight = mask_for("weight", measured("weight", weight), reference)
+    weight = mask_for("weight", share, reference)
     check_bounds("reference", given, bounds, free=weight == 1)
     return Blend(reference, weight)

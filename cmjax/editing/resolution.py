@@ -21,6 +21,7 @@ class SuperResolution(Struct):
 
     def __call__(self, x0: Array) -> Array:
         """Shift every block to its mean in low: f32[B, H, W, C]."""
+        x0 = measured("x0", x0)
         means = block_mean(x0, self.factor)
         check_shape("low", self.low, means)
         missing = jnp.broadcast_to(self.low - means, means.shape)

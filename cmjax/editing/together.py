@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from cmjax._numerics import f32
+from cmjax._numerics import f32, floating, refuse_no_function, whole
 from cmjax._struct import Struct
 from cmjax.types import Array, Edit
 
@@ -33,12 +33,17 @@ def chain(*edits: Edit) -> Chain:
     Returns:
       An edit.
 
+    Raises:
+      TypeError: one is no function.
+
     Example:
       >>> from cmjax.editing import inpaint
       >>> photo, left, right = jnp.array([[0.1, 0.2]]), jnp.array([[True, False]]), jnp.array([[False, True]])
       >>> chain(inpaint(photo, left), inpaint(photo, right))(jnp.zeros((1, 2)))
       Array([[0.1, 0.2]], dtype=float32)
     """
+    for edit in edits:
+        refuse_no_function("each edit", edit, "x0 -> x0; of a list of edits, chain(*edits)")
     return Chain(edits)
 
 
@@ -53,6 +58,9 @@ def known(edit: Edit, shape: tuple[int, ...]) -> Array:
       f32[B, *S]: holes are 0, colours are along the weights, blocks are flat. Noised to the path's first level it is
       where the paper's editing starts: `x = cmjax.add_noise(state, known(edit, shape), key)`.
 
+    Raises:
+      TypeError: edit is no function that returns floats, or shape is not of ints.
+
     Example:
       >>> from cmjax.editing import inpaint
       >>> known(inpaint(jnp.array([[0.5, 0.2]]), jnp.array([[False, True]])), (1, 2))
@@ -61,4 +69,9 @@ def known(edit: Edit, shape: tuple[int, ...]) -> Array:
     References:
       Song et al. 2023, algorithm 4, lines 1 and 2.
     """
-    return f32(edit(jnp.zeros(shape, jnp.float32)))
+    refuse_no_function("edit", edit, "x0 -> x0")
+    try:
+        sizes = tuple(whole("shape", n, 0) for n in shape)
+    except TypeError as error:
+        raise TypeError(f"shape must be ints, (B, *S), such as images.shape, got {shape!r:.60}.") from error
+    return f32(floating("what edit returns", edit(jnp.zeros(sizes, jnp.float32))))

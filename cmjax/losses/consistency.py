@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import is_traced, refuse_integers
+from cmjax._numerics import is_traced, floating
 from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal
@@ -79,7 +79,7 @@ def consistency_training(
     References:
       Song et al. 2023, algorithm 3; Song & Dhariwal 2023, equations 6 to 10.
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     sigma = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)
     t, r = neighbours(sigma, num_scales, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
@@ -146,7 +146,7 @@ def easy_consistency_tuning(
       The weight is the root of the denoising weight of Karras et al. 2022 (table 1), since the metric is, like
       `pseudo_huber`, a length rather than its square; and r stops at sigma_min instead of 0.
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     if not (is_traced(gap) or 0.0 < gap <= 1.0):
         raise ValueError(f"gap must lie in (0, 1], got {gap}. (1 is plain denoising.)")
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)

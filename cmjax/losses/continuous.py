@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32, is_traced, refuse_integers, safe_sqrt
+from cmjax._numerics import expand_like, f32, is_traced, floating, safe_sqrt
 from cmjax.losses._pairs import ConsistencyFn, dropout_option
 from cmjax.losses.metrics import l2
 from cmjax.losses.proposals import Proposal, lognormal
@@ -98,7 +98,7 @@ def continuous_consistency(
       Noise levels beyond sigma_min and sigma_max are not drawn (with the defaults, one in 6,000 would be). Published
       code (rCM) warms up x_t alone, and sums over the values rather than averaging; here r is on both, as in the paper.
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     if not (is_traced(warmup) or 0.0 <= warmup <= 1.0):
         raise ValueError(f"warmup must lie in [0, 1], got {warmup}.")
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
@@ -178,7 +178,7 @@ def infinitesimal_consistency(
       Theirs is the pseudo-objective 2 w f · sg(df/dσ), which has this gradient and no value of meaning; and levels come
       from a proposal rather than evenly in σ^(1/ρ) (`proposal=karras()`).
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     sigma = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)
     z = jax.random.normal(z_key, x0.shape, jnp.float32)

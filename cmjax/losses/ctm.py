@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import f32, is_traced, refuse_integers, whole
+from cmjax._numerics import f32, is_traced, floating, whole
 from cmjax.losses._pairs import dropout_option, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.weightings import Weighting, uniform
@@ -100,7 +100,7 @@ def consistency_trajectory(
       Published code makes the jump from u to s with g itself, frozen, and the last one with g_target; here, as the
       paper writes it, both are g_target's.
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     if not is_traced(num_scales) and num_scales < 2:
         raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
     max_steps = whole("max_steps", max_steps, 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from cmjax._numerics import refuse_integers
+from cmjax._numerics import floating
 from cmjax.losses._pairs import ConsistencyFn, dropout_option, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, lognormal
@@ -68,7 +68,7 @@ def denoising(
     Differs from the paper:
       Of ln t ~ N(-1.2, 1.2²) only what lies within [sigma_min, sigma_max] is drawn (all but 1 in 60 thousand).
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     t_key, z_key, dropout_key = jax.random.split(key, 3)
     t = proposal(t_key, x0.shape[:1], sigma_min, sigma_max)
     (x_t,) = noised(x0, (t,), z_key)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import jax
 
-from cmjax._numerics import expand_like, f32, is_traced, refuse_integers
+from cmjax._numerics import expand_like, f32, is_traced, floating
 from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, karras
@@ -96,7 +96,7 @@ def consistency_distillation(
       The metric that is asked for is the one computed (in the PyTorch code the choice is lost, and it is always LPIPS),
       and student and target drop the same units on any device (there, on a CPU only).
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
     sigma = proposal(sigma_key, x0.shape[:1], sigma_min, sigma_max)
     t, r = neighbours(sigma, num_scales, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
@@ -170,7 +170,7 @@ def progressive_distillation(
     Differs from the reference implementation:
       The PyTorch one of 2023 cannot run (its training loop hands this loss arguments that it does not take).
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     if not is_traced(num_steps) and num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax._numerics import f32, is_traced, read, refuse_integers
+from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
 from cmjax._random import noise, noise_if
 from cmjax._struct import Struct
 from cmjax._typed import mistyped
@@ -172,7 +172,8 @@ def advance(
 
 def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Prediction:
     """Edit x0, and re-derive eps: the pair must still explain x."""
-    x0 = f32(edit(pred.x0))
+    refuse_no_function("edit", edit, "x0 -> x0")
+    x0 = f32(floating("what edit returns", edit(pred.x0)))
     if x0.shape != x.shape:
         raise ValueError(f"edit returned shape {x0.shape} for x0 of shape {x.shape}; it must keep the shape.")
     alpha, sigma = state.rates()
@@ -196,7 +197,7 @@ def _check_sample(model_out: Array, x: Array) -> None:
     for name, array in (("x", x), ("model_out", model_out)):
         if isinstance(array, tuple | list):
             raise TypeError(f"{name} must be an array, got a {type(array).__name__}: a model returns its output alone.")
-        refuse_integers(name, array)
+        floating(name, array)
     if model_out.shape == x.shape:
         return
     remedy = "the network must return the shape that it is given."
