@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,9 @@ from cmjax.io.assembly import Checkpoint, assemble, check_dtype
 from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_config, read_json, write_config, write_json
 from cmjax.io.original import read_original
+from cmjax.io.pieces import WEIGHTS, read_weights, stem
 from cmjax.io.tensors import read_safetensors, write_safetensors
-from cmjax.io.weights import Placement, cast, some_of, unet_tensors
+from cmjax.io.weights import Placement, cast, unet_tensors
 from cmjax.models import Network, UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 
@@ -35,14 +35,12 @@ __all__ = [
     "label_names",
     "load",
     "load_unet",
-    "read_pieces",
     "refuse_other_files",
     "resolve",
     "save",
 ]
 
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
-_WEIGHTS = "diffusion_pytorch_model"
 _CONFIGS = ("unet/config.json", "scheduler/scheduler_config.json")
 _PIPELINES = {
     "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
@@ -80,7 +78,7 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     """
     if not isinstance(path_or_name, str | Path):
         raise TypeError(f"path_or_name must be a path, a name or a hub id, got a {type(path_or_name).__name__}.")
-    stem = _stem(variant)
+    weights = stem(variant)
     try:
         path = Path(path_or_name).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -93,7 +91,7 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        return hub.download(name, weights=stem, revision=revision)
+        return hub.download(name, weights=weights, revision=revision)
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."
@@ -160,7 +158,7 @@ def load(
     else:
         _check_layout(path)
         unet_config, config = _read_configs(path)
-        tensors = _read_weights(path / "unet", variant)
+        tensors = read_weights(path / "unet", variant)
     model = assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
     return Checkpoint(model, config)
 
@@ -215,7 +213,7 @@ def load_unet(
         raise ValueError(f"{path} is a file; load_unet reads a folder with a config.json, alone or in unet/.")
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     config = UNetConfig.from_dict(read_json(folder / "config.json"))
-    tensors = _read_weights(folder, variant)
+    tensors = read_weights(folder, variant)
     return assemble(config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
 
 
@@ -267,7 +265,7 @@ def save(
         (folder / "scheduler").mkdir()
         write_json(_model_index(config), folder / "model_index.json")
         write_json(unet.config.to_dict(), folder / "unet" / "config.json")
-        write_safetensors(tensors, folder / "unet" / f"{_WEIGHTS}.safetensors")
+        write_safetensors(tensors, folder / "unet" / f"{WEIGHTS}.safetensors")
         write_config(config, folder / "scheduler")
         if label_names is not None:
             write_json(list(label_names), folder / "labels.json")
@@ -359,68 +357,6 @@ def _kind_of(folder: Path) -> str:
             kind = said.get("_class_name") if isinstance(said, dict) else None
             return f" Its {name} is for {kind}." if isinstance(kind, str) else ""
     return ""
-
-
-def _stem(variant: str | None) -> str:
-    """What the names of a variant's files begin with."""
-    if variant is None:
-        return _WEIGHTS
-    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant):
-        raise ValueError(f"variant must be a word such as fp16, got {variant!r}.")
-    return f"{_WEIGHTS}.{variant}"
-
-
-def _read_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
-    """Read one file, or all the pieces that an index lists."""
-    whole = folder / f"{_stem(variant)}.safetensors"
-    if whole.exists():
-        return read_safetensors(whole)
-    index = folder / f"{_WEIGHTS}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
-    if not index.exists():
-        raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder)}")
-    return read_pieces(index, read_safetensors)
-
-
-def read_pieces(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Read weights from the files that an index lists: from each only those tensors that the index says it holds.
-
-    Args:
-      index: The JSON file; the pieces lie beside it.
-      read: Reads one piece.
-
-    Raises:
-      FileNotFoundError: A piece is missing.
-      ValueError: The index names no files beside it, a piece is damaged, or it lacks a tensor.
-    """
-    listed = read_json(index)
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
-        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
-    pieces = {piece: read(index.parent / piece) for piece in sorted(set(names.values()))}
-    if missing := [name for name, piece in names.items() if name not in pieces[piece]]:
-        raise ValueError(f"{index} lists tensors that are not in their files: {some_of(missing)}.")
-    return {name: pieces[piece][name] for name, piece in names.items()}
-
-
-def _is_file_name(name: Any) -> bool:
-    """Whether it is a name beside the index: no way to another folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
-
-
-def _remedy(folder: Path) -> str:
-    """What to do where the weights are of another variant or format."""
-    names = sorted(path.name for path in folder.glob(f"{_WEIGHTS}*"))
-    variants = sorted(
-        {found[1] for name in names if (found := re.fullmatch(rf"{_WEIGHTS}\.([\w-]+)\.safetensors", name))}
-    )
-    if variants:
-        return f" There is a variant: load(..., variant={variants[0]!r})."
-    if f"{_WEIGHTS}.safetensors" in names:
-        return " There are weights that are no variant: leave variant out."
-    others = [name for name in names if not name.endswith(".json")]
-    model = folder.parent if folder.name == "unet" else folder
-    remedy = f"cmjax convert {model} OUT" if any(name.endswith(".bin") for name in others) else "convert it first"
-    return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""
 
 
 def _check_label_names(names: Any, classes: int | None) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 
 from cmjax.io.assembly import assemble
 from cmjax.io.atomic import atomic_folder, check_writable
-from cmjax.io.checkpoint import load_unet, read_pieces, refuse_other_files, save
+from cmjax.io.checkpoint import load_unet, refuse_other_files, save
 from cmjax.io.configs import read_json, write_json
+from cmjax.io.pieces import WEIGHTS, read_pieces
 from cmjax.io.pt import read_pt
 from cmjax.models import Network, UNetConfig
 from cmjax.samplers import ALL
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_target", "other_scheduler", "read_bin", "read_network", "save_network", "scheduler_file"]
 
-_STEM = "diffusion_pytorch_model"
 _INDEX, _SCHEDULER, _LABELS = "model_index.json", "scheduler_config.json", "labels.json"
 _OURS = {sampler.Config.scheduler for sampler in ALL}
 
@@ -80,8 +80,8 @@ def read_network(folder: Path) -> Network:
     inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     if not (inner / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no unet/config.json, and no config.json of its own.")
-    modern = any((inner / f"{_STEM}.safetensors{end}").exists() for end in ("", ".index.json"))
-    old = any((inner / f"{_STEM}.bin{end}").exists() for end in ("", ".index.json"))
+    modern = any((inner / f"{WEIGHTS}.safetensors{end}").exists() for end in ("", ".index.json"))
+    old = any((inner / f"{WEIGHTS}.bin{end}").exists() for end in ("", ".index.json"))
     if modern or not old:
         return load_unet(folder)
     network, tensors = UNetConfig.from_dict(read_json(inner / "config.json")), read_bin(inner)
@@ -100,9 +100,9 @@ def read_bin(folder: Path) -> dict[str, np.ndarray]:
       FileNotFoundError: there are none, or a piece is missing.
       ValueError: a file is damaged, or the index names no files beside it, or a piece lacks a tensor.
     """
-    index = folder / f"{_STEM}.bin.index.json"
-    if (folder / f"{_STEM}.bin").exists() or not index.exists():
-        return read_pt(folder / f"{_STEM}.bin")
+    index = folder / f"{WEIGHTS}.bin.index.json"
+    if (folder / f"{WEIGHTS}.bin").exists() or not index.exists():
+        return read_pt(folder / f"{WEIGHTS}.bin")
     return read_pieces(index, read_pt)
 
 

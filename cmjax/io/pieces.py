@@ -1,0 +1,97 @@
+"""The files that a network's weights are in: one, or pieces that an index lists, in one variant or several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.io.configs import read_json
+from cmjax.io.tensors import read_safetensors
+from cmjax.io.weights import some_of
+
+__all__ = ["WEIGHTS", "read_pieces", "read_weights", "stem"]
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def stem(variant: str | None) -> str:
+    """Say what the names of a variant's files begin with.
+
+    Raises:
+      ValueError: it is no word.
+
+    Example:
+      >>> stem("fp16")
+      'diffusion_pytorch_model.fp16'
+    """
+    if variant is None:
+        return WEIGHTS
+    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(f"variant must be a word such as fp16, got {variant!r}.")
+    return f"{WEIGHTS}.{variant}"
+
+
+def read_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
+    """Read one file, or all the pieces that an index lists.
+
+    Args:
+      folder: a network's, such as unet/.
+      variant: of the weights; None for those that are none.
+
+    Raises:
+      FileNotFoundError: there are no such weights.
+      ValueError: variant is no word, or a file is damaged.
+    """
+    whole = folder / f"{stem(variant)}.safetensors"
+    if whole.exists():
+        return read_safetensors(whole)
+    index = folder / f"{WEIGHTS}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
+    if not index.exists():
+        raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder)}")
+    return read_pieces(index, read_safetensors)
+
+
+def read_pieces(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Read weights from the files that an index lists: from each only those tensors that the index says it holds.
+
+    Args:
+      index: The JSON file; the pieces lie beside it.
+      read: Reads one piece.
+
+    Raises:
+      FileNotFoundError: A piece is missing.
+      ValueError: The index names no files beside it, a piece is damaged, or it lacks a tensor.
+    """
+    listed = read_json(index)
+    names = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
+        raise ValueError(f"{index} must hold a weight_map from tensors to the names of files beside it.")
+    pieces = {piece: read(index.parent / piece) for piece in sorted(set(names.values()))}
+    if missing := [name for name, piece in names.items() if name not in pieces[piece]]:
+        raise ValueError(f"{index} lists tensors that are not in their files: {some_of(missing)}.")
+    return {name: pieces[piece][name] for name, piece in names.items()}
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it is a name beside the index: no way to another folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _remedy(folder: Path) -> str:
+    """What to do where the weights are of another variant or format."""
+    names = sorted(path.name for path in folder.glob(f"{WEIGHTS}*"))
+    variants = sorted(
+        {found[1] for name in names if (found := re.fullmatch(rf"{WEIGHTS}\.([\w-]+)\.safetensors", name))}
+    )
+    if variants:
+        return f" There is a variant: load(..., variant={variants[0]!r})."
+    if f"{WEIGHTS}.safetensors" in names:
+        return " There are weights that are no variant: leave variant out."
+    others = [name for name in names if not name.endswith(".json")]
+    model = folder.parent if folder.name == "unet" else folder
+    remedy = f"cmjax convert {model} OUT" if any(name.endswith(".bin") for name in others) else "convert it first"
+    return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""
