@@ -1,0 +1,146 @@
+"""What `--help` teaches by example, for each command and for each task of `cmjax edit`."""
+
+from cmjax import recipes
+
+__all__ = ["CONVERT", "EDIT", "INSPECT", "SAMPLE", "TASKS", "train"]
+
+SAMPLE = """\
+examples:
+  cmjax sample                                    8 images of each class in 2 steps, to samples.png
+  cmjax sample --steps 1 --seed 7                 one step, other images
+  cmjax sample --labels Sneaker Bag 4 --num 30    ten each of three classes, by name or number (or Sneaker,Bag,4)
+  cmjax sample --timesteps 22 0                   two noise levels by hand (cm: 0 is the noisiest)
+  cmjax sample --sampler tcd --steps 4 --eta 0.3  another sampler on the same model
+  cmjax sample --trajectory                       every step of every image, side by side
+  cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
+  cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
+
+Image i depends on the seed and on i alone, its label included: more images, another batch size
+or more devices change none of those that were there before.
+"""
+
+EDIT = """\
+examples:
+  cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    fill what is white in a mask
+  cmjax edit upscale tiny.png --labels Bag                             enlarge; each pixel stays a block's mean
+  cmjax edit interpolate --seeds 3 8 --labels Sneaker                  from one picture to another
+  cmjax edit inpaint --help                                            what one task takes, with examples
+
+Results go to --out: a .png shows, for each picture, what was given, what of it is known, and the
+results side by side; a folder holds each result at its own size, NAME-1.png ..., and strip.png.
+Any model and sampler will do: nothing is trained. Pictures must have the model's size (--resize
+crops and resizes them) and may be PNG or JPEG files of any colour mode.
+"""
+
+TASKS = {
+    "inpaint": (
+        "Fill holes in pictures; every other pixel stays as it is",
+        """\
+examples:
+  cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    white in the mask is filled
+  cmjax edit inpaint boot.png --labels 9                               transparent pixels are filled
+  cmjax edit inpaint a.png b.png --mask m.png --labels Bag --num 5     five ways each, one mask for both
+  cmjax edit inpaint photo.jpg --mask soft.png --soft --resize --model M --out filled/
+
+A mask has its picture's size. Grey masks need --soft, which blends picture and model there: then
+a grey pixel is not kept exactly.
+""",
+    ),
+    "colorize": (
+        "Colour grey pictures; every pixel's luminance stays as it is",
+        """\
+examples:
+  cmjax edit colorize old.jpg --resize --model openai/diffusers-cd_cat256_l2 --num 4
+  cmjax edit colorize a.png b.png --model M --out coloured/
+
+The model must make colour pictures. A colour picture is turned to grey first.
+""",
+    ),
+    "upscale": (
+        "Enlarge pictures; every pixel stays the mean of its block",
+        """\
+examples:
+  cmjax edit upscale tiny.png --labels Bag                   7x7 to a model's 28x28: the factor, 4, is found
+  cmjax edit upscale bag.png --factor 4 --resize --labels 8  shrinks it first, to see what comes back
+
+The result has the model's size.
+""",
+    ),
+    "denoise": (
+        "Remove noise of a known level, in one model call",
+        """\
+examples:
+  cmjax edit denoise grainy.png --sigma 0.2 --labels Coat    noise of 0.2 * 127.5 = 25 grey levels
+
+The model must be a consistency model.
+""",
+    ),
+    "stroke": (
+        "Redraw pictures: keep what noise leaves to be seen, draw the rest (SDEdit)",
+        """\
+examples:
+  cmjax edit stroke sketch.png --labels Sneaker                          noise of 5.38, then of 2.24
+  cmjax edit stroke sketch.png --labels Sneaker --sigmas 2.24            less noise keeps more
+  cmjax edit stroke sketch.png --labels 7 --strength 0.4 --steps 4       0 keeps all ... 1 nothing
+  cmjax edit stroke sketch.png --labels 7 --sampler tcd --strength 0.7
+""",
+    ),
+    "interpolate": (
+        "Go from one picture to another, by their seeds or classes",
+        """\
+examples:
+  cmjax edit interpolate --seeds 3 8 --labels Sneaker               eight pictures from seed 3's to seed 8's
+  cmjax edit interpolate --seeds 3 --labels Sneaker "Ankle boot"    one seed, from class to class
+  cmjax edit interpolate --seeds 1 2 3 4 --labels Bag --num 6       a grid between four corners
+
+A seed's picture is the first one of `cmjax sample --seed S`: without --labels for several classes
+the first end is that picture itself. In a folder, pictures are 000.png ... and the grid strip.png.
+""",
+    ),
+}
+
+_TRAIN = """\
+recipes (cmjax/recipes; a TOML file of your own may change any number):
+{recipes}
+
+examples:
+  cmjax train ect --data fashion.npz --out runs/fashion     arrays images u8[N, H, W] and labels
+  cmjax train ect --data photos/ --out runs/photos          a folder of images, or one folder a class
+  cmjax train --data photos/ --out runs/photos --resume     go on where the run stopped
+  cmjax train ect --data photos/ --out runs/tuned --init M  tune a model's weights further
+  cmjax train cd --data photos/ --teacher M --out runs/cd   distil a diffusion model
+  cmjax sample --model runs/fashion/model                   draw from what was trained
+
+The run's folder holds model/ (what `cmjax sample --model` takes), samples/ (a grid at every
+checkpoint), run.json (recipe, network, noise levels), log.jsonl and curves.png, and checkpoints/
+(what --resume goes on from, to the same bits as a run that never stopped).
+"""
+
+INSPECT = """\
+examples:
+  cmjax inspect                                     the model inside the package
+  cmjax inspect checkpoints/mine --steps 4          its configs, parameters, and the path of four steps
+  cmjax inspect --sampler tcd --steps 4 --eta 0.3   where TCD lands at each step
+"""
+
+CONVERT = """\
+examples:
+  cmjax convert cd_imagenet64_l2.pt cd-imagenet64      a published checkpoint of openai/consistency_models
+  cmjax convert ema_0.9999_600000.pt mine --num-train-timesteps 151     one of your own runs of it
+  cmjax convert edm_cat256_ema.pt teacher              the diffusion model behind a published one
+  cmjax convert downloads/old new                      a diffusers folder with .bin weights, as safetensors
+  cmjax convert downloads/old small --dtype float16    half the size
+  cmjax convert ddpm-cifar10-32 teacher                a network of another sampler, for cmjax.io.load_unet
+  cmjax sample --model cd-imagenet64                   draw from what was converted
+
+Nothing in a .pt or .bin file is executed, and PyTorch is not needed. A .pt file carries no config: the
+network is read off the shapes of its tensors, and N off a published file's name. OUT is a folder in
+diffusers' layout, which cmjax and diffusers load; it appears whole or not at all. Where cmjax has no
+sampler for a folder's scheduler, that config is kept, and cmjax.io.load_unet loads the network.
+"""
+
+
+def train() -> str:
+    """The examples of `cmjax train`, with the recipes that there are."""
+    names = "\n".join(f"  {name:<5} {about}" for name, about in recipes.built_in().items())
+    return _TRAIN.format(recipes=names)
