@@ -21,7 +21,7 @@ from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.out import check_out, report
 from cmjax.cli.sampler import Opened, Setup, open_model, prepare
 from cmjax.io.images import grid, to_uint8, write_png
-from cmjax.io.pictures import Picture, fit, gray, on_white, read_picture
+from cmjax.io.pictures import Picture, fit_picture, gray, on_white, read_picture
 
 __all__ = ["run"]
 
@@ -231,7 +231,7 @@ def _upscale(args: argparse.Namespace, shape: tuple[int, int, int], given: _Give
     blocks = low.repeat(factor, 1).repeat(factor, 2)
     columns = {"given": blocks}
     if all(min(p.pixels.shape[0] / height, p.pixels.shape[1] / width) >= 1 for p in pictures):
-        large = [fit(picture, height, width).pixels for picture in pictures]
+        large = [fit_picture(picture, height, width).pixels for picture in pictures]
         columns = {"given": _in_channels(given._replace(notes=[]), large, shape), "known": blocks}
 
     def settle(images: np.ndarray, data: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -335,7 +335,7 @@ def _fit_all(args: argparse.Namespace, given: _Given, shape: tuple[int, ...], pi
                     f"{path} is {_size(picture.pixels)}, but {width}x{height} is needed: --resize crops and resizes."
                 )
             given.notes.append(f"{path} was resized from {_size(picture.pixels)} to {width}x{height}")
-    return [fit(picture, height, width) for picture in pictures]
+    return [fit_picture(picture, height, width) for picture in pictures]
 
 
 def _in_channels(given: _Given, pixels: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

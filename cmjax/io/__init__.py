@@ -1,25 +1,30 @@
-"""Files in and out: models in diffusers' layout, sampler configs, images."""
+"""Files in and out: models in diffusers' layout, sampler configs, pictures."""
 
 from cmjax.io.assembly import Checkpoint
 from cmjax.io.checkpoint import embedded_models, label_names, load, load_unet, save
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
 from cmjax.io.original import load_original
+from cmjax.io.pictures import Picture, fit_picture, on_white, read_picture
 from cmjax.io.pt import read_pt
 from cmjax.io.tensors import read_safetensors, write_safetensors
 
 __all__ = [
     "Checkpoint",
     "ImageData",
+    "Picture",
     "config_dict",
     "embedded_models",
+    "fit_picture",
     "grid",
     "label_names",
     "load",
     "load_original",
     "load_unet",
+    "on_white",
     "read_config",
     "read_images",
+    "read_picture",
     "read_pt",
     "read_safetensors",
     "save",

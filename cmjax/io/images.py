@@ -119,6 +119,7 @@ def write_png(picture: Image.Image | np.ndarray, path: str | Path) -> None:
 
     Raises:
       OSError: when the folder is missing or may not be written.
+      ValueError: the array is not u8[H, W, 1 or 3].
     """
     drawn = picture if isinstance(picture, Image.Image) else _picture(picture)
     with atomic_file(path) as temporary:
@@ -161,7 +162,7 @@ def read_images(path: str | Path) -> ImageData:
         return _read_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give an .npz file or a folder of images.")
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise ValueError(f"data must be an .npz file or a folder of images, got {path}.")
     return _read_npz(path)
 
@@ -242,6 +243,11 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+        raise ValueError(
+            f"a picture must be u8[H, W, 1 or 3], got {pixels.dtype}{list(pixels.shape)}: to_uint8 makes grey levels."
+        )
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 

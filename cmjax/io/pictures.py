@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cmjax._numerics import whole
 from cmjax.editing.colours import LUMA
 
-__all__ = ["Picture", "fit", "gray", "on_white", "read_picture"]
+__all__ = ["Picture", "fit_picture", "gray", "on_white", "read_picture"]
 
 # What Pillow decodes itself: a format such as EPS would start another program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
@@ -44,13 +45,28 @@ def read_picture(path: str | Path) -> Picture:
 
     Raises:
       OSError: nothing is there, or a folder.
-      ValueError: the file is no picture, or damaged, animated, far too large, or in a colour mode of unknown range.
+      ValueError: the file is no picture (or a pipe or device, for which one could wait for ever), or damaged, animated,
+        far too large, or in a colour mode of unknown range.
+
+    Example:
+      From a file to a batch for a model, and back:
+
+      >>> import pathlib, tempfile
+      >>> from cmjax.io import fit_picture, on_white, to_uint8, write_png
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "photo.png"
+      >>> write_png(np.full((64, 48, 3), 255, np.uint8), path)
+      >>> photo = fit_picture(on_white(read_picture(path)), 28, 28).pixels[None]
+      >>> photo.shape, photo.max().item()
+      ((1, 28, 28, 3), 1.0)
+      >>> write_png(to_uint8(photo[0]), path)
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a picture.")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
+    if not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device: give a PNG or JPEG file.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -108,7 +124,7 @@ def on_white(picture: Picture) -> Picture:
     return Picture(picture.pixels * alpha + (1 - alpha))
 
 
-def fit(picture: Picture, height: int, width: int) -> Picture:
+def fit_picture(picture: Picture, height: int, width: int) -> Picture:
     """Crop the middle of a picture to an aspect, and resize it without aliasing.
 
     To a whole fraction of its size a pixel is the mean of a block, as `cmjax.editing.block_mean` takes it; else a
@@ -122,10 +138,15 @@ def fit(picture: Picture, height: int, width: int) -> Picture:
     Returns:
       The picture in height x width.
 
+    Raises:
+      TypeError: height or width is no int.
+      ValueError: height or width is less than 1.
+
     Example:
-      >>> fit(Picture(np.array([[[0.0], [1.0]], [[0.5], [0.5]]])), 1, 1).pixels.item()
+      >>> fit_picture(Picture(np.array([[[0.0], [1.0]], [[0.5], [0.5]]])), 1, 1).pixels.item()
       0.5
     """
+    height, width = whole("height", height, 1), whole("width", width, 1)
     pixels, alpha = picture
     old_height, old_width = pixels.shape[:2]
     if (old_height, old_width) == (height, width):

@@ -161,6 +161,10 @@ def test_a_png_is_written_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     with pytest.raises(FileNotFoundError):
         write_png(image, tmp_path / "missing" / "a.png")
+    for wrong in (image.astype(np.float32), image[..., 0], image[..., [0, 0]], image[:0]):
+        with pytest.raises(ValueError, match=r"a picture must be u8\[H, W, 1 or 3\], got .*to_uint8"):
+            write_png(wrong, tmp_path / "wrong.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_an_array_or_a_text_named_npz_is_said(tmp_path):

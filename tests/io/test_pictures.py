@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from cmjax.editing import block_mean, luminance
 from cmjax.io import to_uint8
-from cmjax.io.pictures import Picture, fit, gray, on_white, read_picture
+from cmjax.io.pictures import Picture, fit_picture, gray, on_white, read_picture
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 4), np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (6, 4, 3), np.uint8)
@@ -86,6 +88,8 @@ def test_what_cannot_be_read_is_said_with_its_name(monkeypatch):
         read_picture("no.png")
     with pytest.raises(IsADirectoryError, match="is a folder, not a picture"):
         read_picture(".")
+    with pytest.raises(ValueError, match=rf"^{os.devnull} is a pipe or a device: give a PNG or JPEG file.$"):
+        read_picture(os.devnull)
     Image.fromarray(GREY.astype(np.float32)).save("float.tiff")
     with pytest.raises(ValueError, match=r"^float.tiff has the colour mode F: convert it"):
         read_picture("float.tiff")
@@ -93,6 +97,12 @@ def test_what_cannot_be_read_is_said_with_its_name(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match=rf"^whole.png has more than {limit} pixels"):
             read_picture("whole.png")
+
+
+def test_a_size_that_is_none_is_refused():
+    for size, error in (((0, 4), ValueError), ((4, 2.5), TypeError)):
+        with pytest.raises(error, match=r"^(height|width) must be"):
+            fit_picture(Picture(np.zeros((8, 8, 1), np.float32)), *size)
 
 
 def test_grey_is_the_luminance_that_colorize_keeps():
@@ -110,16 +120,16 @@ def test_transparent_pixels_are_white_on_white():
 
 def test_a_whole_fraction_is_the_mean_of_blocks():
     pixels = np.random.default_rng(2).uniform(-1, 1, (12, 8, 3)).astype(np.float32)
-    np.testing.assert_allclose(fit(Picture(pixels), 3, 2).pixels, block_mean(pixels, 4), atol=1e-6)
-    np.testing.assert_allclose(fit(Picture(pixels), 4, 4).pixels, block_mean(pixels[2:10], 2), atol=1e-6)
+    np.testing.assert_allclose(fit_picture(Picture(pixels), 3, 2).pixels, block_mean(pixels, 4), atol=1e-6)
+    np.testing.assert_allclose(fit_picture(Picture(pixels), 4, 4).pixels, block_mean(pixels[2:10], 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (9, 9), (40, 20)])
 def test_fit_keeps_what_is_flat_and_stays_in_range(size):
-    flat = fit(Picture(np.full((13, 11, 3), 0.3, np.float32)), *size).pixels
+    flat = fit_picture(Picture(np.full((13, 11, 3), 0.3, np.float32)), *size).pixels
     assert flat.shape == (*size, 3)
     np.testing.assert_allclose(flat, 0.3, atol=1e-6)
-    edge = fit(Picture(np.where(np.arange(11) > 4, 1.0, -1.0)[None, :, None].repeat(13, 0)), *size).pixels
+    edge = fit_picture(Picture(np.where(np.arange(11) > 4, 1.0, -1.0)[None, :, None].repeat(13, 0)), *size).pixels
     assert np.abs(edge).max() <= 1 and edge[:, 0].max() < -0.9 and edge[:, -1].min() > 0.9
 
 
@@ -128,7 +138,7 @@ def test_colours_of_transparent_pixels_do_not_bleed():
     alpha = np.ones((12, 12), np.float32)
     pixels[:, 6:], alpha[:, 6:] = -1, 0
     for size in (3, 5, 30):
-        small = fit(Picture(pixels, alpha), size, size)
+        small = fit_picture(Picture(pixels, alpha), size, size)
         seen = small.alpha > 0.05
         np.testing.assert_allclose(small.pixels[seen], 0.5, atol=1e-4)
         assert small.alpha[0, 0] > 0.95 and small.alpha[0, -1] < 0.05
