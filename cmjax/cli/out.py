@@ -18,17 +18,20 @@ from cmjax.io.atomic import check_writable
 __all__ = ["check_out", "report"]
 
 
-def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
+def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
     """Refuse what cannot be written.
 
     Args:
       out: a file, or a folder that may be new.
-      suffixes: what files may end in.
+      suffixes: what files may end in, in capitals or not.
+
+    Returns:
+      The suffix of a file, or nothing for a folder.
 
     Raises:
       UsageError: it is neither, or of another kind than what is there, or its place cannot be written.
     """
-    is_file = out.suffix in suffixes
+    is_file = out.suffix.lower() in suffixes
     if out.suffix and not is_file and not out.is_dir():
         raise UsageError(f"--out must end in {' or '.join(suffixes)}, or be a folder, got {out}.")
     if is_file and out.is_dir():
@@ -37,6 +40,7 @@ def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
         raise UsageError(f"--out: {out} is not a folder.")
     with bad_input("--out"):
         check_writable(out)
+    return out.suffix.lower() if is_file else ""
 
 
 def report(args: argparse.Namespace, setup: Setup, run: Run, speed: str, notes: Iterable[str] = ()) -> None:

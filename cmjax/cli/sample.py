@@ -33,12 +33,12 @@ class _Classes(NamedTuple):
 def run(args: argparse.Namespace) -> None:
     """Draw the images that `args` asks for, write them, and print what was done."""
     out = Path(args.out)
-    check_out(out, (".png", ".npz"))
+    kind = check_out(out, (".png", ".npz"))
     if not args.no_compile_cache:
         compile_cache.enable()
     opened = open_model(args, pictures=False)
     height, width, channels = opened.shape
-    if channels not in (1, 3) and out.suffix != ".npz":
+    if channels not in (1, 3) and kind != ".npz":
         raise UsageError(
             f"the model makes images of {channels} channels, which only an .npz file holds: --out samples.npz."
         )
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     with bad_input("the model"):  # NaN, which is not for any picture
         drawn = Drawn(*(None if part is None else to_uint8(part) for part in run.images))
     with bad_input("--out"):
-        _write(out, drawn, classes)
+        _write(out, kind, drawn, classes)
     report(args, setup, run, f"{count / run.seconds:.1f} images/s")
 
 
@@ -71,13 +71,13 @@ def _choose_classes(wanted: list[str] | None, classes: int | None, names: tuple[
     return _Classes(tuple(numbers), tuple(known[i] for i in numbers))
 
 
-def _write(out: Path, drawn: Drawn, classes: _Classes | None) -> None:
+def _write(out: Path, kind: str, drawn: Drawn, classes: _Classes | None) -> None:
     """Write u8 arrays, a grid with one row a class, or one file an image."""
     labels = class_of(np.arange(len(drawn.images)), None if classes is None else classes.numbers)
-    if out.suffix == ".npz":
+    if kind == ".npz":
         arrays = {"images": drawn.images, "labels": labels, "x0": drawn.x0}
         write_npz(out, **{name: array for name, array in arrays.items() if array is not None})
-    elif out.suffix == ".png":
+    elif kind == ".png":
         write_png(class_grid(strips(drawn), None if classes is None else classes.names), out)
     else:
         out.mkdir(exist_ok=True)

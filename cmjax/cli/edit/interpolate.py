@@ -16,7 +16,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.classes import needed_classes
 from cmjax.cli.drawing import compile_batches, default_batch, draw_all
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.out import report
+from cmjax.cli.out import check_out, report
 from cmjax.cli.sampler import Opened, open_model, prepare
 from cmjax.io.images import grid, to_uint8, write_png
 
@@ -25,6 +25,7 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace) -> None:
     """Draw the way from seed to seed that `args` asks for, write it, and print what was done."""
+    is_file = check_out(Path(args.out), (".png",))
     rows, columns = _layout(args)
     if not args.no_compile_cache:
         compile_cache.enable()
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     with bad_input("the model"):  # NaN, which is not for any picture
         images = to_uint8(run.images)
     with bad_input("--out"):
-        _write(Path(args.out), images, columns)
+        _write(Path(args.out), bool(is_file), images, columns)
     report(args, setup, run, f"{run.seconds / count:.3g} s a picture")
 
 
@@ -100,10 +101,10 @@ def _between(ends: Any, rows: int, columns: int) -> Any:
     return cmjax.latents.slerp_grid(ends, rows, columns)
 
 
-def _write(out: Path, images: np.ndarray, columns: int) -> None:
+def _write(out: Path, is_file: bool, images: np.ndarray, columns: int) -> None:
     """Write a grid, and each picture by itself if there is a folder for them."""
     picture = grid(images, columns)
-    if out.suffix == ".png":
+    if is_file:
         return write_png(picture, out)
     out.mkdir(exist_ok=True)
     for i, image in enumerate(images):
