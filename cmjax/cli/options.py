@@ -257,6 +257,8 @@ def _numbers(text: str) -> list[float]:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}.")
+    if int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"must be less than 2^31, got {text}.")
     return int(text)
 
 

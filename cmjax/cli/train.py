@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def _draw_curves(out: Path) -> None:
 def _check_out(out: Path, data: Path, resume: bool) -> None:
     if out.is_file():
         raise UsageError(f"--out: {out} is a file, not a folder.")
-    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+    if data.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise UsageError(
             f"--out: {out} lies in the data, {data}, which its pictures would join; choose another folder."
         )

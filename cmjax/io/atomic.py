@@ -38,7 +38,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
       >>> [p.name for p in folder.iterdir()], (folder / "a.txt").read_text()
       (['a.txt'], 'whole')
     """
-    path = Path(path).resolve()  # a link stays one, and its file is replaced
+    path = Path(os.path.realpath(path))  # a link stays one, and its file is replaced; one that is a loop is replaced
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -66,7 +66,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Raises:
       OSError: when the folder above is missing or may not be written, or `path` is a file.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, not a folder.")
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

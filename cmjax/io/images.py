@@ -162,7 +162,7 @@ def read_images(path: str | Path) -> ImageData:
         return _read_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give an .npz file or a folder of images.")
-    if path.suffix.lower() != ".npz":
+    if path.suffix.lower() != ".npz" or not path.is_file():
         raise ValueError(f"data must be an .npz file or a folder of images, got {path}.")
     return _read_npz(path)
 
@@ -229,6 +229,8 @@ def _read_folder(folder: Path) -> ImageData:
 
 
 def _read_image(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file.")  # of a pipe, one would wait for ever
     try:
         with Image.open(path) as image:
             channels = _CHANNELS.get(image.mode)

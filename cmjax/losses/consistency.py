@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import is_traced, floating
+from cmjax._numerics import floating, is_traced
 from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32, is_traced, floating, safe_sqrt
+from cmjax._numerics import expand_like, f32, floating, is_traced, safe_sqrt
 from cmjax.losses._pairs import ConsistencyFn, dropout_option
 from cmjax.losses.metrics import l2
 from cmjax.losses.proposals import Proposal, lognormal

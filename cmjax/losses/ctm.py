@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import f32, is_traced, floating, whole
+from cmjax._numerics import f32, floating, is_traced, whole
 from cmjax.losses._pairs import dropout_option, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.weightings import Weighting, uniform

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import jax
 
-from cmjax._numerics import expand_like, f32, is_traced, floating
+from cmjax._numerics import expand_like, f32, floating, is_traced
 from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, karras

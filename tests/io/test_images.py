@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_data_must_be_there_and_of_a_known_kind(tmp_path):
     (tmp_path / "d.csv").write_text("1")
     with pytest.raises(ValueError, match=r"must be an \.npz file or a folder"):
         read_images(tmp_path / "d.csv")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe, for which a reader would wait")
+def test_pipes_are_no_data(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"must be an \.npz file or a folder"):
+        read_images(tmp_path / "a.npz")
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is not a file"):
+        read_images(tmp_path)
 
 
 def test_a_png_is_written_whole(tmp_path):

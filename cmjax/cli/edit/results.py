@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ def name_files(folder: Path, given: Given, num: int) -> list[Path]:
 
 def check_apart(files: list[Path], given: Given) -> None:
     """Refuse to write what is read."""
-    read = {Path(path).resolve() for path in (*given.paths, *given.mask_paths)}
+    read = {os.path.realpath(path) for path in (*given.paths, *given.mask_paths)}
     for file in files:
-        if file.resolve() in read:
+        if os.path.realpath(file) in read:
             raise UsageError(f"--out: {file} is one of the pictures that are read, and would be lost.")
 
 
