@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
+from commands import compiled_programs_kept, complaint, go_to
 from PIL import Image
 
 import cmjax
@@ -26,36 +26,20 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache_home(tmp_path_factory):
-    """A compile cache for these tests, so that each program is compiled once; off again after them."""
-    yield tmp_path_factory.mktemp("cache")
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    with compiled_programs_kept():
+        yield tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch, cache_home):
     """Each test in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    go_to(tmp_path, monkeypatch, cache_home)
 
 
 def draw(model, *options, num=4, steps=2, out="s.npz"):
     path = [] if "--timesteps" in options else ["--steps", str(steps)]
     assert main(["sample", "--model", model, "--out", out, "--num", str(num), *path, *options]) == 0
     return dict(np.load(out)) if out.endswith(".npz") else None
-
-
-def complaint(capsys, *argv):
-    """The one sentence on standard error of a command that must fail with status 2."""
-    before = sorted(os.listdir())
-    assert main(argv) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    assert sorted(os.listdir()) == before
-    return lines[0]
 
 
 # ---- sample ----------------------------------------------------------------------------------------------------------
@@ -117,6 +101,13 @@ def test_a_published_model_takes_its_published_path(capsys):
     cmjax.save(tiny.checkpoint(config=cmjax.cm.CMConfig(num_train_timesteps=50)), name)  # on another grid
     assert main(["inspect", name, "--steps", "2"]) == 0
     assert "as published" not in capsys.readouterr().out
+
+
+def test_a_suffix_may_be_in_capitals(model):
+    draw(model, out="GRID.PNG")
+    assert Image.open("GRID.PNG").format == "PNG"
+    draw(model, out="DATA.NPZ")
+    assert read_images("DATA.NPZ").images.shape == (4, 8, 8, 1)
 
 
 def test_labels_by_name_and_number(model):
@@ -182,12 +173,12 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "41"], "num_steps must be between 1 and num_train_timesteps = 40, got 41."),
+        (["--steps", "41"], "cmjax sample: --steps must be between 1 and num_train_timesteps = 40, got 41."),
         (["--steps", "0"], "argument --steps: must be a whole number of at least 1, got 0."),
         (["--steps", "2", "--timesteps", "0"], "not allowed with argument"),
-        (["--timesteps", "20", "30"], "timesteps must be strictly decreasing, but timesteps[1] = 30 follows 20."),
+        (["--timesteps", "20", "30"], ": --timesteps must be strictly decreasing, but timesteps[1] = 30 follows 20."),
         (["--timesteps", "x"], "argument --timesteps: must be numbers, got x."),
-        (["--sampler", "tcd", "--eta", "1.3"], "eta must lie in [0, 1], got 1.3. (The TCD paper calls it gamma.)"),
+        (["--sampler", "tcd", "--eta", "1.3"], ": --eta must lie in [0, 1], got 1.3. (The TCD paper calls it gamma.)"),
         (["--eta", "0.3"], "--eta belongs to the sampler tcd, but the sampler is cm."),
         (["--sampler", "ddim"], "argument --sampler: invalid choice: 'ddim'"),
         (
@@ -198,6 +189,7 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
         (["--labels", ","], "--labels: no label was given."),
         (["--out", "a.jpg"], "--out must end in .png or .npz, or be a folder, got a.jpg."),
         (["--out", "missing/a.png"], "--out: cannot write missing/a.png: the folder missing does not exist."),
+        (["--variant", "a/b"], ": --variant must be a word such as fp16, got 'a/b'."),
         (["--model", "no-such-model"], "no model no-such-model: it is neither a folder here"),
         (["--seed", "-1"], "must be a whole number from 0"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
@@ -328,9 +320,6 @@ def test_inspect_shows_where_tcd_lands(model, capsys):
     said = capsys.readouterr().out
     for timestep, landing in ((999, 531), (759, 349), (499, 181), (259, 0)):
         assert re.search(rf"{timestep} +{landing}\b", said), said
-
-
-# ---- train -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")

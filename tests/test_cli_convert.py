@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torchfiles
 import unets
+from commands import complaint
 from originals import tensors
 
 import cmjax
@@ -24,18 +25,6 @@ from cmjax.io.weights import unet_tensors
 def elsewhere(tmp_path, monkeypatch):
     """Each test in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-
-def complaint(capsys, *argv):
-    """The one sentence on standard error of a command that must fail with status 2 and leave nothing behind."""
-    before = sorted(os.listdir())
-    assert main(["convert", *argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert sorted(os.listdir()) == before
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    return lines[0]
 
 
 def bin_folder(path="old", classes=3):
@@ -174,10 +163,10 @@ def test_a_network_of_another_sampler_is_written_whole_or_not_at_all(capsys):
     ddpm_folder()
     cmjax.save(tiny.checkpoint(classes=2), "new", label_names=["x", "y"])
     os.remove("old/labels.json")
-    assert "OUT: label_names must be 3 texts" in complaint(capsys, "old", "new")  # those of "new" would stay
+    assert "OUT: label_names must be 3 texts" in complaint(capsys, "convert", "old", "new")  # those of "new" would stay
     assert cmjax.load("new").model.module.config.num_class_embeds == 2
     os.remove("old/scheduler/scheduler_config.json")
-    assert "old has no scheduler/scheduler_config.json" in complaint(capsys, "old", "out")
+    assert "old has no scheduler/scheduler_config.json" in complaint(capsys, "convert", "old", "out")
 
 
 @pytest.mark.parametrize("make", [bin_folder, ddpm_folder])
@@ -188,7 +177,7 @@ def test_what_save_refuses_is_one_sentence(make, capsys, monkeypatch):
     make()
     monkeypatch.setattr(cmjax, "save", save)
     monkeypatch.setattr(foreign, "save", save)
-    said = complaint(capsys, "old", "new", "--dtype", "float16")
+    said = complaint(capsys, "convert", "old", "new", "--dtype", "float16")
     assert said == "cmjax convert: OUT: tensor conv_in.weight is too large for float16."
 
 
@@ -249,9 +238,9 @@ def test_an_index_that_lies(capsys):
         ({"more.weight": first}, "lists tensors that are not in their files: more.weight."),
     ):
         write_index(index | change)
-        assert message in complaint(capsys, "old", "new"), change
+        assert message in complaint(capsys, "convert", "old", "new"), change
     write_index({})
-    assert "must hold a weight_map" in complaint(capsys, "old", "new")
+    assert "must hold a weight_map" in complaint(capsys, "convert", "old", "new")
 
 
 PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
@@ -318,7 +307,10 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(capsys):
         (["m.pt", "missing/out"], "OUT: cannot write missing/out: the folder missing does not exist."),
         (["m.pt", "full"], "OUT: full holds other files than a model's; choose a new or empty folder."),
         (["m.pt", "other.pt"], "OUT: other.pt is a file, not a folder."),
-        (["m.pt", "out", "--head-dim", "48"], "m.pt: head_dim = 48 does not divide the 64 channels that attention has"),
+        (
+            ["m.pt", "out", "--head-dim", "48"],
+            "m.pt: --head-dim = 48 does not divide the 64 channels that attention has",
+        ),
         (
             ["evil.pt", "out"],
             "evil.pt: the file asks for os.system, which is no part of a tensor; nothing",
@@ -329,18 +321,21 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(capsys):
         (["old/unet/diffusion_pytorch_model.bin", "out"], "has diffusers' name: which network this is"),
         (["bad", "out"], "bad/unet/diffusion_pytorch_model.bin: the file asks for os.system"),
         (["bare", "out"], "the network has no weights"),
-        (["m.pt", "out", "--num-train-timesteps", "1000001"], "num_train_timesteps must be a whole number from 1 to"),
+        (
+            ["m.pt", "out", "--num-train-timesteps", "1000001"],
+            ": --num-train-timesteps must be a whole number from 1 to",
+        ),
         (["old", "out", "--head-dim", "8"], "--head-dim is for a .pt file; old says it itself in its configs."),
         (["m.pt", "out", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["m.pt"], "the following arguments are required: OUT"),
     ):
-        assert message in complaint(capsys, *argv), argv
+        assert message in complaint(capsys, "convert", *argv), argv
     assert not os.path.exists("canary")
     with open("old/unet/config.json") as file:
         network = json.load(file)
     with open("old/unet/config.json", "w") as file:
         json.dump(network | {"block_out_channels": [16]}, file)
-    assert "the wrong shape" in complaint(capsys, "old", "out")
+    assert "the wrong shape" in complaint(capsys, "convert", "old", "out")
 
 
 def test_help_teaches(capsys):

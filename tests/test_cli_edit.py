@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
+from commands import compiled_programs_kept, complaint, go_to
 from PIL import Image
 
 import cmjax
@@ -27,17 +27,14 @@ def models(tmp_path_factory):
     cmjax.save(tiny.checkpoint(channels=3, classes=None), folder / "rgb")
     cmjax.save(tiny.checkpoint(channels=4, classes=None), folder / "latent")
     cmjax.save(tiny.checkpoint(config=cmjax.tcd.TCDConfig(prediction_type="sample")), folder / "vp")
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    with compiled_programs_kept():
+        yield folder
 
 
 @pytest.fixture(autouse=True)
 def pictures(models, tmp_path, monkeypatch):
     """Each test in a folder of its own, with pictures."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(models))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    go_to(tmp_path, monkeypatch, models)
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)  # programs for several take longer to compile
     for name in ("grey", "rgb", "latent", "vp"):
@@ -75,18 +72,6 @@ def edit(task, *options, model="grey", out="out"):
     labels = ["--labels", "Bag"] if model == "grey" and "--labels" not in options else []
     assert main(["edit", task, *options, *labels, "--model", model, "--out", out]) == 0
     return sorted(os.listdir(out)) if os.path.isdir(out) else None
-
-
-def complaint(capsys, *argv):
-    """The one sentence on standard error of a command that must fail with status 2."""
-    before = sorted(os.listdir())
-    assert main(argv) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    assert sorted(os.listdir()) == before
-    return lines[0]
 
 
 # ---- what is known stays ---------------------------------------------------------------------------------------------
@@ -335,8 +320,10 @@ def looked_up():
         ("inpaint a.png --mask mask.png --out mask.png", "--out: mask.png is one of the pictures that are read"),
         ("inpaint a.png --mask mask.png --out a.npz", "--out must end in .png, or be a folder, got a.npz."),
         ("inpaint a.png --mask mask.png --out no/a.png", "the folder no does not exist"),
-        ("inpaint a.png --mask mask.png --steps 41", "num_steps must be between 1 and"),
+        ("inpaint a.png --mask mask.png --steps 41", ": --steps must be between 1 and"),
         ("inpaint a.png --mask mask.png --eta 0.3", "--eta belongs to the sampler tcd"),
+        ("inpaint a.png --mask mask.png --num 9999999999", "argument --num: must be less than 2^31"),
+        (f"inpaint {'a' * 300}.png --mask mask.png", "aaa.png: File name too long."),
         ("inpaint a.png --mask mask.png --num 0", "argument --num: must be a whole number of at least 1"),
         ("inpaint mask.png.txt --mask mask.png", "mask.png.txt does not exist."),
         (
@@ -351,15 +338,16 @@ def looked_up():
         ("upscale small.png --factor 1", "--factor must be at least 2, got 1."),
         ("upscale small.png tiny.png", "the pictures are of several sizes, to be enlarged [2, 4] times"),
         ("denoise a.png", "the following arguments are required: --sigma"),
-        ("denoise a.png --sigma 90", "sigmas must lie in [sigma_min, sigma_max] = [0.002, 80], got 90."),
-        ("denoise a.png --sigma nan", "sigmas must lie in"),
+        ("denoise a.png --sigma 90", ": --sigma must lie in [sigma_min, sigma_max] = [0.002, 80], got 90."),
+        ("denoise a.png --sigma nan", ": --sigma must lie in"),
         ("denoise a.png --sigma 0.1 --model vp", "the sampler cm needs a sigma-space consistency model"),
-        ("stroke a.png --sigmas 1 2", "sigmas must be strictly decreasing"),
+        ("stroke a.png --sigmas 1 2", ": --sigmas must be strictly decreasing"),
         ("stroke a.png --sigmas 1 --sampler lcm", "--sigmas belongs to the sampler cm, but the sampler is lcm."),
         ("stroke a.png --sigmas 1 --strength 0.5", "--strength shortens a grid of noise levels, but --sigmas names"),
         ("stroke a.png --sigmas 1 --steps 2", "not allowed with argument"),
-        ("stroke a.png --strength 1.5", "strength must lie in (0, 1], got 1.5."),
-        ("stroke a.png --strength 0", "strength must lie in (0, 1], got 0.0."),
+        ("stroke a.png --strength 1.5", ": --strength must lie in (0, 1], got 1.5."),
+        ("stroke a.png --strength 0", ": --strength must lie in (0, 1], got 0.0."),
+        ("stroke a.png --strength 0.01", ": --strength = 0.01 leaves none of 40"),
         ("interpolate --seeds 1 2 3", "--seeds: give two seeds for a row of pictures, or four for a grid, got 3."),
         ("interpolate --seeds 1", "--seeds: one seed leads nowhere, unless from class to class"),
         ("interpolate --seeds 1 2 --rows 2", "--rows belongs to four seeds, got 2."),
@@ -398,9 +386,34 @@ def test_files_that_are_no_picture(capsys):
         ("half.png", "half.png is damaged"),
         ("moving.gif", "moving.gif has 2 frames"),
         (".", ". is a folder"),
+        *((name, f"{name} is a pipe or a device") for name in special_files()),
     ):
         said = complaint(capsys, "edit", "stroke", name, "--model", "rgb")
         assert said.startswith(f"cmjax edit stroke: {message}")
+        said = complaint(capsys, "edit", "inpaint", "color.png", "--mask", name, "--model", "rgb")
+        assert said.startswith(f"cmjax edit inpaint: --mask: {message}")
+
+
+def test_a_link_that_leads_to_itself_is_written_over():
+    os.symlink("loop.png", "loop.png")
+    edit("denoise", "a.png", "--sigma", "0.3", out="loop.png")
+    assert Image.open("loop.png").format == "PNG"
+
+
+def special_files():
+    """What would keep a reader waiting for ever, where there is such a thing."""
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe.png")
+        yield "pipe.png"
+    if os.path.exists("/dev/zero"):
+        yield "/dev/zero"
+
+
+def test_a_suffix_may_be_in_capitals():
+    edit("denoise", "a.png", "--sigma", "0.3", out="STRIP.PNG")
+    edit("interpolate", "--num", "2", "--steps", "1", out="Row.Png")
+    for name in ("STRIP.PNG", "Row.Png"):
+        assert Image.open(name).format == "PNG"
 
 
 def test_a_model_of_latents_is_refused(capsys):

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cmjax.cli.errors import UsageError
+from cmjax.cli.errors import UsageError, as_typed
 from cmjax.cli.options import parser
 
 __all__ = ["main", "parser"]
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"cmjax.cli.{args.command}").run(args)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {as_typed(str(error), args)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import re
 from collections.abc import Iterator
 
-__all__ = ["UsageError", "bad_input"]
+__all__ = ["UsageError", "as_typed", "bad_input"]
+
+# Arguments of the library, and the options that they come from.
+_OPTIONS = (
+    ("num_steps", "--steps"),
+    ("timesteps", "--timesteps"),
+    ("sigmas", "--sigmas"),
+    ("sigmas", "--sigma"),
+    ("strength", "--strength"),
+    ("eta", "--eta"),
+    ("variant", "--variant"),
+    ("block_out_channels", "--channels"),
+    ("num_train_timesteps", "--num-train-timesteps"),
+    ("sample_size", "--sample-size"),
+    ("head_dim", "--head-dim"),
+)
 
 
 class UsageError(Exception):
@@ -31,5 +48,24 @@ def bad_input(argument: str | None = None) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{argument}: {text}" if argument else text) from error
+        raise UsageError(f"{argument}: {_sentence(error)}" if argument else _sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line; of the system's own, without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def as_typed(message: str, args: argparse.Namespace) -> str:
+    """Call the argument that a sentence is about by its option, where that was given: as the user typed it.
+
+    Example:
+      >>> as_typed("sigmas must be positive, got -1.", argparse.Namespace(sigma=-1.0))
+      '--sigma must be positive, got -1.'
+    """
+    for argument, option in _OPTIONS:
+        if getattr(args, option[2:].replace("-", "_"), None) is not None:
+            message = re.sub(rf"(^|: ){argument}\b", rf"\1{option}", message, count=1)
+    return message
