@@ -237,8 +237,8 @@ def save(
         5e-4 a weight; `load` makes float32 of it again.
 
     Raises:
-      TypeError: the model is not a `UNet` (another network has no place in diffusers' layout), the config is no
-        sampler's, or dtype is not a float dtype.
+      TypeError: the model is not a `UNet` (another network has no place in diffusers' layout), or is abstract, the
+        config is no sampler's, or dtype is not a float dtype.
       ValueError: the names (given, or kept from the folder) are not one text for each class, or a weight is infinite in
         dtype.
       FileExistsError: the folder holds something else.
@@ -248,6 +248,8 @@ def save(
     unet = getattr(model, "module", model)
     if not isinstance(unet, UNet):
         raise TypeError(f"model must be a cmjax.models.UNet or from_nnx of one, got {type(unet).__name__}.")
+    if isinstance(model, Network):
+        model.refuse_abstract()
     path = Path(path).expanduser()
     if label_names is not None:
         _check_label_names(label_names, unet.config.num_class_embeds)

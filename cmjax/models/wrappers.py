@@ -21,7 +21,7 @@ class Network:
     wrapped from equal definitions share one compilation.
     """
 
-    __slots__ = ("_leaves", "_spec")
+    __slots__ = ("__weakref__", "_leaves", "_spec")  # jax.jit(network) keeps a weak reference
 
     def __init__(self, leaves: tuple[Any, ...], spec: _Spec):
         self._leaves, self._spec = leaves, spec
@@ -48,8 +48,20 @@ class Network:
 
         Returns:
           f[B, *S].
+
+        Raises:
+          TypeError: the network is abstract.
         """
+        self.refuse_abstract()
         return self._spec.run(self._spec.definition, self.params, x, t, cond, **options)
+
+    def refuse_abstract(self) -> None:
+        """Raise TypeError for a network whose weights are shapes without values."""
+        if isinstance(next(iter(self._leaves), None), jax.ShapeDtypeStruct):
+            raise TypeError(
+                "the network must have weights, but it was loaded with abstract=True: load it without, or pass it to "
+                "jax.jit(...).lower as an argument."
+            )
 
     def __repr__(self) -> str:
         size = sum(getattr(leaf, "size", 0) for leaf in self._leaves)

@@ -151,6 +151,18 @@ def test_what_is_compiled_for_the_abstract_model_runs_with_the_loaded_one(folder
     np.testing.assert_array_equal(images, generate(model, state, key, **arguments))
 
 
+def test_the_abstract_model_neither_runs_nor_is_saved(folder, tmp_path):
+    abstract, config = cmjax.load(folder, abstract=True)
+    size = abstract.module.config.sample_size
+    for use in (
+        lambda: abstract(jnp.zeros((1, size, size, 1)), 1.0),
+        lambda: cmjax.save((abstract, config), tmp_path / "new"),
+    ):
+        with pytest.raises(TypeError, match="must have weights, but it was loaded with abstract=True: load it without"):
+            use()
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_abstract_model_is_refused_as_the_model_is(folder):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = {name: value.copy() for name, value in read_safetensors(weights).items() if name != "conv_in.bias"}

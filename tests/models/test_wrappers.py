@@ -61,6 +61,7 @@ def test_it_computes_what_the_wrapped_thing_computes(kind):
     network = make(kind)
     weight, bias = sorted(jax.tree.leaves(network), key=lambda leaf: -leaf.ndim)
     np.testing.assert_allclose(jax.jit(lambda n: n(X, T, None))(network), (X @ weight + bias) * 2, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(network)(X, T), (X @ weight + bias) * 2, rtol=1e-6)
 
 
 @kinds
