@@ -30,6 +30,7 @@ __all__ = [
     "denoiser_fn",
     "from_trigflow",
     "trigflow_fn",
+    "model_out",
     "x0_eps",
 ]
 
@@ -88,6 +89,41 @@ def x0_eps(prediction_type: str, model_out: Array, x: Array, alpha: Array, sigma
             return model_out, (x - alpha * model_out) / sigma
         case "v_prediction":
             return alpha * x - sigma * model_out, alpha * model_out + sigma * x
+    raise ValueError(f"prediction_type must be 'epsilon', 'sample' or 'v_prediction', got {prediction_type!r}.")
+
+
+def model_out(prediction_type: str, x0: Array, eps: Array, alpha: Array, sigma: Array) -> Array:
+    """Say what a network that is right says of x = α x0 + σ ε: the inverse of `x0_eps`, and what it is trained on.
+
+    Args:
+      prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
+      x0: f[B, *S].
+      eps: f[B, *S].
+      alpha: the signal rate, f[] or of a shape that multiplies x0.
+      sigma: the noise rate, likewise.
+
+    Returns:
+      f[B, *S]: ε, x0, or v = α ε - σ x0.
+
+    Raises:
+      ValueError: for any other prediction type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> v = model_out("v_prediction", jnp.array(1.0), jnp.array(2.0), jnp.array(0.8), jnp.array(0.6))
+      >>> float(v)
+      1.0
+
+    References:
+      Salimans & Ho 2022, section 4 and appendix D (v).
+    """
+    match prediction_type:
+        case "epsilon":
+            return eps
+        case "sample":
+            return x0
+        case "v_prediction":
+            return alpha * eps - sigma * x0
     raise ValueError(f"prediction_type must be 'epsilon', 'sample' or 'v_prediction', got {prediction_type!r}.")
 
 

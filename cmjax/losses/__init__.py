@@ -10,8 +10,12 @@ from cmjax.losses.ctm import JumpFn, balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
 from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
+from cmjax.losses.latent import latent_consistency_distillation
+from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
+from cmjax.losses.prediction import noise_prediction
 from cmjax.losses.proposals import Proposal, karras, lognormal
-from cmjax.losses.weightings import Weighting, edm, inverse_gap, snr, snr_plus_one, truncated_snr, uniform
+from cmjax.losses.trajectory import trajectory_distillation
+from cmjax.losses.weightings import Weighting, edm, inverse_gap, min_snr, snr, snr_plus_one, truncated_snr, uniform
 
 __all__ = [
     "JumpFn",
@@ -28,15 +32,20 @@ __all__ = [
     "easy_consistency_tuning",
     "edm",
     "infinitesimal_consistency",
+    "elementwise_huber",
     "inverse_gap",
     "karras",
     "l1",
     "l2",
+    "latent_consistency_distillation",
     "lognormal",
     "progressive_distillation",
+    "min_snr",
+    "noise_prediction",
     "pseudo_huber",
     "snr",
     "snr_plus_one",
+    "trajectory_distillation",
     "truncated_snr",
     "uniform",
 ]

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from cmjax._numerics import expand_like, f32, is_traced
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cmjax.losses.metrics import Metric
     from cmjax.types import Array, Cond, Key
 
@@ -30,10 +32,10 @@ def dropout_option(key: Key, dropout: bool) -> dict[str, Key]:
 
 
 def compare(
-    f: ConsistencyFn,
-    at: tuple[Array, Array],
-    f_target: ConsistencyFn,
-    target_at: tuple[Array, Array],
+    f: Callable[..., Array],
+    at: tuple[Array, ...],
+    f_target: Callable[..., Array],
+    target_at: tuple[Array, ...],
     cond: Cond,
     metric: Metric,
     **options: Any,

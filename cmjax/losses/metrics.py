@@ -13,7 +13,7 @@ from cmjax._numerics import f32, safe_sqrt
 if TYPE_CHECKING:
     from cmjax.types import Array
 
-__all__ = ["Metric", "l1", "l2", "pseudo_huber"]
+__all__ = ["Metric", "elementwise_huber", "l1", "l2", "pseudo_huber"]
 
 Metric = Callable[["Array", "Array"], "Array"]
 
@@ -59,3 +59,27 @@ def pseudo_huber(a: Array, b: Array, c: float | None = None) -> Array:
     difference = _difference(a, b)
     c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
     return safe_sqrt(jnp.square(difference).sum(axis=1) + c**2) - c
+
+
+def elementwise_huber(a: Array, b: Array, c: float = 0.001) -> Array:
+    """Average √((a - b)² + c²) - c over each example: f[B, *S], f[B, *S] -> f32[B].
+
+    `pseudo_huber` measures the length of the whole difference; this one each value of it.
+
+    Args:
+      a: f[B, *S].
+      b: f[B, *S].
+      c: the size at which it turns from square to linear.
+
+    Returns:
+      f32[B].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> elementwise_huber(jnp.zeros((1, 2)), jnp.array([[3.0, 0.0]]), c=4.0)
+      Array([0.5], dtype=float32)
+
+    References:
+      The "huber" of the published training scripts of latent consistency models.
+    """
+    return (safe_sqrt(jnp.square(_difference(a, b)) + c**2) - c).mean(axis=1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from cmjax.types import Array
 
-__all__ = ["Weighting", "edm", "inverse_gap", "snr", "snr_plus_one", "truncated_snr", "uniform"]
+__all__ = ["Weighting", "edm", "inverse_gap", "min_snr", "snr", "snr_plus_one", "truncated_snr", "uniform"]
 
 
 class Weighting(Protocol):
@@ -69,3 +69,25 @@ class edm:
     def __call__(self, t: Array, r: Array) -> Array:
         """Weigh t, f32[B]."""
         return (t**-2 + self.sigma_data**-2) ** self.power
+
+
+@dataclasses.dataclass(frozen=True)
+class min_snr:
+    """Weigh the error of x0 by the smaller of 1 / t² and γ: timesteps with hardly any noise do not drown the others.
+
+    Attributes:
+      gamma: γ.
+
+    Example:
+      >>> min_snr()(jnp.array([0.1, 1.0]), jnp.zeros(2))
+      Array([5., 1.], dtype=float32)
+
+    References:
+      Hang et al. 2023, section 3.4.
+    """
+
+    gamma: float = 5.0
+
+    def __call__(self, t: Array, r: Array) -> Array:
+        """Weigh t, f32[B]."""
+        return jnp.minimum(t**-2, self.gamma)

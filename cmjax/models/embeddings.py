@@ -13,7 +13,7 @@ from cmjax._numerics import f32, read
 from cmjax.models.layers import fan_in_uniform, linear
 from cmjax.types import Array
 
-__all__ = ["ClassEmbedding", "FourierProjection", "TimestepEmbedding", "positional"]
+__all__ = ["ClassEmbedding", "FourierProjection", "TimestepEmbedding", "guidance_embedding", "positional"]
 
 
 def positional(t: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Array:
@@ -42,6 +42,30 @@ def positional(t: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: 
     phase = f32(t)[:, None] * omega[None, :]
     waves = [jnp.cos(phase), jnp.sin(phase)] if flip_sin_to_cos else [jnp.sin(phase), jnp.cos(phase)]
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, dim % 2)))
+
+
+def guidance_embedding(w: Array, dim: int = 256) -> Array:
+    """Show a guidance scale to a network that is distilled for many: (sin 1000 ω w, cos 1000 ω w).
+
+    omega_i = 10000^(-i / (dim // 2 - 1)). Published latent consistency models are shown the w of their paper,
+    out = cond + w (cond - uncond), which is one less than a guidance scale (`guidance.classifier_free`).
+
+    Args:
+      w: Guidance scales, f32[B].
+      dim: Width of the embedding; an odd one ends in a zero.
+
+    Returns:
+      f32[B, dim].
+
+    Example:
+      >>> guidance_embedding(jnp.zeros(1), 4).tolist()
+      [[0.0, 0.0, 1.0, 1.0]]
+
+    References:
+      Luo et al., Latent Consistency Models, 2023, section 4.2; Meng et al., On Distillation of Guided Diffusion
+      Models, 2023, section 3.1.
+    """
+    return positional(1000.0 * f32(w), dim, flip_sin_to_cos=False, freq_shift=1)
 
 
 class FourierProjection(nnx.Module):

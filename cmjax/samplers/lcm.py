@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from cmjax import schedules
-from cmjax._numerics import f32
+from cmjax._numerics import expand_like, f32, read
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _vp
+from cmjax.samplers._checks import right_config
+from cmjax.samplers._network import VPNetwork, network, whole_timesteps
 from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
 
-__all__ = ["LCMConfig", "LCMState", "init"]
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+    from cmjax.types import Cond, Key, ModelFn
+
+__all__ = ["ConsistencyFn", "LCMConfig", "LCMState", "consistency_fn", "init"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,68 @@ def init(
         c_out=c_out,
         prediction_type=config.prediction_type,
         bound=_vp.bound(config),
+    )
+
+
+# ---- the function that is trained ------------------------------------------------------------------------------------
+
+
+class ConsistencyFn(VPNetwork):
+    """f(x, t) = c_skip(t) x + c_out(t) x0, with f(x, 0) = x exactly; see `consistency_fn`.
+
+    Attributes:
+      c_skip, c_out: f32[T], the boundary scalings at every timestep.
+    """
+
+    c_skip: Array
+    c_out: Array
+
+    def __call__(self, x: Array, t: ArrayLike, cond: Cond = None, *, key: Key | None = None) -> Array:
+        """Map x at timestep t, i32[] or i32[B], to the clean end of its trajectory, f[B, *S]."""
+        t = whole_timesteps("t", t, x)
+        pred = self.predict(x, t, cond, key=key)
+        skip, gain = (expand_like(read(table, t), x) for table in (self.c_skip, self.c_out))
+        return (skip * f32(x) + gain * pred.x0).astype(x.dtype)
+
+
+def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> ConsistencyFn:
+    """Make the consistency function f of a variance-preserving model: x0 from x at any timestep.
+
+    f(x, t) = c_skip(t) x + c_out(t) x0 with the boundary scalings of LCM, in which timestep 0 counts as clean. Of a
+    sigma-space model it is `cmjax.consistency_fn`.
+
+    Args:
+      model: a callable pytree `model(x, t, cond)`; training may pass `key=` for dropout.
+      config: an `LCMConfig` (or a `TCDConfig`), of which `timestep_scaling` makes the boundary.
+
+    Returns:
+      f(x, t, cond=None, *, key=None) -> x0, for x and x0 of f[B, *S] in one dtype (arithmetic is in float32) and t of
+      i32[] or i32[B]. Out of the table it is NaN. It is a pytree of the model's arrays and the tables, f32[T].
+
+    Raises:
+      ValueError: a number of the config is out of its range.
+      TypeError: config is of another kind of model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> f = consistency_fn(lambda x, t, cond: 0.5 * x, LCMConfig())
+      >>> f(jnp.ones((2, 3)), jnp.array([0, 499]))[:, 0].round(2)
+      Array([1.  , 1.09], dtype=float32)
+
+    References:
+      Luo et al. 2023, equation 8.
+
+    Differs from diffusers:
+      x0 is not clipped or thresholded, whatever the config says. (The sampler does it.)
+    """
+    right_config(config, _vp.VPConfig)
+    c_skip, c_out = schedules.boundary_scalings(np.arange(config.num_train_timesteps), config.timestep_scaling)
+    return network(
+        ConsistencyFn,
+        model,
+        config,
+        c_skip=f32(c_skip.astype(np.float32)),
+        c_out=f32(c_out.astype(np.float32)),
     )
 
 

@@ -1,0 +1,103 @@
+"""Plain diffusion training of a variance-preserving model, such as the teacher of a few-step one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from cmjax._numerics import expand_like, f32, refuse_integers
+from cmjax.losses._pairs import dropout_option
+from cmjax.losses._timesteps import Rates, ascending, noise_level, noised_at
+from cmjax.losses.metrics import Metric, l2
+from cmjax.parameterization import model_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from cmjax.losses.weightings import Weighting
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["noise_prediction"]
+
+
+class Predictor(Rates, Protocol):
+    """What `cmjax.tcd.trajectory_fn` and `cmjax.lcm.consistency_fn` make: a network that says what its config says."""
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network says: epsilon, sample or v_prediction."""
+        ...
+
+    def output(self, x: Array, t: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
+        """Say it of x at timestep t."""
+        ...
+
+
+def noise_prediction(
+    g: Predictor,
+    x0: Array,
+    key: Key,
+    *,
+    timesteps: Sequence[int] | np.ndarray | None = None,
+    cond: Cond = None,
+    dropout: bool = False,
+    weighting: Weighting | None = None,
+    metric: Metric = l2,
+) -> Array:
+    """Compute the loss of a variance-preserving diffusion model, one value per example.
+
+    A timestep t is drawn uniformly, data is noised to x_t = α_t x0 + σ_t z, and the network is to say what its config
+    says it does, y: z, x0, or v = α_t z - σ_t x0.
+
+        loss = d(F(x_t, t), y)
+
+    Weightings count the error of x0, and what is a square there is another one here: ‖x̂0 - x0‖² is τ² ‖ẑ - z‖² and
+    σ² ‖v̂ - v‖², with the noise level τ = σ_t / α_t. With a weighting w the loss is w(τ) τ² d, w(τ) d or w(τ) σ_t² d
+    for the three. So `weightings.snr` is the plain loss of "epsilon", `snr_plus_one` that of "v_prediction", `uniform`
+    that of "sample", and each means the same whatever the network says; `min_snr()` is min-SNR-γ.
+
+    Args:
+      g: the model, as `cmjax.tcd.trajectory_fn` (order 1 or 2, all the same) or `cmjax.lcm.consistency_fn` makes it.
+      x0: f[B, *S], data.
+      key: one key.
+      timesteps: i64[N], those to draw from, strictly ascending and concrete; by default all of 0 ... T - 1.
+      cond: conditioning pytree, or None.
+      dropout: whether to hand the network a `key=` for dropout.
+      weighting: (τ, τ) -> f32[B]; None counts the network's own output evenly.
+      metric: (a, b) -> f32[B].
+
+    Returns:
+      f32[B].
+
+    Raises:
+      ValueError: timesteps do not ascend or lie outside of the table.
+      TypeError: x0 is not of a float dtype, or timesteps are traced or fractional.
+
+    Example:
+      >>> import cmjax, jax, jax.numpy as jnp
+      >>> g = cmjax.tcd.trajectory_fn(lambda x, t, cond: jnp.zeros_like(x), cmjax.tcd.TCDConfig())
+      >>> noise_prediction(g, jnp.zeros((4, 8, 8, 1)), jax.random.key(0)).round()
+      Array([1., 1., 1., 1.], dtype=float32)
+
+    References:
+      Ho et al. 2020, equation 14 and algorithm 1; Salimans & Ho 2022, section 4; Hang et al. 2023, section 3.4.
+    """
+    refuse_integers("x0", x0)
+    t_key, z_key, dropout_key = jax.random.split(key, 3)
+    if timesteps is None:
+        t = jax.random.randint(t_key, x0.shape[:1], 0, g.num_train_timesteps)
+    else:
+        t = jax.random.choice(t_key, ascending(timesteps, g.num_train_timesteps).astype("int32"), x0.shape[:1])
+    z = jax.random.normal(z_key, x0.shape, jnp.float32)
+    out = g.output(noised_at(g, t, x0, z), t, cond, **dropout_option(dropout_key, dropout))
+    alpha, sigma = jax.lax.stop_gradient(g.rates(t))
+    y = model_out(g.prediction_type, f32(x0), z, expand_like(alpha, x0), expand_like(sigma, x0))
+    if weighting is None:
+        return metric(out, y)
+    level = noise_level(g, t)
+    of_x0 = {"epsilon": level**2, "sample": 1.0, "v_prediction": sigma**2}[g.prediction_type]
+    return weighting(level, level) * of_x0 * metric(out, y)

@@ -1,0 +1,93 @@
+"""Trajectory consistency distillation: from either end of a teacher's step, a jump has to land at the same place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+
+from cmjax.losses._pairs import compare, dropout_option
+from cmjax.losses._timesteps import Teacher, TrajectoryFn, jump
+from cmjax.losses.metrics import Metric, l2
+from cmjax.losses.weightings import Weighting, uniform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["trajectory_distillation"]
+
+
+def trajectory_distillation(
+    g: TrajectoryFn,
+    g_target: TrajectoryFn,
+    teacher: Teacher,
+    x0: Array,
+    key: Key,
+    *,
+    timesteps: Sequence[int] | np.ndarray | None = None,
+    skip: int = 1,
+    cond: Cond = None,
+    student_cond: Cond = None,
+    dropout: bool = False,
+    weighting: Weighting = uniform,
+    metric: Metric = l2,
+) -> Array:
+    """Compute the trajectory-consistency loss of a variance-preserving model, one value per example.
+
+    Data is noised to a timestep t of the grid; the teacher takes it to the next lower one, n; and from both ends the
+    jump to m, any level at or below n, is to be the same:
+
+        loss = w(t, n) d(g(x_t, t, m), sg g⁻(x̂_n, n, m)),  x_t = α_t x0 + σ_t z,  x̂_n = teacher(x_t, t, n)
+
+    t is uniform over the grid, and m over the levels up to n, each drawn example by example. The levels are the grid
+    with timestep 0 below it: there the lowest step ends, and there a sampled path does. Where m is n, the target is the
+    teacher's own point. It is the loss of TCD, and with a network that sees m (any g will do) of its TCF(S+).
+
+    Args:
+      g: the trajectory function being trained, as `cmjax.tcd.trajectory_fn` makes it, of order 1 or 2.
+      g_target: the one that gives the targets: g itself (θ⁻ = sg θ) or an average of it.
+      teacher: the trajectory function of the diffusion model that is distilled, guided as you like: a DDIM step of
+        `cmjax.tcd.trajectory_fn(cmjax.guidance.classifier_free(net, 7.5, null_cond), config)`. It never gets a key
+        (dropout is off), and no gradient. Its rates noise the data.
+      x0: f[B, *S], data.
+      key: one key; the student and the target get the same dropout from it.
+      timesteps: i64[N], the grid, strictly ascending and concrete; by default `teacher.grid`, every ⌊T / O⌋-th timestep
+        by the config's original_inference_steps.
+      skip: how many levels lower n lies than t, at most down to 0: more than 1 for a dense grid.
+      cond: conditioning pytree of the teacher, or None.
+      student_cond: that of g and g_target, where it is not the teacher's: with a guidance scale to be shown to them.
+      dropout: whether to hand student and target a `key=` for dropout.
+      weighting: (t, n) -> f32[B], given the pair's noise levels σ / α.
+      metric: (a, b) -> f32[B].
+
+    Returns:
+      f32[B].
+
+    Raises:
+      ValueError: timesteps do not ascend, lie outside of the table or are all 0.
+      TypeError: x0 is not of a float dtype, timesteps are traced or fractional, or the teacher knows no rates.
+
+    Example:
+      >>> import cmjax, jax, jax.numpy as jnp
+      >>> g = cmjax.tcd.trajectory_fn(lambda x, t, cond: jnp.zeros_like(x), cmjax.tcd.TCDConfig())
+      >>> trajectory_distillation(g, g, g, jnp.zeros((4, 8, 8, 1)), jax.random.key(0)).shape
+      (4,)
+
+    References:
+      Zheng et al. 2024, section 4.1 and algorithm 1; Kim et al. 2024 (CTM), equation 9, the idea in noise levels.
+
+    Differs from the paper:
+      m starts at timestep 0, not at the first point of the grid, so that jumps to where sampling ends are trained.
+      The teacher's guidance scale is fixed, unless you draw one per example (`latent_consistency_distillation` shows
+      how).
+    """
+    index_key, m_key, z_key, dropout_key = jax.random.split(key, 4)
+    pair, levels = jump(teacher, x0, index_key, z_key, timesteps=timesteps, skip=skip, cond=cond)
+    m = levels[jax.random.randint(m_key, x0.shape[:1], 0, pair.level + 1)]
+    cond = cond if student_cond is None else student_cond
+    options = dropout_option(dropout_key, dropout)
+    return weighting(*pair.sigmas) * compare(g, (*pair.start, m), g_target, (*pair.end, m), cond, metric, **options)
