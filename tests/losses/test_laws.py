@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vp_gaussian
 from gaussian import Gaussian
 
 import cmjax
@@ -91,6 +92,22 @@ def linear_jump(w: Any) -> Any:
     )
 
 
+VP, BELL, COARSE = cmjax.tcd.TCDConfig(), Gaussian(mean=0.3, std=0.6), (249, 499, 749, 999)
+STEP = vp_gaussian.trajectory(BELL, VP)  # the teacher's, exactly
+
+
+def along(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss of timesteps with its teacher, on a grid as coarse as the other losses' pairs."""
+    return lambda f, f_target, x0, key, **options: loss(
+        f, f_target, STEP, x0, key, timesteps=COARSE, metric=losses.pseudo_huber, **options
+    )
+
+
+def scaled(make: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Make w into a function of timesteps, of the network w x."""
+    return lambda w: make(jax.tree_util.Partial(lambda w, x, t, cond, key=None: w * x, jnp.float32(w)), VP)
+
+
 CASES = {
     "consistency_training": Case(
         functools.partial(losses.consistency_training, num_scales=20), consistency, linear
@@ -114,6 +131,13 @@ CASES = {
             g, g_target, lambda x, t, u, cond: WIDE.to(x, t, u), *args, **options
         ),
         lambda data: data.to, linear_jump, WIDE, calls=4,
+    "trajectory_distillation": Case(
+        along(losses.trajectory_distillation),
+        lambda data: vp_gaussian.trajectory(data, VP), scaled(cmjax.tcd.trajectory_fn), BELL
+    ),
+    "latent_consistency_distillation": Case(
+        along(losses.latent_consistency_distillation),
+        lambda data: vp_gaussian.consistency(data, VP), scaled(cmjax.lcm.consistency_fn), BELL
     ),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -14,6 +14,7 @@ def test_metrics_by_hand():
     np.testing.assert_allclose(losses.l2(a, b), [25 / 4, 0])
     np.testing.assert_allclose(losses.pseudo_huber(a, b, c=12.0), [1, 0])
     np.testing.assert_allclose(losses.pseudo_huber(a, b), [np.sqrt(25 + 0.00108**2) - 0.00108, 0], rtol=1e-6)
+    np.testing.assert_allclose(losses.elementwise_huber(a, b, c=4.0), [(1 + np.sqrt(32) - 4) / 4, 0], rtol=1e-6)
 
 
 def test_pseudo_huber_has_a_finite_gradient_where_equal():
@@ -27,7 +28,7 @@ def test_pseudo_huber_without_its_length_is_the_distance():
     np.testing.assert_array_equal(grad(jnp.zeros((1, 2))), 0.0)
 
 
-@pytest.mark.parametrize("metric", [losses.l1, losses.l2, losses.pseudo_huber])
+@pytest.mark.parametrize("metric", [losses.l1, losses.l2, losses.pseudo_huber, losses.elementwise_huber])
 def test_what_has_not_one_shape_is_no_pair(metric):
     with pytest.raises(ValueError, match=r"a and b must have one shape, got \(4, 8\) and \(4, 1\)"):
         metric(jnp.zeros((4, 8)), jnp.zeros((4, 1)))

@@ -31,6 +31,7 @@ def test_karras_draws_every_interval_of_its_grid_as_often():
         (losses.snr, [4, 0.25]),
         (losses.snr_plus_one, [5, 1.25]),
         (losses.truncated_snr, [4, 1]),
+        (losses.min_snr(3.0), [3, 0.25]),
         (losses.edm(0.5), [8, 4.25]),
         (losses.edm(0.5, power=0.5), [8**0.5, 4.25**0.5]),
     ],

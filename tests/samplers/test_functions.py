@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import replay
+import vp_gaussian
 from gaussian import Gaussian
 
 import cmjax
@@ -28,18 +29,6 @@ def network(x, t, cond=None, *, key=None):
     t = xp.asarray(t).astype(x.dtype)
     t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
     return xp.sin(x + t * x.dtype.type(0.01))
-
-
-def exact(kind, data=DATA, config=None):
-    """The network of the data."""
-    alpha, sigma = (jnp.asarray(v, jnp.float32) for v in (ALPHA, SIGMA))
-
-    def model(x, t, cond=None, *, key=None):
-        a, s = (v[t].reshape(t.shape + (1,) * (x.ndim - t.ndim)) for v in (alpha, sigma))
-        x0 = data.x0(x, alpha[t], sigma[t])
-        return model_out(kind, x0, (x - a * x0) / s, a, s)
-
-    return model
 
 
 def replayed(kind, x, t, s, order):
@@ -100,7 +89,9 @@ def test_order_two_is_of_second_order_on_gaussian_data():
     x = jnp.linspace(-2.0, 2.0, 5)[:, None]
 
     def error(order, n):
-        g = cmjax.tcd.trajectory_fn(exact("v_prediction"), CONFIGS["v_prediction"], order=order)
+        g = cmjax.tcd.trajectory_fn(
+            vp_gaussian.network(DATA, CONFIGS["v_prediction"]), CONFIGS["v_prediction"], order=order
+        )
         path, end = np.linspace(999, 199, n + 1).round().astype(int), x
         for t, s in itertools.pairwise(path):
             end = g(end, jnp.int32(t), jnp.int32(s))
