@@ -97,7 +97,7 @@ def latent_consistency_distillation(
       (4,)
 
     References:
-      Luo et al. 2023, algorithm 1 and equations 13 to 17.
+      Luo et al. 2023, algorithm 1 and sections 4.2 (guidance) and 4.3 (skipping steps).
 
     Differs from diffusers:
       Dropout, where there is any, is the same for the student and its target.

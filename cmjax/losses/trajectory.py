@@ -78,12 +78,11 @@ def trajectory_distillation(
       (4,)
 
     References:
-      Zheng et al. 2024, section 4.1 and algorithm 1; Kim et al. 2024 (CTM), equation 9, the idea in noise levels.
+      Zheng et al. 2024, section 4.1; Kim et al. 2024 (consistency trajectory models), the idea in noise levels.
 
     Differs from the paper:
       m starts at timestep 0, not at the first point of the grid, so that jumps to where sampling ends are trained.
-      The teacher's guidance scale is fixed, unless you draw one per example (`latent_consistency_distillation` shows
-      how).
+      Guidance is the teacher's: fixed, or drawn for each example as `latent_consistency_distillation` shows.
     """
     index_key, m_key, z_key, dropout_key = jax.random.split(key, 4)
     pair, levels = jump(teacher, x0, index_key, z_key, timesteps=timesteps, skip=skip, cond=cond)

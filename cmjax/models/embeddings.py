@@ -63,7 +63,7 @@ def guidance_embedding(w: Array, dim: int = 256) -> Array:
 
     References:
       Luo et al., Latent Consistency Models, 2023, section 4.2; Meng et al., On Distillation of Guided Diffusion
-      Models, 2023, section 3.1.
+      Models, 2023, section 3.
     """
     return positional(1000.0 * f32(w), dim, flip_sin_to_cos=False, freq_shift=1)
 

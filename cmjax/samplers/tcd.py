@@ -244,7 +244,7 @@ def trajectory_fn(model: ModelFn, config: _vp.VPConfig, *, order: int = 1) -> Tr
 
     References:
       Zheng et al. 2024, section 4.1 (orders 1 and 2, in the exponential-integrator form); Song, Meng & Ermon 2021,
-      equation 12 with no noise; Lu et al. 2022b (DPM-Solver++), algorithm 1 (2S).
+      equation 12 with no noise; Lu et al. 2022 (DPM-Solver++), algorithm 1.
 
     Differs from diffusers:
       x0 is not clipped or thresholded, whatever the config says.

@@ -78,7 +78,7 @@ def test_pairs_and_landings_are_drawn_evenly_from_the_grid(options, grid, skip):
     j = np.searchsorted(levels, m)
     np.testing.assert_array_equal(levels[j], m)
     share = j / np.maximum(below, 1)
-    assert (j <= below).all() and (j == below).any() and (j == 0).any()
+    assert (j <= below).all() and ((j == below) & (j > 0)).any() and ((j == 0) & (below > 0)).any()
     assert share[below > 0].mean() == pytest.approx(0.5, abs=0.03)
 
 
@@ -127,9 +127,10 @@ def test_the_gradient_is_zero_at_the_exact_function_and_nowhere_near():
         g = off(w, exact)
         return losses.trajectory_distillation(g, exact, exact, x0, jax.random.key(1)).mean()
 
-    value, slope = jax.value_and_grad(loss)(0.0)
+    at = jax.jit(jax.value_and_grad(loss))
+    value, slope = at(0.0)
     assert float(value) < 1e-10 and abs(float(slope)) < 1e-5
-    assert float(jax.grad(loss)(0.1)) > 0.05 and float(jax.grad(loss)(-0.1)) < -0.05
+    assert float(at(0.1)[1]) > 0.05 and float(at(-0.1)[1]) < -0.05
 
 
 def test_no_gradient_reaches_the_teacher():
@@ -139,7 +140,7 @@ def test_no_gradient_reaches_the_teacher():
     )
     x0 = jnp.ones((4, 3))
     loss = lambda teacher: losses.trajectory_distillation(make(0.3), make(0.4), teacher, x0, jax.random.key(0)).sum()  # noqa: E731
-    for slope in jax.tree.leaves(jax.grad(loss)(make(0.5))):
+    for slope in jax.tree.leaves(jax.jit(jax.grad(loss))(make(0.5))):
         np.testing.assert_array_equal(slope, 0.0)
 
 

@@ -50,12 +50,12 @@ def replayed(kind, x, t, s, order):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("kind", TYPES)
 def test_each_jump_is_the_formula(kind, order):
-    x = np.random.default_rng(0).normal(size=(8, 3, 2))
-    t = np.array([999, 999, 519, 500, 19, 1, 259, 40])
-    s = np.array([0, 759, 19, 499, 0, 0, 259, 700])
+    x = np.random.default_rng(0).normal(size=(10, 3, 2))
+    t = np.array([999, 999, 519, 500, 19, 1, 259, 40, 40, 500])
+    s = np.array([0, 759, 19, 499, 0, 0, 259, 700, 41, 501])
     g = cmjax.tcd.trajectory_fn(network, CONFIGS[kind], order=order)
     landed = g(jnp.asarray(x, jnp.float32), jnp.asarray(t), jnp.asarray(s))
-    for i in range(8):
+    for i in range(10):
         expected = replayed(kind, x[i : i + 1], t[i], s[i], order)
         assert replay.distance(landed[i : i + 1], expected, floor=1.0) < 2e-4
         alone = g(jnp.asarray(x[i : i + 1], jnp.float32), jnp.asarray(t[i]), jnp.asarray(s[i]))
