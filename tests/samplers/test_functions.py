@@ -62,6 +62,22 @@ def test_each_jump_is_the_formula(kind, order):
         np.testing.assert_allclose(alone[0], landed[i], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("t", "s"), [(3, 2), (2, 3), (1, 0), (0, 1)])
+def test_order_two_between_neighbours_takes_the_mean_of_both_ends(t, s):
+    betas = (0.1, 0.3, 0.5, 0.7)
+    config = cmjax.tcd.TCDConfig(
+        num_train_timesteps=4, trained_betas=betas, original_inference_steps=4, prediction_type="sample"
+    )
+    x, bars = np.random.default_rng(0).normal(size=(2, 3)), np.cumprod(1 - np.array(betas))
+    alpha, sigma = np.sqrt(bars), np.sqrt(1 - bars)
+    x0 = network(x, 100 * t)
+    x_s = alpha[s] * x0 + sigma[s] * (x - alpha[t] * x0) / sigma[t]
+    x0 = (x0 + network(x_s, 100 * s)) / 2
+    g = cmjax.tcd.trajectory_fn(lambda x, t, cond: network(x, 100 * t), config, order=2)
+    expected = alpha[s] * x0 + sigma[s] * (x - alpha[t] * x0) / sigma[t]
+    np.testing.assert_allclose(g(jnp.asarray(x, jnp.float32), t, s), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("kind", TYPES)
 def test_to_stay_is_the_identity_even_in_its_gradient(kind, order):
