@@ -13,6 +13,7 @@ from PIL import Image
 
 import cmjax
 from cmjax.cli import compile_cache, main
+from cmjax.io import read_images
 
 NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
 

@@ -12,6 +12,7 @@ from cmjax import recipes, training
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
+from cmjax.samplers._vp import VPConfig
 
 __all__ = ["RUN", "Settled", "settle"]
 
@@ -74,7 +75,7 @@ def settle(
     source = start or (None if said else teacher)
     if source is not None:
         unet = _fitting(source, data, "--init" if start else "--teacher")
-        config = source.config
+        config = _as_method_wants(source.config, recipe.method.config_type)
     else:
         unet = _network(args, data, network)
         config = recipe.method.config_type()
@@ -86,6 +87,13 @@ def settle(
             f"but the model is for {config.scheduler}."
         )
     return Settled(recipe, unet, config, args.dtype)
+
+
+def _as_method_wants(config: Any, kind: type) -> Any:
+    """A variance-preserving model's config as that of the sampler it is distilled for; any other as it is."""
+    if issubclass(kind, VPConfig) and isinstance(config, VPConfig):
+        return read_config(config_dict(config), as_=kind)
+    return config
 
 
 def _of_run(args: argparse.Namespace, data: ImageData, run: Any) -> Settled:

@@ -9,7 +9,6 @@ from cmjax.losses.continuous import continuous_consistency, infinitesimal_consis
 from cmjax.losses.ctm import JumpFn, balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
-from cmjax.losses.metrics import Metric, l1, l2, pseudo_huber
 from cmjax.losses.latent import latent_consistency_distillation
 from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
 from cmjax.losses.prediction import noise_prediction
@@ -31,17 +30,17 @@ __all__ = [
     "denoising",
     "easy_consistency_tuning",
     "edm",
-    "infinitesimal_consistency",
     "elementwise_huber",
+    "infinitesimal_consistency",
     "inverse_gap",
     "karras",
     "l1",
     "l2",
     "latent_consistency_distillation",
     "lognormal",
-    "progressive_distillation",
     "min_snr",
     "noise_prediction",
+    "progressive_distillation",
     "pseudo_huber",
     "snr",
     "snr_plus_one",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax._numerics import expand_like, f32, is_traced, refuse_integers, whole
+from cmjax._numerics import expand_like, f32, floating, is_traced, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def jump(
 
     The levels are the grid with timestep 0 below it, where the lowest jumps end.
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     _know_rates(teacher)
     skip = whole("skip", skip, 1)
     grid = ascending(teacher.grid if timesteps is None else timesteps, teacher.num_train_timesteps)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import expand_like, f32, refuse_integers
+from cmjax._numerics import expand_like, f32, floating
 from cmjax.losses._pairs import dropout_option
 from cmjax.losses._timesteps import Rates, ascending, noise_level, noised_at
 from cmjax.losses.metrics import Metric, l2
@@ -86,7 +86,7 @@ def noise_prediction(
     References:
       Ho et al. 2020, equation 14 and algorithm 1; Salimans & Ho 2022, section 4; Hang et al. 2023, section 3.4.
     """
-    refuse_integers("x0", x0)
+    x0 = floating("x0", x0)
     t_key, z_key, dropout_key = jax.random.split(key, 3)
     if timesteps is None:
         t = jax.random.randint(t_key, x0.shape[:1], 0, g.num_train_timesteps)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import schedules
-from cmjax._numerics import expand_like, f32, read, refuse_integers
+from cmjax._numerics import expand_like, f32, floating, read
 from cmjax._struct import Struct, static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _vp
@@ -56,7 +56,7 @@ class VPNetwork(Struct):
 
     def output(self, x: Array, t: ArrayLike, cond: Cond = None, *, key: Key | None = None) -> Array:
         """What the model says of x, f[B, *S], at timestep t, i32[] or i32[B]."""
-        refuse_integers("x", x)
+        x = floating("x", x)
         t = whole_timesteps("t", t, x)
         out = self.model(x, t, cond, **({} if key is None else {"key": key}))
         if out.shape != x.shape:

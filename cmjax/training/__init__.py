@@ -4,6 +4,7 @@ The losses stand alone in anyone's loop (`cmjax.losses`); this is ours. `train` 
 made of, from the method down to one step, may be used by itself.
 """
 
+from cmjax.training import methods
 from cmjax.training.checkpoints import environment, latest_step
 from cmjax.training.data import Batch
 from cmjax.training.log import read_log
@@ -26,6 +27,7 @@ __all__ = [
     "environment",
     "init",
     "latest_step",
+    "methods",
     "read_log",
     "train",
     "train_step",

@@ -131,6 +131,7 @@ CASES = {
             g, g_target, lambda x, t, u, cond: WIDE.to(x, t, u), *args, **options
         ),
         lambda data: data.to, linear_jump, WIDE, calls=4,
+    ),
     "trajectory_distillation": Case(
         along(losses.trajectory_distillation),
         lambda data: vp_gaussian.trajectory(data, VP), scaled(cmjax.tcd.trajectory_fn), BELL

@@ -1,94 +1,28 @@
-"""What a run learns: each published method as a frozen dataclass of its numbers, with one `loss`.
-
-A method sees the learner (the model, its target, the teacher) and a batch, and calls one of `cmjax.losses`: here is
-said only which arguments the paper gives it, and how they change over the run.
-"""
+"""Methods of noise levels that learn from images alone."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
-from cmjax import curricula, losses, ode
-from cmjax._typed import mistyped
+from cmjax import curricula, losses
 from cmjax.parameterization import consistency_fn, denoiser_fn, trigflow_fn
-from cmjax.samplers.cm import CMConfig
+from cmjax.training.methods.base import Learner, Method, karras_grid, positive
 
 if TYPE_CHECKING:
-    from cmjax.types import Array, Cond, Key, ModelFn
+    from cmjax.types import Array, Cond, Key
 
 __all__ = [
-    "METHODS",
-    "ConsistencyDistillation",
     "ConsistencyTraining",
-    "ContinuousDistillation",
     "ContinuousTraining",
     "Denoising",
     "EasyConsistencyTuning",
     "ImprovedConsistencyTraining",
-    "Learner",
-    "Method",
-    "ProgressiveDistillation",
 ]
-
-
-class Learner(NamedTuple):
-    """Who takes part in a step.
-
-    Attributes:
-      model: the model being trained, a ModelFn.
-      target: the one that gives the targets: the model itself, or an average of its weights.
-      config: what their noise levels mean.
-      teacher: the model that is distilled, and its config; None without one.
-    """
-
-    model: ModelFn
-    target: ModelFn
-    config: Any
-    teacher: Any = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """What every method has. Lengths in steps are shares of the run, so that a run may be longer or shorter."""
-
-    config_type: ClassVar[type] = CMConfig
-    needs_teacher: ClassVar[bool] = False
-    sample_steps: ClassVar[int] = 2  # of the pictures that show how far a run is
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(getattr(self, field.name), list):  # files know lists only, and those have no hash
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        if fault := mistyped(self):
-            raise ValueError(fault)
-
-    def check(self, steps: int) -> None:
-        """Raise ValueError for a run too short for this method."""
-
-    def target_decay(self, step: int | Array, steps: int) -> Array | None:
-        """The decay of the target's average at a step; None where the target is the model itself."""
-        return None
-
-    def figures(self, step: int, steps: int) -> Mapping[str, float]:
-        """What is worth a place in the log beside the loss."""
-        return {}
-
-    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """One value per example, f32[B]."""
-        raise NotImplementedError
-
-
-def _positive(method: Method, *names: str) -> None:
-    for name in names:
-        value = getattr(method, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +56,7 @@ class EasyConsistencyTuning(Method):
             raise ValueError(f"stages must be one or more positive lengths, got {list(self.stages)}.")
         if not 0.0 < self.initial_gap <= 1.0:
             raise ValueError(f"initial_gap must lie in (0, 1], got {self.initial_gap}. (1 is denoising.)")
-        _positive(self, "proposal_std", "huber_c")
+        positive(self, "proposal_std", "huber_c")
 
     def stage_steps(self, steps: int) -> tuple[int, ...]:
         """How many steps each stage lasts."""
@@ -171,7 +105,7 @@ class ImprovedConsistencyTraining(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "proposal_std", "huber_c")
+        positive(self, "proposal_std", "huber_c")
 
     def check(self, steps: int) -> None:
         """Raise ValueError where the grid cannot double that often in so few steps."""
@@ -247,121 +181,9 @@ class ConsistencyTraining(Method):
             num_scales=self._num_scales(step, steps),
             cond=cond,
             dropout=self.dropout,
-            **_karras_grid(learner.config),
+            **karras_grid(learner.config),
             weighting=losses.uniform,
             metric=losses.l2,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsistencyDistillation(Method):
-    """A diffusion model's own steps pull neighbours together. Song et al. 2023.
-
-    Attributes:
-      num_scales: N, the noise levels of the grid.
-      decay: of the target's average.
-      dropout: whether the network gets a dropout key (student and target the same one).
-    """
-
-    needs_teacher: ClassVar[bool] = True
-
-    num_scales: int = 18
-    decay: float = 0.95
-    dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_scales < 2:
-            raise ValueError(f"num_scales must be at least 2, got {self.num_scales}.")
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), got {self.decay}.")
-
-    def target_decay(self, step: int | Array, steps: int) -> Array:
-        """Always the same."""
-        return jnp.float32(self.decay)
-
-    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.consistency_distillation` with the teacher's Heun steps."""
-        return losses.consistency_distillation(
-            consistency_fn(learner.model, learner.config),
-            consistency_fn(learner.target, learner.config),
-            partial(ode.heun, denoiser_fn(*learner.teacher)),
-            x0,
-            key,
-            num_scales=self.num_scales,
-            cond=cond,
-            dropout=self.dropout,
-            **_karras_grid(learner.config),
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProgressiveDistillation(Method):
-    """One step of the student is two of the teacher. Salimans & Ho 2022, in noise levels.
-
-    A run is one halving: its result is the teacher of the next, with half of `num_steps`. The result is a denoiser:
-    sample it with `ode.solve(ode.euler, ...)` on the M + 1 levels it was trained on.
-
-    Attributes:
-      num_steps: M, the student's steps from noise to picture.
-      dropout: whether the student gets a dropout key.
-    """
-
-    needs_teacher: ClassVar[bool] = True
-
-    num_steps: int = 8
-    dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
-
-    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.progressive_distillation` with the teacher's Euler steps (DDIM)."""
-        return losses.progressive_distillation(
-            denoiser_fn(learner.model, learner.config),
-            partial(ode.euler, denoiser_fn(*learner.teacher)),
-            x0,
-            key,
-            num_steps=self.num_steps,
-            cond=cond,
-            dropout=self.dropout,
-            **_karras_grid(learner.config),
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising(Method):
-    """A diffusion model of noise levels, such as the teacher of the methods that have one. Karras et al. 2022.
-
-    Attributes:
-      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
-      dropout: whether the network gets a dropout key.
-    """
-
-    sample_steps: ClassVar[int] = 16
-
-    proposal_mean: float = -1.2
-    proposal_std: float = 1.2
-    dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _positive(self, "proposal_std")
-
-    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.denoising`."""
-        return losses.denoising(
-            denoiser_fn(learner.model, learner.config),
-            x0,
-            key,
-            cond=cond,
-            dropout=self.dropout,
-            sigma_min=learner.config.sigma_min,
-            sigma_max=learner.config.sigma_max,
-            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
-            weighting=losses.edm(learner.config.sigma_data),
         )
 
 
@@ -387,7 +209,7 @@ class ContinuousTraining(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "proposal_std", "tangent_constant")
+        positive(self, "proposal_std", "tangent_constant")
         if not 0.0 <= self.warmup <= 1.0:
             raise ValueError(f"warmup must lie in [0, 1], a share of the run, got {self.warmup}.")
 
@@ -417,29 +239,34 @@ class ContinuousTraining(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContinuousDistillation(ContinuousTraining):
-    """Continuous time, along the velocity of a diffusion model (sCD). Lu & Song 2024."""
+class Denoising(Method):
+    """A diffusion model of noise levels, such as the teacher of the methods that have one. Karras et al. 2022.
 
-    needs_teacher: ClassVar[bool] = True
+    Attributes:
+      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
+      dropout: whether the network gets a dropout key.
+    """
 
+    sample_steps: ClassVar[int] = 16
 
-def _karras_grid(config: CMConfig) -> dict[str, Any]:
-    """The grid that a config says, and a proposal that draws its intervals as often."""
-    return {
-        "sigma_min": config.sigma_min,
-        "sigma_max": config.sigma_max,
-        "rho": config.rho,
-        "proposal": losses.karras(config.rho),
-    }
+    proposal_mean: float = -1.2
+    proposal_std: float = 1.2
+    dropout: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "proposal_std")
 
-METHODS: dict[str, type[Method]] = {
-    "ect": EasyConsistencyTuning,
-    "ict": ImprovedConsistencyTraining,
-    "ct": ConsistencyTraining,
-    "cd": ConsistencyDistillation,
-    "sct": ContinuousTraining,
-    "scd": ContinuousDistillation,
-    "pd": ProgressiveDistillation,
-    "edm": Denoising,
-}
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.denoising`."""
+        return losses.denoising(
+            denoiser_fn(learner.model, learner.config),
+            x0,
+            key,
+            cond=cond,
+            dropout=self.dropout,
+            sigma_min=learner.config.sigma_min,
+            sigma_max=learner.config.sigma_max,
+            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
+            weighting=losses.edm(learner.config.sigma_data),
+        )

@@ -1,0 +1,47 @@
+"""What a run learns: each published method as a frozen dataclass of its numbers, with one `loss`.
+
+A method sees the learner (the model, its target, the teacher) and a batch, and calls one of `cmjax.losses`: here is
+said only which arguments the paper gives it, and how they change over the run.
+"""
+
+from cmjax.training.methods.alone import (
+    ConsistencyTraining,
+    ContinuousTraining,
+    Denoising,
+    EasyConsistencyTuning,
+    ImprovedConsistencyTraining,
+)
+from cmjax.training.methods.base import Learner, Method
+from cmjax.training.methods.taught import ConsistencyDistillation, ContinuousDistillation, ProgressiveDistillation
+from cmjax.training.methods.vp import LatentConsistencyDistillation, NoisePrediction, TrajectoryDistillation
+
+__all__ = [
+    "METHODS",
+    "ConsistencyDistillation",
+    "ConsistencyTraining",
+    "ContinuousDistillation",
+    "ContinuousTraining",
+    "Denoising",
+    "EasyConsistencyTuning",
+    "ImprovedConsistencyTraining",
+    "LatentConsistencyDistillation",
+    "Learner",
+    "Method",
+    "NoisePrediction",
+    "ProgressiveDistillation",
+    "TrajectoryDistillation",
+]
+
+METHODS: dict[str, type[Method]] = {
+    "ect": EasyConsistencyTuning,
+    "ict": ImprovedConsistencyTraining,
+    "ct": ConsistencyTraining,
+    "cd": ConsistencyDistillation,
+    "sct": ContinuousTraining,
+    "scd": ContinuousDistillation,
+    "pd": ProgressiveDistillation,
+    "edm": Denoising,
+    "tcd": TrajectoryDistillation,
+    "lcd": LatentConsistencyDistillation,
+    "vp": NoisePrediction,
+}

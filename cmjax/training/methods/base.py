@@ -1,0 +1,81 @@
+"""What every method of training has, and who takes part in a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from cmjax._typed import mistyped
+from cmjax.losses import karras
+from cmjax.samplers.cm import CMConfig
+
+if TYPE_CHECKING:
+    from cmjax.types import Array, Cond, Key, ModelFn
+
+__all__ = ["Learner", "Method", "karras_grid", "positive"]
+
+
+class Learner(NamedTuple):
+    """Who takes part in a step.
+
+    Attributes:
+      model: the model being trained, a ModelFn.
+      target: the one that gives the targets: the model itself, or an average of its weights.
+      config: what their noise levels mean.
+      teacher: the model that is distilled, and its config; None without one.
+    """
+
+    model: ModelFn
+    target: ModelFn
+    config: Any
+    teacher: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """What every method has. Lengths in steps are shares of the run, so that a run may be longer or shorter."""
+
+    config_type: ClassVar[type] = CMConfig
+    needs_teacher: ClassVar[bool] = False
+    sample_steps: ClassVar[int] = 2  # of the pictures that show how far a run is
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), list):  # files know lists only, and those have no hash
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        if fault := mistyped(self):
+            raise ValueError(fault)
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError for a run too short for this method."""
+
+    def target_decay(self, step: int | Array, steps: int) -> Array | None:
+        """The decay of the target's average at a step; None where the target is the model itself."""
+        return None
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """What is worth a place in the log beside the loss."""
+        return {}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """One value per example, f32[B]."""
+        raise NotImplementedError
+
+
+def positive(method: Method, *names: str) -> None:
+    """Raise ValueError for the first of these numbers that is neither None nor above 0."""
+    for name in names:
+        value = getattr(method, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def karras_grid(config: CMConfig) -> dict[str, Any]:
+    """The grid that a config says, and a proposal that draws its intervals as often."""
+    return {
+        "sigma_min": config.sigma_min,
+        "sigma_max": config.sigma_max,
+        "rho": config.rho,
+        "proposal": karras(config.rho),
+    }

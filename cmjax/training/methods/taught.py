@@ -1,0 +1,104 @@
+"""Methods of noise levels that distil a diffusion model."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import jax.numpy as jnp
+
+from cmjax import losses, ode
+from cmjax.parameterization import consistency_fn, denoiser_fn
+from cmjax.training.methods.alone import ContinuousTraining
+from cmjax.training.methods.base import Learner, Method, karras_grid
+
+if TYPE_CHECKING:
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["ConsistencyDistillation", "ContinuousDistillation", "ProgressiveDistillation"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyDistillation(Method):
+    """A diffusion model's own steps pull neighbours together. Song et al. 2023.
+
+    Attributes:
+      num_scales: N, the noise levels of the grid.
+      decay: of the target's average.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    num_scales: int = 18
+    decay: float = 0.95
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_scales < 2:
+            raise ValueError(f"num_scales must be at least 2, got {self.num_scales}.")
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}.")
+
+    def target_decay(self, step: int | Array, steps: int) -> Array:
+        """Always the same."""
+        return jnp.float32(self.decay)
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.consistency_distillation` with the teacher's Heun steps."""
+        return losses.consistency_distillation(
+            consistency_fn(learner.model, learner.config),
+            consistency_fn(learner.target, learner.config),
+            partial(ode.heun, denoiser_fn(*learner.teacher)),
+            x0,
+            key,
+            num_scales=self.num_scales,
+            cond=cond,
+            dropout=self.dropout,
+            **karras_grid(learner.config),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousDistillation(ContinuousTraining):
+    """Continuous time, along the velocity of a diffusion model (sCD). Lu & Song 2024."""
+
+    needs_teacher: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgressiveDistillation(Method):
+    """One step of the student is two of the teacher. Salimans & Ho 2022, in noise levels.
+
+    A run is one halving: its result is the teacher of the next, with half of `num_steps`. The result is a denoiser:
+    sample it with `ode.solve(ode.euler, ...)` on the M + 1 levels it was trained on.
+
+    Attributes:
+      num_steps: M, the student's steps from noise to picture.
+      dropout: whether the student gets a dropout key.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    num_steps: int = 8
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.progressive_distillation` with the teacher's Euler steps (DDIM)."""
+        return losses.progressive_distillation(
+            denoiser_fn(learner.model, learner.config),
+            partial(ode.euler, denoiser_fn(*learner.teacher)),
+            x0,
+            key,
+            num_steps=self.num_steps,
+            cond=cond,
+            dropout=self.dropout,
+            **karras_grid(learner.config),
+        )

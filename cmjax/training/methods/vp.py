@@ -1,0 +1,148 @@
+"""Methods of variance-preserving models: a teacher, and what is distilled of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import jax.numpy as jnp
+
+from cmjax import losses
+from cmjax.samplers import lcm, tcd
+from cmjax.samplers.lcm import LCMConfig
+from cmjax.samplers.tcd import TCDConfig
+from cmjax.training.methods.base import Learner, Method, positive
+
+if TYPE_CHECKING:
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["LatentConsistencyDistillation", "NoisePrediction", "TrajectoryDistillation"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisePrediction(Method):
+    """A variance-preserving diffusion model, such as the teacher of tcd and lcd. Ho et al. 2020.
+
+    What it says (`prediction_type`) and at which timesteps is in the config.
+
+    Attributes:
+      min_snr: γ of the weight min(SNR, γ) of the error of x0; None counts the network's own output evenly.
+      dropout: whether the network gets a dropout key.
+    """
+
+    config_type: ClassVar[type] = TCDConfig
+    sample_steps: ClassVar[int] = 25
+
+    min_snr: float | None = None
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "min_snr")
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.noise_prediction`."""
+        return losses.noise_prediction(
+            tcd.trajectory_fn(learner.model, learner.config),
+            x0,
+            key,
+            cond=cond,
+            dropout=self.dropout,
+            weighting=None if self.min_snr is None else losses.min_snr(self.min_snr),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrajectoryDistillation(Method):
+    """From any timestep to any lower one, along the DDIM steps of a variance-preserving teacher. Zheng et al. 2024.
+
+    Attributes:
+      order: 1 or 2, of the jumps of student and target.
+      skip: how many points of the grid the teacher's step passes.
+      decay: of the target's average; None where the student is its own target.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    config_type: ClassVar[type] = TCDConfig
+    needs_teacher: ClassVar[bool] = True
+    sample_steps: ClassVar[int] = 4
+
+    order: int = 1
+    skip: int = 1
+    decay: float | None = 0.95
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {self.order}.")
+        if self.skip < 1:
+            raise ValueError(f"skip must be at least 1, got {self.skip}.")
+        if self.decay is not None and not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
+
+    def target_decay(self, step: int | Array, steps: int) -> Array | None:
+        """Always the same."""
+        return None if self.decay is None else jnp.float32(self.decay)
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.trajectory_distillation`."""
+        return losses.trajectory_distillation(
+            tcd.trajectory_fn(learner.model, learner.config, order=self.order),
+            tcd.trajectory_fn(learner.target, learner.config, order=self.order),
+            tcd.trajectory_fn(*learner.teacher),
+            x0,
+            key,
+            skip=self.skip,
+            cond=cond,
+            dropout=self.dropout,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentConsistencyDistillation(Method):
+    """From any timestep to the clean end, along the DDIM steps of a variance-preserving teacher. Luo et al. 2023.
+
+    Attributes:
+      skip: how many points of the grid the teacher's step passes.
+      decay: of the target's average; None where the student is its own target.
+      huber_c: the length of the element-wise Huber distance; None for the squared one.
+      dropout: whether the network gets a dropout key (student and target the same one).
+    """
+
+    config_type: ClassVar[type] = LCMConfig
+    needs_teacher: ClassVar[bool] = True
+    sample_steps: ClassVar[int] = 4
+
+    skip: int = 1
+    decay: float | None = 0.95
+    huber_c: float | None = 0.001
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "huber_c")
+        if self.skip < 1:
+            raise ValueError(f"skip must be at least 1, got {self.skip}.")
+        if self.decay is not None and not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
+
+    def target_decay(self, step: int | Array, steps: int) -> Array | None:
+        """Always the same."""
+        return None if self.decay is None else jnp.float32(self.decay)
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.latent_consistency_distillation`."""
+        metric = losses.l2 if self.huber_c is None else partial(losses.elementwise_huber, c=self.huber_c)
+        return losses.latent_consistency_distillation(
+            lcm.consistency_fn(learner.model, learner.config),
+            lcm.consistency_fn(learner.target, learner.config),
+            tcd.trajectory_fn(*learner.teacher),
+            x0,
+            key,
+            skip=self.skip,
+            cond=cond,
+            dropout=self.dropout,
+            metric=metric,
+        )
