@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cmjax
+import cmjax.recipes
+
 README = Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -23,7 +26,7 @@ def session():
 
 
 def test_all_programs_are_there():
-    assert len(PROGRAMS) == 10
+    assert len(PROGRAMS) == 11
 
 
 def test_one_step_gives_ten_pictures(session):
@@ -51,6 +54,18 @@ def test_inpainting_keeps_what_is_known(session):
 
 def test_the_training_step_trains(session):
     assert np.isfinite(float(session["loss"]))
+    assert np.isfinite(float(session["linen_loss"]))
+
+
+def test_the_table_of_recipes_is_whole():
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("| recipe | what is learned") : text.index("A recipe is a [short TOML file]")]
+    assert set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)) >= {"`ect`", "`tcd`"}
+    first = " ".join(row.split("|")[1] for row in table.splitlines()[2:])
+    assert set(re.findall(r"`(\w+)`", first)) == set(cmjax.recipes.built_in())
+    for row in table.splitlines()[2:]:
+        for name in re.findall(r"`(\w+)`", row.split("|")[3]):
+            assert name in cmjax.losses.__all__, name
 
 
 def test_what_is_compiled_before_the_weights_are_there_draws_a_picture(session):
