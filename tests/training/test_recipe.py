@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import cmjax
 from cmjax import recipes, training
 from cmjax.training import EasyConsistencyTuning, ImprovedConsistencyTraining, Optimizer, Recipe
 
@@ -26,10 +27,12 @@ def test_stages_are_shares_of_any_run():
 @pytest.mark.parametrize("name", recipes.built_in())
 def test_every_recipe_of_the_library_is_one(name):
     given = recipes.read(name)
+    scheduler = given.pop("scheduler", None)
     recipe = Recipe().changed(given, name)
     assert given["method"] in training.METHODS
     again = Recipe().changed(json.loads(json.dumps(recipe.to_dict())), "run.json")
     assert again == recipe and hash(again) == hash(recipe)
+    assert scheduler is None or isinstance(cmjax.io.read_config(scheduler), recipe.method.config_type)
 
 
 def test_a_recipe_may_be_a_file(tmp_path):
@@ -44,7 +47,9 @@ def test_a_recipe_may_be_a_file(tmp_path):
 
 
 def test_files_that_are_no_recipes_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no recipe 'etc': give a TOML file, or one of .*ect, ict"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no recipe 'etc': give a TOML file, or one of cd, .*ect, .*ict"
+    ):
         recipes.read("etc")
     for name, text, message in (
         ("a.toml", "steps = ", "a.toml is not TOML"),
