@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cmjax import (
         curricula,
         editing,
+        evaluation,
         guidance,
         io,
         latents,
@@ -74,6 +75,7 @@ __all__ = [
     "losses",
     "curricula",
     "training",
+    "evaluation",
     # words
     "types",
     "__version__",

@@ -18,7 +18,7 @@ LAYERS = {
     1: ("_struct", "_numerics", "_random", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
     3: ("sampling", "search"),
-    4: ("models", "io", "recipes", "training"),
+    4: ("models", "io", "recipes", "training", "evaluation"),
     5: ("cli", "__main__", "plots", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,0 +1,23 @@
+"""How good are a model's images: distances between sets of images, in the features that an extractor sees in them.
+
+seen = Moments.none(128).update(features).update(more_features)
+frechet_distance(seen, read_statistics("reference.npz")), precision_recall(real_features, features)
+"""
+
+from cmjax.evaluation.features import Extractor, Features, feature_shapes
+from cmjax.evaluation.manifold import PrecisionRecall, neighbour_distances, precision_recall
+from cmjax.evaluation.statistics import Gaussian, Moments, frechet_distance, read_statistics, write_statistics
+
+__all__ = [
+    "Extractor",
+    "Features",
+    "Gaussian",
+    "Moments",
+    "PrecisionRecall",
+    "feature_shapes",
+    "frechet_distance",
+    "neighbour_distances",
+    "precision_recall",
+    "read_statistics",
+    "write_statistics",
+]
