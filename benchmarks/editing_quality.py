@@ -37,13 +37,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from common import conclude, machine, parser, print_table
-from fashion_mnist_classifier import CLASS_NAMES, Classifier, classify, load_classifier, to_unit_range
+from fashion_mnist_classifier import CLASS_NAMES, classify, to_unit_range
 from PIL import Image
-from sample_quality import DEFAULT_CLASSIFIER
 from scipy.ndimage import gaussian_filter
 
 import cmjax
 from cmjax import editing
+from cmjax.evaluation import CLASSIFIER, Classifier, read_classifier
 
 SIDE, FACTOR, BATCH = 28, 4, 100
 HOLE = np.zeros((SIDE, SIDE, 1), bool)
@@ -305,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="fashion-mnist-cm", help="a name or folder that cmjax.load reads")
     options.add_argument("--data", type=Path, required=True, help="Fashion-MNIST as .npz")
-    options.add_argument("--classifier", type=Path, default=DEFAULT_CLASSIFIER)
+    options.add_argument("--classifier", type=Path, default=CLASSIFIER)
     options.add_argument("--num", type=int, default=1000, help="held-out pictures, a multiple of 10")
     options.add_argument("--few", type=int, default=200, help="pictures of the second table")
     options.add_argument("--variants", type=int, default=8)
@@ -314,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = options.parse_args(arguments)
 
     here = machine()
-    judge, (train, held) = load_classifier(args.classifier), read(args.data, args.num)
+    judge, (train, held) = read_classifier(args.classifier), read(args.data, args.num)
     classes, (model, config) = class_gaussians(train), cmjax.load(args.model)
     args.few = min(args.few, args.num)
     tables: dict[str, Any] = {}

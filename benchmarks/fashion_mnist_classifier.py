@@ -1,4 +1,4 @@
-"""The judge: a small Fashion-MNIST classifier, trained on real images, that the sample-quality figures are read with.
+"""How the package's Fashion-MNIST classifier was trained: the judge that the sample-quality figures are read with.
 
 Run ``python benchmarks/fashion_mnist_classifier.py --data fashion_mnist.npz --out classifier.safetensors``. It reads
 an ``.npz`` with ``train_images`` u8[N, 28, 28], ``train_labels``, ``test_images`` and ``test_labels``, trains on two
@@ -19,71 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from safetensors.numpy import load_file, save_file
 
-__all__ = ["Classifier", "classify", "load_classifier", "main", "save_classifier", "to_unit_range", "train_classifier"]
+from cmjax.evaluation import Classifier, ClassifierFeatures, read_classifier, write_classifier
+
+__all__ = ["CLASS_NAMES", "classify", "main", "to_unit_range", "train_classifier"]
 
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 REQUIRED_ACCURACY = 0.91
 
-
-class PatchConv(nnx.Module):
-    """A convolution written as one matrix multiply of its patches: several times faster than XLA's own on a CPU.
-
-    Padding puts ``kernel // 2`` zeros before and after, so stride 1 keeps the size and stride 2 halves it (rounded up).
-    """
-
-    def __init__(self, features_in: int, features_out: int, kernel: int, stride: int, *, rngs: nnx.Rngs) -> None:
-        self.size, self.stride = kernel, stride
-        init = nnx.initializers.he_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (kernel * kernel * features_in, features_out), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        size, stride, (height, width) = self.size, self.stride, x.shape[1:3]
-        rows, columns = -(-height // stride), -(-width // stride)
-        pad = (size // 2, size // 2 + stride)
-        x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-        shifts = [
-            x[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
-            for i in range(size)
-            for j in range(size)
-        ]
-        return jnp.concatenate(shifts, axis=-1) @ self.kernel[...] + self.bias[...]
-
-
-class Classifier(nnx.Module):
-    """Four convolutions (28 -> 14 -> 7 -> 7 -> 4 pixels), 128 features, 10 logits; about 0.4M parameters.
-
-    Images are f32[B, 28, 28, 1] in [-1, 1]. The Frechet distance, precision and recall are taken in the features.
-    """
-
-    def __init__(self, *, rngs: nnx.Rngs) -> None:
-        self.conv1 = PatchConv(1, 32, 5, 2, rngs=rngs)
-        self.conv2 = PatchConv(32, 64, 3, 2, rngs=rngs)
-        self.conv3 = PatchConv(64, 64, 3, 1, rngs=rngs)
-        self.conv4 = PatchConv(64, 128, 3, 2, rngs=rngs)
-        self.dense = nnx.Linear(4 * 4 * 128, 128, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-        self.head = nnx.Linear(128, 10, rngs=rngs)
-
-    def features(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Return the 128 features f32[B, 128]; a key turns dropout on, as in training."""
-        x = nnx.relu(self.conv1(x))
-        x = nnx.relu(self.conv2(x))
-        x = nnx.relu(x + self.conv3(x))
-        x = nnx.relu(self.conv4(x))
-        x = _dropout(x.reshape(x.shape[0], -1), 0.3, None if key is None else jax.random.fold_in(key, 0))
-        return nnx.relu(self.dense(x))
-
-    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        features = _dropout(self.features(x, key), 0.3, None if key is None else jax.random.fold_in(key, 1))
-        return self.head(features)
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    return x if key is None else jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+_see = jax.jit(ClassifierFeatures.__call__)
 
 
 def to_unit_range(images: np.ndarray) -> np.ndarray:
@@ -98,42 +44,15 @@ def to_unit_range(images: np.ndarray) -> np.ndarray:
     return np.clip(images.astype(np.float32), -1, 1)
 
 
-@nnx.jit
-def _forward(model: Classifier, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    features = model.features(x)
-    return features, model.head(features)
-
-
 def classify(model: Classifier, images: np.ndarray, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
     """Return (features f32[N, 128], logits f32[N, 10]) of u8 or float images; one compilation, whatever N."""
     x = to_unit_range(images)
     count = len(x)
     x = np.concatenate([x, np.zeros((-count % batch, *x.shape[1:]), np.float32)])
-    parts = [_forward(model, jnp.asarray(x[i : i + batch])) for i in range(0, len(x), batch)]
+    extractor = ClassifierFeatures.of(model)
+    parts = [_see(extractor, jnp.asarray(x[i : i + batch])) for i in range(0, len(x), batch)]
     features, logits = (np.concatenate([np.asarray(part[k]) for part in parts])[:count] for k in (0, 1))
     return features, logits
-
-
-def _flat_state(model: Classifier) -> dict[str, nnx.Param]:
-    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-
-
-def save_classifier(model: Classifier, path: str | Path) -> None:
-    """Store the weights as float16 safetensors."""
-    arrays = {name: np.asarray(leaf[...]).astype(np.float16) for name, leaf in _flat_state(model).items()}
-    save_file(arrays, str(path), metadata={"model": "benchmarks/fashion_mnist_classifier.py: Classifier"})
-
-
-def load_classifier(path: str | Path) -> Classifier:
-    """Read weights that `save_classifier` wrote; raises ValueError when the names or shapes are not a Classifier's."""
-    model = Classifier(rngs=nnx.Rngs(0))
-    arrays, leaves = load_file(str(path)), _flat_state(model)
-    shapes = {name: tuple(leaf[...].shape) for name, leaf in leaves.items()}
-    if {name: array.shape for name, array in arrays.items()} != shapes:
-        raise ValueError(f"{Path(path).name} does not hold this classifier's weights; train it again.")
-    for name, leaf in leaves.items():
-        leaf[...] = jnp.asarray(arrays[name].astype(np.float32))
-    return model
 
 
 def _shifted(images: jax.Array, key: jax.Array) -> jax.Array:
@@ -196,9 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
         data = {name: file[name] for name in ("train_images", "train_labels", "test_images", "test_labels")}
     model = train_classifier(data["train_images"], data["train_labels"], epochs=args.epochs, seed=args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_classifier(model, args.out)
+    write_classifier(model, args.out)
 
-    guess = classify(load_classifier(args.out), data["test_images"])[1].argmax(-1)
+    guess = classify(read_classifier(args.out), data["test_images"])[1].argmax(-1)
     right = guess == data["test_labels"]
     per_class = {name: round(float(right[data["test_labels"] == i].mean()), 4) for i, name in enumerate(CLASS_NAMES)}
     result = {

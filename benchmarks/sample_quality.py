@@ -35,11 +35,12 @@ from typing import Any
 
 import numpy as np
 from common import conclude, machine, target
-from fashion_mnist_classifier import CLASS_NAMES, Classifier, classify, load_classifier, to_unit_range
+from fashion_mnist_classifier import CLASS_NAMES, classify, to_unit_range
+
+from cmjax.evaluation import CLASSIFIER, Classifier, Moments, frechet_distance, precision_recall, read_classifier
 
 __all__ = ["Reference", "draw_samples", "main", "make_reference", "measure"]
 
-DEFAULT_CLASSIFIER = Path(__file__).with_name("fashion_mnist_classifier.safetensors")
 NEIGHBOURS = 3
 
 
@@ -70,11 +71,11 @@ def _half(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> Hal
     return Half(to_unit_range(images), np.asarray(labels).astype(np.int64), features, logits.argmax(-1))
 
 
-def make_reference(data: str | Path, classifier: str | Path = DEFAULT_CLASSIFIER) -> Reference:
+def make_reference(data: str | Path, classifier: str | Path = CLASSIFIER) -> Reference:
     """Read the test set and the classifier and measure both halves of the test set; a few seconds."""
     with np.load(data) as file:
         images, labels = file["test_images"], file["test_labels"]
-    model = load_classifier(classifier)
+    model = read_classifier(classifier)
     members = [np.flatnonzero(labels == c) for c in range(len(CLASS_NAMES))]
     a = np.concatenate([m[: len(m) // 2] for m in members])
     b = np.concatenate([m[len(m) // 2 :] for m in members])
@@ -100,26 +101,8 @@ def _diversity(half: Half) -> dict[int, float]:
     return {c: float(group.std(axis=0).mean()) for c, group in groups.items() if len(group) > 1}
 
 
-def _frechet(p: np.ndarray, q: np.ndarray) -> float:
-    p, q = p.astype(np.float64), q.astype(np.float64)
-    cov_p, cov_q = np.cov(p, rowvar=False), np.cov(q, rowvar=False)
-    values, vectors = np.linalg.eigh(cov_p)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_q @ root), 0)).sum()
-    return float(((p.mean(0) - q.mean(0)) ** 2).sum() + np.trace(cov_p) + np.trace(cov_q) - 2 * cross)
-
-
-def _squared_distances(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    p, q = p.astype(np.float64), q.astype(np.float64)
-    return np.maximum((p**2).sum(1)[:, None] + (q**2).sum(1)[None] - 2 * p @ q.T, 0)
-
-
-def _covered(points: np.ndarray, manifold: np.ndarray) -> float:
-    """Share of `points` that lie within the k-nearest-neighbour ball of some point of `manifold`."""
-    inside = _squared_distances(manifold, manifold)
-    np.fill_diagonal(inside, 0)  # a point is its own nearest neighbour, so the k-th other is at position k
-    radius = np.partition(inside, NEIGHBOURS, axis=1)[:, NEIGHBOURS]
-    return float((_squared_distances(points, manifold) <= radius[None]).any(1).mean())
+def _moments(half: Half) -> Moments:
+    return Moments.none(half.features.shape[1]).update(half.features)
 
 
 def _figures(candidates: Half, reference: Reference) -> dict[str, Any]:
@@ -139,9 +122,8 @@ def _figures(candidates: Half, reference: Reference) -> dict[str, Any]:
         "agreement": float((candidates.guesses == candidates.labels).mean()),
         "sharpness": _sharpness(candidates.images) / _sharpness(same.images),
         "diversity": float(np.mean([spread[c] for c in classes]) / np.mean([spread_a[c] for c in classes])),
-        "frechet": _frechet(candidates.features, a.features),
-        "precision": _covered(candidates.features, same.features),
-        "recall": _covered(same.features, candidates.features),
+        "frechet": frechet_distance(_moments(candidates), _moments(a)),
+        **precision_recall(same.features, candidates.features, k=NEIGHBOURS)._asdict(),
         "by_class": by_class,
     }
 
@@ -240,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     source.add_argument("--model", help="a folder or a name that cmjax.load reads")
     source.add_argument("--samples", type=Path, help=".npz with images and labels")
     parser.add_argument("--data", type=Path, required=True, help="Fashion-MNIST as .npz (its test set is used)")
-    parser.add_argument("--classifier", type=Path, default=DEFAULT_CLASSIFIER)
+    parser.add_argument("--classifier", type=Path, default=CLASSIFIER)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--sigmas", type=float, nargs="+", help="one path by its noise levels, instead of --steps")
     parser.add_argument("--num", type=int, default=1000)

@@ -4,11 +4,21 @@ seen = Moments.none(128).update(features).update(more_features)
 frechet_distance(seen, read_statistics("reference.npz")), precision_recall(real_features, features)
 """
 
+from cmjax.evaluation.classifier import (
+    CLASSIFIER,
+    Classifier,
+    ClassifierFeatures,
+    read_classifier,
+    write_classifier,
+)
 from cmjax.evaluation.features import Extractor, Features, feature_shapes
 from cmjax.evaluation.manifold import PrecisionRecall, neighbour_distances, precision_recall
 from cmjax.evaluation.statistics import Gaussian, Moments, frechet_distance, read_statistics, write_statistics
 
 __all__ = [
+    "CLASSIFIER",
+    "Classifier",
+    "ClassifierFeatures",
     "Extractor",
     "Features",
     "Gaussian",
@@ -18,6 +28,8 @@ __all__ = [
     "frechet_distance",
     "neighbour_distances",
     "precision_recall",
+    "read_classifier",
     "read_statistics",
+    "write_classifier",
     "write_statistics",
 ]

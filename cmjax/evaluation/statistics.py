@@ -94,7 +94,7 @@ class _MeanAndCovariance(Protocol):
 
 
 def frechet_distance(p: _MeanAndCovariance, q: _MeanAndCovariance) -> float:
-    """Measure how far apart two sets are, as Gaussians of their means m and covariances C:
+    """Measure how far apart two sets are, as Gaussians of their means m and covariances C.
 
         |m_p - m_q|² + tr C_p + tr C_q - 2 tr (C_p C_q)^(1/2)
 
@@ -112,7 +112,7 @@ def frechet_distance(p: _MeanAndCovariance, q: _MeanAndCovariance) -> float:
       q: the other.
 
     Returns:
-      The squared distance, at least 0, in squared units of the features. Its published name with Inception's features is
+      The squared distance, at least 0, in squared units of the features. With Inception's features it is called
       FID.
 
     Raises:

@@ -147,5 +147,5 @@ def test_bad_input(tmp_path):
         with pytest.raises(ValueError, match=message):
             read_statistics(tmp_path / "bad.npz")
     (tmp_path / "bad.npz").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="is not an .npz file"):
+    with pytest.raises(ValueError, match=r"is not an \.npz file"):
         read_statistics(tmp_path / "bad.npz")
