@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ __all__ = [
     "draw_all",
     "image_shape",
     "strips",
+    "with_bar",
 ]
 
 _BATCH, _BATCH_PIXELS = 128, 1 << 20
@@ -148,11 +149,14 @@ def draw_all(compiled: Callable[[], Callable[[int, Any], Any]], load: Callable[[
     with bad_input():
         model = load()
     start = time.perf_counter()
-    firsts = range(0, count, batch)
-    bar = track(firsts, "drawing", console=Console(stderr=True), transient=True, disable=len(firsts) == 1)
-    batches = [draw(first, model) for first in bar]
+    batches = [draw(first, model) for first in with_bar(range(0, count, batch), "drawing")]
     seconds = time.perf_counter() - start
     return Run(jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches), compile_seconds, seconds)
+
+
+def with_bar(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """Go through items with a bar and the time left on standard error, if there are many."""
+    return track(items, what, console=Console(stderr=True), transient=True, disable=len(items) == 1)
 
 
 def default_batch(height: int, width: int) -> int:

@@ -2,7 +2,7 @@
 
 from cmjax import recipes
 
-__all__ = ["CONVERT", "EDIT", "INSPECT", "SAMPLE", "TASKS", "train"]
+__all__ = ["CONVERT", "EDIT", "EVALUATE", "INSPECT", "SAMPLE", "TASKS", "train"]
 
 SAMPLE = """\
 examples:
@@ -98,6 +98,28 @@ the first end is that picture itself. In a folder, pictures are 000.png ... and 
 """,
     ),
 }
+
+EVALUATE = """\
+examples:
+  cmjax evaluate --data fashion_mnist.npz                        the model inside the package, in 2 steps
+  cmjax evaluate runs/mine/model --data fashion_mnist.npz --steps 1 --seed 0 1 2 --json one-step.json
+  cmjax evaluate runs/cats/model --data cats/ --features my_inception:make --num 50000
+  cmjax evaluate runs/cats/model --reference cats-train.npz --features my_inception:make
+
+The data is cut in two by class: samples are compared with one half, and so is the other half, which
+says what the best figures are. --num images are drawn for each seed, image i as `cmjax sample` draws
+it, classes in turn; several seeds give mean and standard deviation.
+
+The Frechet distance of few images is too large, the more so the fewer. Compare only distances of the
+same number of images, to the same data, in the same extractor. Published FIDs take 50,000 images.
+
+--features MODULE:FUNCTION imports your own program and calls FUNCTION(), which returns a JAX callable
+from images f32[B, H, W, C] in [-1, 1] to cmjax.evaluation.Features(features, logits or None). Without
+it a small Fashion-MNIST classifier looks at 28x28 grey images, which is not FID. For FID bring the
+Inception network, its weights and its resizing to 299 pixels: none comes with cmjax. Then --reference
+takes an .npz with its published statistics, mu and sigma. Features kept for precision and recall take
+4 bytes each: 10,000 images of 2048 features 82 MB; all else streams by.
+"""
 
 _TRAIN = """\
 recipes (cmjax/recipes; a TOML file of your own may change any number):

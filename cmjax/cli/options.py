@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _add_sample(command("sample", "Draw images from a model in one compiled call", examples.SAMPLE))
     _add_edit(command("edit", "Fill, colour, enlarge, clean or redraw pictures with a model", examples.EDIT))
     _add_train(command("train", "Train a few-step model on images", examples.train()))
+    _add_evaluate(command("evaluate", "Measure how good a model's images are, beside real ones", examples.EVALUATE))
     _add_inspect(command("inspect", "Show a model's configs, its size, and the path a sampler takes", examples.INSPECT))
     _add_convert(command("convert", "Read weights of PyTorch (.pt, .bin) and write a model's folder", examples.CONVERT))
     return top
@@ -210,6 +211,54 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         default=500,
         metavar="N",
         help="steps between checkpoints (default %(default)s)",
+    )
+    command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model",
+        nargs="?",
+        default=_DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a folder, a model of the package, or a hub id (default %(default)s)",
+    )
+    _add_variant(command)
+    _add_path_options(command)
+    command.add_argument("--data", type=_path, metavar="DATA", help="real images: an .npz file, or a folder of images")
+    command.add_argument(
+        "--split",
+        choices=("test", "train"),
+        default="test",
+        help="which images of an .npz file that holds both (default %(default)s)",
+    )
+    command.add_argument("--num", type=_count, metavar="N", help="images a seed (default: half the data, up to 10000)")
+    command.add_argument("--batch", type=_count, metavar="B", help="images computed at once (default: up to 128)")
+    command.add_argument(
+        "--seed", type=_seed, nargs="+", default=[0], metavar="S", help="which images; several for mean and spread"
+    )
+    command.add_argument(
+        "--features",
+        type=_path,
+        default="fashion-mnist-classifier",
+        metavar="F",
+        help="the extractor: %(default)s (default), or package.module:function of your own",
+    )
+    command.add_argument(
+        "--neighbours", type=_count, default=3, metavar="K", help="k of precision and recall (default %(default)s)"
+    )
+    command.add_argument(
+        "--reference",
+        type=_path,
+        metavar="FILE",
+        help="statistics to measure the distance from, .npz with mu and sigma (default: half of the data)",
+    )
+    command.add_argument(
+        "--save-statistics", type=_path, metavar="FILE", help="write mu and sigma of all the data, as .npz"
+    )
+    command.add_argument("--json", type=_path, metavar="FILE", help="also write all figures here")
+    command.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="what the network computes in (default %(default)s)"
     )
     command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
 

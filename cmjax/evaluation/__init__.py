@@ -1,7 +1,12 @@
-"""How good are a model's images: distances between sets of images, in the features that an extractor sees in them.
+"""How good are a model's images: sets of images compared in the features that an extractor sees in them.
 
-seen = Moments.none(128).update(features).update(more_features)
-frechet_distance(seen, read_statistics("reference.npz")), precision_recall(real_features, features)
+    extractor = load_extractor("fashion-mnist-classifier")  # or "package.module:make" of your own
+    see = jax.jit(lambda extractor, images: extractor(images))
+    real = look((see(extractor, images) for images in real_batches), 128, keep=5000)
+    drawn = look((see(extractor, images) for images in drawn_batches), 128, keep=5000)
+    measure(drawn, real.moments, real.features)  # Frechet distance, precision, recall
+
+`cmjax evaluate` does this for a model and a data set. Figures compare only in one extractor, at one number of images.
 """
 
 from cmjax.evaluation.classifier import (
@@ -11,21 +16,32 @@ from cmjax.evaluation.classifier import (
     read_classifier,
     write_classifier,
 )
-from cmjax.evaluation.features import Extractor, Features, feature_shapes
+from cmjax.evaluation.features import Extractor, Features, as_pytree, feature_shapes
+from cmjax.evaluation.figures import Figures, Seen, look, measure
+from cmjax.evaluation.halves import halves
 from cmjax.evaluation.manifold import PrecisionRecall, neighbour_distances, precision_recall
+from cmjax.evaluation.named import EMBEDDED, load_extractor
 from cmjax.evaluation.statistics import Gaussian, Moments, frechet_distance, read_statistics, write_statistics
 
 __all__ = [
     "CLASSIFIER",
+    "EMBEDDED",
     "Classifier",
     "ClassifierFeatures",
     "Extractor",
     "Features",
+    "Figures",
     "Gaussian",
     "Moments",
     "PrecisionRecall",
+    "Seen",
+    "as_pytree",
     "feature_shapes",
     "frechet_distance",
+    "halves",
+    "load_extractor",
+    "look",
+    "measure",
     "neighbour_distances",
     "precision_recall",
     "read_classifier",

@@ -12,7 +12,7 @@ import jax
 
 from cmjax.types import Array
 
-__all__ = ["Extractor", "Features", "feature_shapes"]
+__all__ = ["Extractor", "Features", "as_pytree", "feature_shapes"]
 
 
 class Features(NamedTuple):
@@ -32,6 +32,17 @@ class Extractor(Protocol):
     def __call__(self, images: Array, /) -> Features:
         """Look at the images."""
         ...
+
+
+def as_pytree(extractor: Extractor) -> Extractor:
+    """Make an extractor fit to cross `jit`: its leaves arrays, and a plain function a pytree without any.
+
+    Raises:
+      TypeError: it holds something else.
+    """
+    if jax.tree.leaves(extractor) == [extractor]:
+        return jax.tree_util.Partial(extractor)
+    return jax.tree.map(jax.numpy.asarray, extractor)
 
 
 def feature_shapes(extractor: Extractor, shape: tuple[int, int, int]) -> tuple[int, int | None]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -19,7 +19,10 @@ __all__ = ["ImageData", "grid", "read_images", "to_uint8", "write_npz", "write_p
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
-_NPZ_NAMES = (("images", "labels"), ("train_images", "train_labels"), ("x_train", "y_train"), ("x", "y"))
+_NPZ_NAMES = {
+    "train": (("images", "labels"), ("train_images", "train_labels"), ("x_train", "y_train"), ("x", "y")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test"), ("images", "labels"), ("x", "y")),
+}
 
 
 class ImageData(NamedTuple):
@@ -140,15 +143,19 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def read_images(path: str | Path) -> ImageData:
+def read_images(path: str | Path, split: Literal["train", "test"] = "train") -> ImageData:
     """Read a data set from an npz file or a folder of images.
 
     An npz file holds `images` (u8[N, H, W] or u8[N, H, W, C]) and, if there are classes, `labels` (integers, [N]);
     `train_images` and `train_labels`, `x_train` and `y_train`, `x` and `y` will do; `label_names` is read if present.
+    For the split "test" the names are `test_images` and `test_labels`, `x_test` and `y_test`, or, where a file has but
+    one set, `images` and `labels`, `x` and `y`.
+
     A folder holds images, or one sub-folder a class, whose names in alphabetical order become the labels 0, 1, ...
 
     Args:
       path: the npz file or the folder.
+      split: which images of an npz file that holds both; of a folder, all are read.
 
     Returns:
       The images, with a channel axis, as u8; the labels as i32 or None; their names or None.
@@ -164,17 +171,19 @@ def read_images(path: str | Path) -> ImageData:
         raise FileNotFoundError(f"{path} does not exist; give an .npz file or a folder of images.")
     if path.suffix.lower() != ".npz" or not path.is_file():
         raise ValueError(f"data must be an .npz file or a folder of images, got {path}.")
-    return _read_npz(path)
+    return _read_npz(path, _NPZ_NAMES[split])
 
 
-def _read_npz(path: Path) -> ImageData:
+def _read_npz(path: Path, known: tuple[tuple[str, str], ...]) -> ImageData:
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is not a zip archive")
         with np.load(path, allow_pickle=False) as file:
-            found = next(((x, y) for x, y in _NPZ_NAMES if x in file), None)
+            found = next(((x, y) for x, y in known if x in file), None)
             if found is None:
-                raise ValueError(f"it must hold an array named 'images', but it holds {', '.join(file) or 'nothing'}")
+                raise ValueError(
+                    f"it must hold an array named {known[0][0]!r}, but it holds {', '.join(file) or 'nothing'}"
+                )
             images = file[found[0]]
             labels = file.get(found[1])
             names = tuple(map(str, np.ravel(file["label_names"]))) if "label_names" in file else None

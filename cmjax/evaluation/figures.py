@@ -1,0 +1,89 @@
+"""The figures of one set of images: what is kept of it while it streams by, and what is measured in that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from cmjax.evaluation.features import Features
+from cmjax.evaluation.manifold import precision_recall
+from cmjax.evaluation.statistics import Gaussian, Moments, frechet_distance
+
+__all__ = ["Figures", "Seen", "look", "measure"]
+
+
+class Seen(NamedTuple):
+    """What an extractor saw in a set of N images, with d features.
+
+    Attributes:
+      moments: of all.
+      features: f32[n, d] of the first n, for precision and recall: the only memory that grows with n.
+      guesses: i64[N], the class that each was taken for, or None.
+    """
+
+    moments: Moments
+    features: np.ndarray
+    guesses: np.ndarray | None
+
+
+class Figures(NamedTuple):
+    """What was measured; None for what could not be."""
+
+    frechet_distance: float
+    precision: float | None = None
+    recall: float | None = None
+    class_accuracy: float | None = None
+
+
+def look(batches: Iterable[Features], dimension: int, *, keep: int = 0) -> Seen:
+    """Take in a set of images, batch by batch.
+
+    Args:
+      batches: what the extractor saw: features f[B, d], and logits f[B, k] or None.
+      dimension: d.
+      keep: of how many images features are kept; 4 d bytes each.
+
+    Raises:
+      ValueError: features are of another dimension, or not finite.
+    """
+    moments, kept, guesses, left = Moments.none(dimension), [np.zeros((0, dimension), np.float32)], [], keep
+    for features, logits in batches:
+        moments = moments.update(np.asarray(features))
+        if left:
+            kept.append(np.asarray(features[:left], np.float32))
+            left -= len(kept[-1])
+        if logits is not None:
+            guesses.append(np.argmax(logits, axis=-1))
+    return Seen(moments, np.concatenate(kept), np.concatenate(guesses) if guesses else None)
+
+
+def measure(
+    seen: Seen,
+    reference: Moments | Gaussian,
+    manifold: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    *,
+    k: int = 3,
+) -> Figures:
+    """Measure a set of images.
+
+    Args:
+      seen: what `look` kept of it.
+      reference: what the distance is from.
+      manifold: features f[n, d] of real images, for precision and recall; as many of `seen` are compared.
+      labels: i[N], the class that each image should show, for the accuracy.
+      k: which neighbour the balls of the manifolds reach to.
+
+    Raises:
+      ValueError: as `frechet_distance` and `precision_recall`; or labels are not one for each image.
+    """
+    precision = recall = accuracy = None
+    if manifold is not None:
+        precision, recall = precision_recall(manifold, seen.features[: len(manifold)], k=k)
+    if labels is not None and seen.guesses is not None:
+        if len(labels) != len(seen.guesses):
+            raise ValueError(f"labels must be one for each of the {len(seen.guesses)} images, got {len(labels)}.")
+        accuracy = float((seen.guesses == labels).mean())
+    return Figures(frechet_distance(seen.moments, reference), precision, recall, accuracy)
