@@ -345,8 +345,9 @@ def _report(
     for note in notes:
         about.add_row("note", escape(note))
     table = Table(box=None, pad_edge=False)
-    for column, justify in (("", "left"), ("samples ± std" if several else "samples", "right"), ("real", "right")):
-        table.add_column(column, justify=justify)
+    table.add_column()
+    for column in ("samples ± std" if several else "samples", "real"):
+        table.add_column(column, justify="right")
     for name, title in _TITLES.items():
         values = [getattr(figures, name) for figures in every]
         own = None if real.figures is None else getattr(real.figures, name)

@@ -6,7 +6,7 @@ of one network with its images resized or scaled in another way.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -34,7 +34,7 @@ class Extractor(Protocol):
         ...
 
 
-def as_pytree(extractor: Extractor) -> Extractor:
+def as_pytree(extractor: Any) -> Extractor:
     """Make an extractor fit to cross `jit`: its leaves arrays, and a plain function a pytree without any.
 
     Raises:
@@ -70,13 +70,8 @@ def feature_shapes(extractor: Extractor, shape: tuple[int, int, int]) -> tuple[i
     for name, array in seen._asdict().items():
         if array is None and name == "logits":
             continue
-        good = getattr(array, "ndim", None) == 2 and array.shape[0] == 2 and array.shape[1] > 0
-        if not good or not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
-            raise ValueError(f"an extractor's {name} of 2 images must be f[2, n], got {_described(array)}.")
+        axes, dtype = getattr(array, "shape", ()), getattr(array, "dtype", type(array).__name__)
+        if len(axes) != 2 or axes[0] != 2 or not axes[1] or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+            came = f"{dtype}{list(axes)}" if hasattr(array, "shape") else type(array).__name__
+            raise ValueError(f"an extractor's {name} of 2 images must be f[2, n], got {came}.")
     return seen.features.shape[1], None if seen.logits is None else seen.logits.shape[1]
-
-
-def _described(array: object) -> str:
-    if not hasattr(array, "shape"):
-        return type(array).__name__
-    return f"{array.dtype}{list(array.shape)}"  # pyright: ignore[reportAttributeAccessIssue]

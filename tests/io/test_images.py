@@ -66,6 +66,19 @@ def test_npz_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["d.npz"]
 
 
+def test_npz_of_two_splits(tmp_path):
+    train, test = np.zeros((5, 4, 6), np.uint8), np.ones((3, 4, 6), np.uint8)
+    np.savez(tmp_path / "d.npz", train_images=train, train_labels=np.arange(5), test_images=test)
+    assert len(read_images(tmp_path / "d.npz").images) == 5
+    held_out = read_images(tmp_path / "d.npz", split="test")
+    assert (len(held_out.images), held_out.labels) == (3, None)
+    np.savez(tmp_path / "one.npz", images=train, labels=np.arange(5))
+    assert len(read_images(tmp_path / "one.npz", split="test").labels) == 5
+    np.savez(tmp_path / "train.npz", train_images=train)
+    with pytest.raises(ValueError, match="must hold an array named 'test_images', but it holds train_images"):
+        read_images(tmp_path / "train.npz", split="test")
+
+
 def test_npz_of_grey_training_images_gets_a_channel(tmp_path):
     np.savez(tmp_path / "d.npz", train_images=np.zeros((5, 4, 6), np.uint8), train_labels=np.arange(5, dtype=np.uint8))
     data = read_images(tmp_path / "d.npz")
