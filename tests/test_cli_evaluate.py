@@ -67,7 +67,9 @@ def elsewhere(tmp_path, monkeypatch, cache_home):
 
 
 def evaluate(*options):
-    assert main(["evaluate", "model", "--data", "data.npz", "--json", "out.json", *PIXELS, *options]) == 0
+    """In batches of 4, so that most tests run the same compiled programs."""
+    given = ["--data", "data.npz", "--batch", "4", "--json", "out.json", *PIXELS]
+    assert main(["evaluate", "model", *given, *options]) == 0
     with open("out.json") as file:
         return json.load(file)
 
@@ -84,9 +86,9 @@ def expected(features, real):
 
 def test_the_figures_are_those_of_what_sample_draws(capsys):
     """By the library's functions, from the arrays that another command wrote; batches of 4 leave 3 over."""
-    found = evaluate("--num", "11", "--seed", "5", "--batch", "4")
+    found = evaluate("--num", "11", "--seed", "5")
     said = capsys.readouterr().out
-    assert main(["sample", "--model", "model", "--num", "11", "--seed", "5", "--out", "drawn.npz"]) == 0
+    assert main(["sample", "--model", "model", "--num", "11", "--seed", "5", "--batch", "4", "--out", "drawn.npz"]) == 0
     drawn, data = np.load("drawn.npz"), np.load("data.npz")
     half, others = halves(data["labels"], 40)
     figures = found["samples"][0]
@@ -108,7 +110,7 @@ def test_the_figures_are_those_of_what_sample_draws(capsys):
 
 
 def test_seeds_are_drawn_one_by_one_and_batches_change_nothing(capsys):
-    several = evaluate("--num", "10", "--seed", "1", "2", "--batch", "4")
+    several = evaluate("--num", "10", "--seed", "1", "2")
     for i, batch in enumerate(("4", "10")):
         alone = evaluate("--num", "10", "--seed", str(i + 1), "--batch", batch)
         for name, value in alone["samples"][0].items():
@@ -127,28 +129,39 @@ def test_statistics_are_kept_and_used_again():
     np.testing.assert_allclose(saved.mean, everything.mean, atol=1e-6)
     np.testing.assert_allclose(saved.covariance, everything.covariance, atol=1e-6)
     with_both = evaluate("--num", "8", "--reference", "stats.npz")
-    options = ["evaluate", "model", "--reference", "stats.npz", "--num", "8", "--json", "alone.json", *PIXELS]
+    options = [
+        "evaluate",
+        "model",
+        "--reference",
+        "stats.npz",
+        "--num",
+        "8",
+        "--batch",
+        "4",
+        *PIXELS,
+        "--json",
+        "alone.json",
+    ]
     assert main(options) == 0
     with open("alone.json") as file:
         alone = json.load(file)
     assert alone["real"] is alone["data"] is alone["mean"]["precision"] is None
     assert alone["mean"]["frechet_distance"] == pytest.approx(with_both["mean"]["frechet_distance"], rel=1e-6)
-    drawn = main(["sample", "--model", "model", "--num", "8", "--out", "drawn.npz"])
-    assert drawn == 0
+    assert main(["sample", "--model", "model", "--num", "8", "--batch", "4", "--out", "drawn.npz"]) == 0
     found = frechet_distance(Moments.none(64).update(seen(np.load("drawn.npz")["images"])), saved)
     assert alone["mean"]["frechet_distance"] == pytest.approx(found, rel=1e-3)
 
 
 def test_data_without_labels_and_an_extractor_without_classes():
     write_npz("data.npz", images=np.load("data.npz")["images"])
-    found = evaluate("--num", "30", "--steps", "1")
+    found = evaluate("--num", "30")
     assert found["real"]["class_accuracy"] is None
     assert found["real"]["images"] == 20
     assert found["samples"][0]["class_accuracy"] is not None
     notes = " ".join(found["notes"])
     assert "real figures are of 20 images" in notes
     assert "the data has no labels: no class accuracy of real images" in notes
-    found = evaluate("--features", "evaluate_eyes:few", "--steps", "1")
+    found = evaluate("--features", "evaluate_eyes:few")
     assert found["images_a_seed"] == 20  # as many as there are real ones to compare
     assert found["notes"] == ["no class accuracy: the model has 3 classes, the extractor none"]
     assert found["samples"][0]["class_accuracy"] is None
@@ -185,6 +198,7 @@ def test_mistakes_in_evaluating(capsys):
         ([*data, "--features", "evaluate_eyes:colours"], "--features: dot_general requires contracting dimensions"),
         ([*data, "--json", "out.txt"], "--json must end in .json, got out.txt."),
         ([*data, "--json", "missing/out.json"], "--json: cannot write missing/out.json: the folder missing does not"),
+        ([*data, "--save-statistics", "./data.npz"], "--save-statistics: ./data.npz is the very file of --data, which"),
         ([*data, "--save-statistics", "stats"], "--save-statistics must end in .npz, got stats."),
         ([*data, "--sampler", "tcd", "--steps", "2000", *PIXELS], "num_"),
     ):
@@ -192,12 +206,14 @@ def test_mistakes_in_evaluating(capsys):
 
 
 def test_nan_of_an_extractor_or_a_model_is_said(capsys):
-    said = complaint(capsys, "evaluate", "model", "--data", "data.npz", "--features", "evaluate_eyes:blind")
-    assert "--features: the extractor's features of 19 of 19 images are NaN or infinite." in said
+    said = complaint(
+        capsys, "evaluate", "model", "--data", "data.npz", "--batch", "4", "--features", "evaluate_eyes:blind"
+    )
+    assert "--features: the extractor's features of 4 of 4 images are NaN or infinite." in said
     model, config = tiny.checkpoint()
     cmjax.save((jax.tree.map(lambda leaf: leaf * np.nan, model), config), "broken")
-    said = complaint(capsys, "evaluate", "broken", "--data", "data.npz", "--steps", "1", "--json", "a.json", *PIXELS)
-    assert "the model: 21 of 21 images hold NaN or infinity." in said
+    said = complaint(capsys, "evaluate", "broken", "--data", "data.npz", "--batch", "4", "--json", "a.json", *PIXELS)
+    assert "the model: 4 of 4 images hold NaN or infinity." in said
 
 
 def test_the_name_of_the_embedded_extractor_is_one():

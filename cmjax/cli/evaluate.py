@@ -87,6 +87,11 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("say what the images are compared with: --data, --reference, or both.")
     if args.save_statistics and args.data is None:
         raise UsageError("--save-statistics: they are those of the images of --data, which is missing.")
+    for option, path in (("--data", args.data), ("--reference", args.reference)):
+        if args.save_statistics and path and Path(path).resolve() == Path(args.save_statistics).resolve():
+            raise UsageError(
+                f"--save-statistics: {args.save_statistics} is the very file of {option}, which would be lost."
+            )
     if len(set(args.seed)) < len(args.seed):
         raise UsageError("--seed: one seed is there twice, and would count as two.")
     if not args.no_compile_cache:
