@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ode,
         parameterization,
         plots,
+        recipes,
         samplers,
         schedules,
         training,
@@ -74,6 +75,7 @@ __all__ = [
     "parameterization",
     "losses",
     "curricula",
+    "recipes",
     "training",
     "evaluation",
     # words

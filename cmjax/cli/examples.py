@@ -118,7 +118,7 @@ from images f32[B, H, W, C] in [-1, 1] to cmjax.evaluation.Features(features, lo
 it a small Fashion-MNIST classifier looks at 28x28 grey images, which is not FID. For FID bring the
 Inception network, its weights and its resizing to 299 pixels: none comes with cmjax. Then --reference
 takes an .npz with its published statistics, mu and sigma. Features kept for precision and recall take
-4 bytes each: 10,000 images of 2048 features 82 MB; all else streams by.
+4 bytes each: 10,000 images of 2048 features 82 MB. The data is held as bytes; all else streams by.
 """
 
 _TRAIN = """\
