@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -33,7 +34,7 @@ class Learner(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(abc.ABC):
     """What every method has. Lengths in steps are shares of the run, so that a run may be longer or shorter."""
 
     config_type: ClassVar[type] = CMConfig
@@ -47,7 +48,7 @@ class Method:
         if fault := mistyped(self):
             raise ValueError(fault)
 
-    def check(self, steps: int) -> None:
+    def check(self, steps: int) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError for a run too short for this method."""
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
@@ -58,9 +59,9 @@ class Method:
         """What is worth a place in the log beside the loss."""
         return {}
 
+    @abc.abstractmethod
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """One value per example, f32[B]."""
-        raise NotImplementedError
 
 
 def positive(method: Method, *names: str) -> None:
