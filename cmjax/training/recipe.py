@@ -14,12 +14,16 @@ learning_rate = 1e-3
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optax
 
+from cmjax import curricula
 from cmjax._typed import mistyped
 from cmjax.training.methods import METHODS, EasyConsistencyTuning, Method
+
+if TYPE_CHECKING:
+    from cmjax.types import Array
 
 __all__ = ["Optimizer", "Recipe"]
 
@@ -95,8 +99,9 @@ class Recipe:
       batch_size: images a step.
       accumulate: parts of a batch whose gradients are taken one after the other and averaged: memory for time.
       flip: whether an image may be seen mirrored, left to right, half of the time.
-      ema_decays: of the averaged weights, of which the first are the ones that sample; each warms up
-        (`curricula.ema_decay`).
+      ema_decays: of averages of the weights; each warms up (`curricula.ema_decay`).
+      ema_stds: the widths of power-function averages, as shares of the run so far (`curricula.power_ema_decay`). Of all
+        averages, the decays' first, the first is the one that samples.
       seed: of everything that is random: data order, flips, noise, dropout.
       optimizer: how gradients become steps.
     """
@@ -107,12 +112,14 @@ class Recipe:
     accumulate: int = 1
     flip: bool = False
     ema_decays: tuple[float, ...] = (0.999,)
+    ema_stds: tuple[float, ...] = ()
     seed: int = 0
     optimizer: Optimizer = Optimizer()
 
     def __post_init__(self) -> None:
-        if isinstance(self.ema_decays, list):  # files know lists only, and those have no hash
-            object.__setattr__(self, "ema_decays", tuple(self.ema_decays))
+        for name in ("ema_decays", "ema_stds"):
+            if isinstance(getattr(self, name), list):  # files know lists only, and those have no hash
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if fault := mistyped(self):
             raise ValueError(fault)
         for name in ("steps", "batch_size", "accumulate"):
@@ -122,11 +129,22 @@ class Recipe:
             raise ValueError(
                 f"accumulate must divide batch_size = {self.batch_size} into equal parts, got {self.accumulate}."
             )
-        if not self.ema_decays or not all(0.0 <= decay < 1.0 for decay in self.ema_decays):
-            raise ValueError(f"ema_decays must be one or more numbers in [0, 1), got {list(self.ema_decays)}.")
+        if not all(0.0 <= decay < 1.0 for decay in self.ema_decays):
+            raise ValueError(f"ema_decays must lie in [0, 1), got {list(self.ema_decays)}.")
+        if not self.ema_decays + self.ema_stds:
+            raise ValueError(
+                "ema_decays must name an average, or ema_stds: one of them samples. (A decay of 0 is none.)"
+            )
+        for std in self.ema_stds:
+            curricula.power_ema_exponent(std)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}.")
         self.method.check(self.steps)
+
+    def decays(self, step: int | Array) -> list[Array]:
+        """The decay of each average at a step, f32[] each."""
+        warming = [curricula.ema_decay(step, final=decay) for decay in self.ema_decays]
+        return warming + [curricula.power_ema_decay(step, std=std) for std in self.ema_stds]
 
     def to_dict(self) -> dict[str, Any]:
         """What a file says: `read_recipe` reads it back."""

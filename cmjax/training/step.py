@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cmjax import curricula
 from cmjax._numerics import f32
 from cmjax._struct import Struct
 from cmjax.training.methods import Learner
@@ -28,7 +27,7 @@ class TrainState(Struct):
       step: i32[], steps done.
       model: the model, a ModelFn; optax knows it as a tree of parameters.
       target: the average that gives the targets, or None where the model itself does.
-      averages: one average of the weights for each of the recipe's `ema_decays`.
+      averages: one average of the weights for each of the recipe's `ema_decays` and `ema_stds`.
       opt_state: the optimizer's.
     """
 
@@ -52,7 +51,7 @@ def init(model: Any, recipe: Recipe) -> TrainState:
 
     step = jnp.zeros((), jnp.int32)
     target = None if recipe.method.target_decay(step, recipe.steps) is None else own()
-    averages = tuple(own() for _ in recipe.ema_decays)
+    averages = tuple(own() for _ in recipe.decays(step))
     return TrainState(step, own(), target, averages, recipe.optimizer.transformation(recipe.steps).init(model))
 
 
@@ -91,8 +90,7 @@ def train_step(
         return optax.incremental_update(model, average, 1.0 - decay)
 
     averages = tuple(
-        averaged(average, curricula.ema_decay(state.step, final=decay))
-        for average, decay in zip(state.averages, recipe.ema_decays, strict=True)
+        averaged(average, decay) for average, decay in zip(state.averages, recipe.decays(state.step), strict=True)
     )
     decay = recipe.method.target_decay(state.step, recipe.steps)
     target = None if decay is None else averaged(state.target, decay)

@@ -227,6 +227,17 @@ def test_every_average_has_its_own_decay(model):
     assert len({bits(average)[0] for average in state.averages}) == 3
 
 
+def test_a_power_function_average_weighs_late_weights_more(model, tmp_path):
+    # β(k) of std 0.1 is 0 at first, so the average begins at the first step's weights, whatever was there before
+    recipe = dataclasses.replace(RECIPE, ema_decays=(), ema_stds=(0.1, 0.05))
+    state, _ = training.train_step(
+        training.init(model, recipe), IMAGES[:8], None, jax.random.key(0), recipe=recipe, config=CONFIG
+    )
+    assert bits(state.averages[0]) == bits(state.model) == bits(state.averages[1])
+    assert len(training.train(model, CONFIG, IMAGES, recipe=recipe, out=tmp_path).averages) == 2
+    training.train(model, CONFIG, IMAGES, recipe=recipe, out=tmp_path, resume=True)
+
+
 def test_parties_that_do_not_fit_are_refused(model):
     with pytest.raises(ValueError, match="config must be a CMConfig for EasyConsistencyTuning, got TCDConfig"):
         training.train(model, cmjax.tcd.TCDConfig(), IMAGES, recipe=RECIPE)

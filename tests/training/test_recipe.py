@@ -101,12 +101,18 @@ def test_what_no_recipe_has_is_refused(changes, message):
         (Recipe, "accumulate", 3),
         (Recipe, "ema_decays", (2.0,)),
         (Recipe, "ema_decays", ()),
+        (Recipe, "ema_stds", "wide"),
         (Recipe, "seed", 2**40),
     ],
 )
 def test_numbers_that_cannot_work_are_refused(kind, name, value):
     with pytest.raises(ValueError, match=f"^{name} must "):
         kind(**{name: value})
+
+
+def test_an_average_wider_than_a_run_is_refused():
+    with pytest.raises(ValueError, match=r"std must .* got 0.4"):
+        Recipe(ema_stds=(0.4,))
 
 
 def test_weight_decay_needs_an_optimizer_that_has_it():
