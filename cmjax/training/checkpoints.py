@@ -23,6 +23,7 @@ __all__ = ["environment", "latest_step", "restore", "save"]
 
 _FORMAT = 1
 _KEPT = 2
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> None:
@@ -44,8 +45,9 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> N
             checkpointer.save(folder / str(step), args=args, force=True)
     except (OSError, ValueError, RuntimeError) as error:  # the latter from tensorstore, of a file it cannot write
         raise OSError(f"the checkpoint of step {step} cannot be written: {error}") from error
-    for old in _steps(folder)[:-_KEPT]:
-        shutil.rmtree(folder / str(old), ignore_errors=True)
+    unfinished = [path for path in folder.iterdir() if _UNFINISHED in path.name]  # by runs that were killed
+    for old in [*unfinished, *(folder / str(old) for old in _steps(folder)[:-_KEPT])]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) -> tuple[TrainState, dict[str, Any]]:
