@@ -60,10 +60,10 @@ def test_the_training_step_trains(session):
 def test_the_table_of_recipes_is_whole():
     text = README.read_text(encoding="utf-8")
     table = text[text.index("| recipe | what is learned") : text.index("A recipe is a [short TOML file]")]
-    assert set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)) >= {"`ect`", "`tcd`"}
-    first = " ".join(row.split("|")[1] for row in table.splitlines()[2:])
+    rows = [row for row in table.splitlines() if row.startswith("|")][2:]
+    first = " ".join(row.split("|")[1] for row in rows)
     assert set(re.findall(r"`(\w+)`", first)) == set(cmjax.recipes.built_in())
-    for row in table.splitlines()[2:]:
+    for row in rows:
         for name in re.findall(r"`(\w+)`", row.split("|")[3]):
             assert name in cmjax.losses.__all__, name
 
