@@ -23,7 +23,7 @@ __all__ = ["environment", "latest_step", "restore", "save"]
 
 _FORMAT = 1
 _KEPT = 2
-_UNFINISHED = ".orbax-checkpoint-tmp"
+_HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 
 
 def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> None:
@@ -39,15 +39,16 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> N
     folder, step = Path(folder).absolute(), int(state.step)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
     meta = {"format": _FORMAT, "recipe": recipe.to_dict(), "environment": environment()}
+    _sweep(folder)
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder / str(step), args=args, force=True)
     except (OSError, ValueError, RuntimeError) as error:  # the latter from tensorstore, of a file it cannot write
+        _sweep(folder)
         raise OSError(f"the checkpoint of step {step} cannot be written: {error}") from error
-    unfinished = [path for path in folder.iterdir() if _UNFINISHED in path.name]  # by runs that were killed
-    for old in [*unfinished, *(folder / str(old) for old in _steps(folder)[:-_KEPT])]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in _steps(folder)[:-_KEPT]:
+        shutil.rmtree(folder / str(old), ignore_errors=True)
 
 
 def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) -> tuple[TrainState, dict[str, Any]]:
@@ -66,6 +67,8 @@ def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) ->
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             meta = checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if meta["format"] != _FORMAT:
+            raise ValueError(f"it is of format {meta['format']}, not {_FORMAT}")
         followed = Recipe().changed(meta["recipe"], str(path)).to_dict()
     except Exception as error:  # whatever the damage: files that are missing, cut short or not JSON
         raise ValueError(f"{path} is not a whole checkpoint of this version of cmjax ({error}).") from error
@@ -77,9 +80,10 @@ def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) ->
             arrays = checkpointer.restore(path, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
     except Exception as error:
         raise ValueError(f"{path} is not a whole checkpoint ({error}).") from error
-    for name, leaf in wanted.items():
-        if name not in arrays or np.shape(arrays[name]) != jnp.shape(leaf):
-            raise ValueError(f"{path} is of another network or optimizer: {name} is missing or has another shape.")
+    for name in sorted(wanted.keys() | arrays.keys()):
+        was, now = (_form(leaves[name]) if name in leaves else None for leaves in (arrays, wanted))
+        if was != now:
+            raise ValueError(f"{path} is of another network or optimizer: {name} was {was}, but is {now} now.")
     leaves = [jnp.asarray(arrays[name]) for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), meta["environment"]
 
@@ -102,6 +106,12 @@ def environment() -> dict[str, str]:
     }
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what a kill or a full disk left half-written, which has the size of a checkpoint."""
+    for half in folder.glob(_HALF_WRITTEN):
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def _steps(folder: Path) -> list[int]:
     """Steps with a checkpoint, ascending. Those half-written have another name, which ends in Orbax's mark."""
     if not folder.is_dir():
@@ -111,6 +121,10 @@ def _steps(folder: Path) -> list[int]:
 
 def _named(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _form(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
 def _difference(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, of this recipe and this network, and honest about the machine."""
 
 import dataclasses
+import importlib
 import shutil
 
 import jax
@@ -30,6 +31,7 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
+    step = importlib.import_module("orbax.checkpoint").Checkpointer
     with monkeypatch.context() as patch:  # all is written; what makes it count, the last renaming, never happens
         patch.setattr("os.rename", killed)
         patch.setattr("os.replace", killed)
@@ -37,11 +39,11 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         patch.setattr("pathlib.Path.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, state.replace(step=jnp.int32(5)), RECIPE)
-    assert training.latest_step(tmp_path) == 0
+    assert step and training.latest_step(tmp_path) == 0
     assert int(restore(tmp_path, state, RECIPE)[0].step) == 0
     assert len(list(tmp_path.iterdir())) == 2
-    save(tmp_path, state.replace(step=jnp.int32(5)), RECIPE)  # what the kill left is not in the way, and goes
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "5"]
+    save(tmp_path, state.replace(step=jnp.int32(6)), RECIPE)  # what the kill left is not in the way, and goes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "6"]
 
 
 def test_a_checkpoint_of_another_network_or_recipe_is_refused(tmp_path):
@@ -49,12 +51,27 @@ def test_a_checkpoint_of_another_network_or_recipe_is_refused(tmp_path):
     other = jax.tree_util.Partial(network, {"gain": jnp.zeros(2), "bias": jnp.zeros((4, 4, 1)), "class": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"of another network or optimizer: .*gain"):
         restore(tmp_path, training.init(other, RECIPE), RECIPE)
+    fewer = jax.tree_util.Partial(network, {name: w for name, w in model().args[0].items() if name != "class"})
+    with pytest.raises(ValueError, match=r"class.* was float32\[3\], but is None now"):
+        restore(tmp_path, training.init(fewer, RECIPE), RECIPE)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model())
+    with pytest.raises(ValueError, match=r"was float32\[.*\], but is bfloat16\["):
+        restore(tmp_path, training.init(half, RECIPE), RECIPE)
     for changed, message in (
         (dataclasses.replace(RECIPE, seed=1), "seed = 0, not 1"),
         (dataclasses.replace(RECIPE, method=training.EasyConsistencyTuning()), r"ect.stages = \[6, 4, 4\], not "),
     ):
         with pytest.raises(ValueError, match=f"followed a recipe with {message}"):
             restore(tmp_path, training.init(model(), changed), changed)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    state = training.init(model(), RECIPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.checkpoints, "_FORMAT", 2)
+        save(tmp_path, state, RECIPE)
+    with pytest.raises(ValueError, match=r"not a whole checkpoint of this version of cmjax \(it is of format 2, not 1"):
+        restore(tmp_path, state, RECIPE)
 
 
 @pytest.mark.parametrize("part", ["meta/metadata", "state/manifest.ocdbt", "meta", "state", "state/d"])
