@@ -79,7 +79,9 @@ class Optimizer:
         fall = optax.exponential_decay(
             self.learning_rate, max(steps - held, 1), ratio, end_value=self.final_learning_rate
         )
-        warm = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+        warm = optax.linear_schedule(
+            0.0 if self.warmup_steps else self.learning_rate, self.learning_rate, max(self.warmup_steps, 1)
+        )
         return optax.join_schedules([warm, fall], [held])
 
     def transformation(self, steps: int) -> optax.GradientTransformation:
@@ -122,6 +124,10 @@ class Recipe:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if fault := mistyped(self):
             raise ValueError(fault)
+        for name, kind in (("method", Method), ("optimizer", Optimizer)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be a training.{kind.__name__}, got {value!r:.60}.")
         for name in ("steps", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -147,8 +153,15 @@ class Recipe:
         return warming + [curricula.power_ema_decay(step, std=std) for std in self.ema_stds]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a file says: `read_recipe` reads it back."""
-        name = next(name for name, kind in METHODS.items() if type(self.method) is kind)
+        """What a file says: `changed` reads it back.
+
+        Raises:
+          ValueError: for a method that is not one of `METHODS`.
+        """
+        name = next((name for name, kind in METHODS.items() if type(self.method) is kind), None)
+        if name is None:
+            kind = type(self.method).__name__
+            raise ValueError(f"{kind} has no name to be written down by: give it one, METHODS[name] = {kind}.")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
@@ -166,7 +179,7 @@ class Recipe:
         changes = dict(changes)
         old = self.to_dict()
         name = changes.pop("method", old["method"])
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise ValueError(f"{source}: method must be one of {', '.join(METHODS)}, got {name!r}.")
         settings, optimizer = changes.pop(name, {}), changes.pop("optimizer", {})
         for part, given, kind in (

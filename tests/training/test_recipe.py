@@ -17,6 +17,10 @@ def test_the_learning_rate_warms_up_holds_and_falls():
     np.testing.assert_allclose([rate(150), rate(200), rate(500)], [10**-3.5, 1e-4, 1e-4], rtol=1e-5)
 
 
+def test_a_rate_without_a_warm_up_is_whole_from_the_first_step():
+    assert Optimizer(warmup_steps=0).schedule(30)(0) == np.float32(1e-3)
+
+
 def test_stages_are_shares_of_any_run():
     method = EasyConsistencyTuning(stages=(4, 1, 0.5, 2.5, 4))
     assert method.stage_steps(12000) == (4000, 1000, 500, 2500, 4000)
@@ -70,6 +74,7 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
         ({"optimizer": {"speed": 2}}, r"x.toml \[optimizer\] has unknown names: speed"),
         ({"optimizer": 3}, r"x.toml \[optimizer\] must be a table of names and values, got 3"),
         ({"method": "sorcery"}, "x.toml: method must be one of ect, ict.*, got 'sorcery'"),
+        ({"method": ["ect"]}, "x.toml: method must be one of ect, ict"),
         ({"steps": "many"}, "x.toml: steps must be a whole number, got 'many'"),
         ({"ect": {"stages": ["a"]}}, "x.toml: stages must be a list, each a finite number"),
         ({"method": "ict", "steps": 3}, "x.toml: total_steps must be at least 8"),
@@ -96,6 +101,8 @@ def test_what_no_recipe_has_is_refused(changes, message):
         (EasyConsistencyTuning, "proposal_std", -1.0),
         (EasyConsistencyTuning, "huber_c", 0.0),
         (ImprovedConsistencyTraining, "proposal_std", 0.0),
+        (Recipe, "method", "ect"),
+        (Recipe, "optimizer", "adam"),
         (Recipe, "steps", 0),
         (Recipe, "batch_size", 0),
         (Recipe, "accumulate", 3),
