@@ -88,7 +88,8 @@ def train(
       report_every: steps between reports.
       checkpoint_every: steps between checkpoints; each is preceded by a report.
       on_progress: called with each report.
-      on_checkpoint: called with a copy of the state at each checkpoint, after it is written.
+      on_checkpoint: called with a copy of the state at each checkpoint, after it is written; and with that of the
+        checkpoint that a run goes on from, as a kill may have come between the two.
 
     Returns:
       The last state; its `ema` is the model to sample with.
@@ -113,11 +114,15 @@ def train(
             raise ValueError(f"{name} must be at least 1, got {every}.")
     _check_parties(recipe, config, teacher)
     folder = None if out is None else Path(out)
+    if folder is not None:
+        recipe.to_dict()  # refuses, before any work, what no checkpoint could hold
     state = init(model, recipe)
     if resume:
         if folder is None:
             raise ValueError("resume needs `out`, the folder of the run to resume.")
         state, _ = checkpoints.restore(folder / "checkpoints", state, recipe)
+    elif folder is not None and checkpoints.latest_step(folder / "checkpoints") is not None:
+        raise FileExistsError(f"{folder} already holds a run; resume it, or choose another folder.")
     step = int(state.step)
     source = batches(images, labels, recipe, step)
     following = next(source) if step < recipe.steps else None  # complaints about data come before anything is written
@@ -129,6 +134,8 @@ def train(
     weights, teacher_config = (None, None) if teacher is None else teacher
     state, weights = jax.device_put((state, weights), NamedSharding(mesh, P()))
     key = jax.random.key(recipe.seed)
+    if resume and on_checkpoint is not None:
+        on_checkpoint(jax.tree.map(jnp.copy, state))
     losses, last, since = [], step, time.perf_counter()
     while step < recipe.steps:
         batch = jax.device_put(following, NamedSharding(mesh, P("batch")))

@@ -119,12 +119,12 @@ def test_what_a_checkpoint_shows_may_be_kept(model):
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(model, tmp_path):
-    training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
-    poisoned = jax.tree.map(lambda leaf: leaf * np.nan, model)
-    with pytest.raises(FloatingPointError, match="by step 5 the loss is nan: lower the learning_rate"):
-        training.train(poisoned, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, checkpoint_every=5)
-    assert training.latest_step(tmp_path / "checkpoints") == 14
-    resumed = training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
+    batch = IMAGES[:8] / np.float32(127.5) - 1
+    poisoned = [(batch, None)] * 7 + [(batch * np.nan, None)] * 7
+    with pytest.raises(FloatingPointError, match="by step 10 the loss is nan: lower the learning_rate"):
+        training.train(model, CONFIG, poisoned, recipe=RECIPE, out=tmp_path, checkpoint_every=5)
+    assert training.latest_step(tmp_path / "checkpoints") == 5
+    resumed = training.train(model, CONFIG, [(batch, None)] * 14, recipe=RECIPE, out=tmp_path, resume=True)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(resumed.model))
 
 
@@ -149,6 +149,37 @@ def test_a_damaged_log_does_not_stop_a_resumed_run(model, tmp_path):
         log.write('{}\n[1]\n{"step": 9, "lo')
     training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [7, 14]
+
+
+def test_a_folder_that_holds_a_run_gets_no_second_one(model, tmp_path):
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, report_every=7)
+    before = (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(FileExistsError, match="already holds a run; resume it, or choose another folder"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_a_run_killed_before_it_showed_its_checkpoint_shows_it_on_resuming(model, tmp_path):
+    def killed(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, on_checkpoint=killed)
+    shown = []
+    state = training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True, on_checkpoint=shown.append)
+    assert [int(s.step) for s in shown] == [14] and bits(shown[0]) == bits(state)
+
+
+def test_a_method_without_a_name_is_refused_before_any_work(model, tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Nameless(training.Method):
+        def loss(self, learner, x0, cond, key, step, steps):
+            raise AssertionError
+
+    recipe = dataclasses.replace(RECIPE, method=Nameless())
+    with pytest.raises(ValueError, match=r"Nameless has no name to be written down by: give it one, METHODS\[name\]"):
+        training.train(model, CONFIG, IMAGES, recipe=recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_reports_and_checkpoints_come_now_and_then(model):
