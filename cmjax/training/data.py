@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
@@ -19,8 +21,9 @@ Batch = tuple[np.ndarray, Any]  # images u8[B, H, W, C], or f[B, *S] in [-1, 1];
 
 def batches(images: Any, labels: np.ndarray | None, recipe: Recipe, start: int) -> Iterator[Batch]:
     """The batches of a run from step `start` on. Those of an iterable before it are drawn and dropped."""
-    if isinstance(images, np.ndarray):
-        return _of_arrays(images, labels, recipe, start)
+    if isinstance(images, np.ndarray | jax.Array):
+        labels = None if labels is None else np.asarray(labels)
+        return _of_arrays(np.asarray(images), labels, recipe, start)
     if labels is not None:
         raise ValueError("labels go with images in an array; an iterable yields (images, cond).")
     return _of_iterable(images, recipe, start)
@@ -37,6 +40,10 @@ def _of_iterable(source: Iterable[Batch], recipe: Recipe, start: int) -> Iterato
     for step, (images, cond) in enumerate(source):
         if len(images) != recipe.batch_size:
             raise ValueError(f"batch {step} of the data has {len(images)} images; batch_size is {recipe.batch_size}.")
+        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"batch {step} of the data must be u8, or f in [-1, 1]; got {images.dtype}.")
+        if recipe.flip and images.ndim != 4:
+            raise ValueError(f"flip is for images, [B, H, W, C]; batch {step} of the data is {list(images.shape)}.")
         if step >= start:
             yield images, cond
     raise ValueError(f"the data ended before step {recipe.steps}: give an iterable that goes on, or fewer steps.")

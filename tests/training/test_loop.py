@@ -204,12 +204,24 @@ def test_an_iterable_of_batches_resumes_where_it_was(model, tmp_path):
     assert bits(resumed) == bits(whole)
 
 
+def test_arrays_of_jax_and_lists_of_labels_will_do(model):
+    one = dataclasses.replace(RECIPE, steps=1)
+    a = training.train(model, CONFIG, IMAGES, LABELS, recipe=one)
+    b = training.train(model, CONFIG, jnp.asarray(IMAGES), list(LABELS), recipe=one)
+    assert bits(a) == bits(b)
+
+
 def test_an_iterable_that_does_not_fit_is_refused(model):
     batch = np.zeros((8, 4, 4, 1), np.float32), None
     with pytest.raises(ValueError, match="the data ended before step 14"):
         training.train(model, CONFIG, [batch] * 5, recipe=RECIPE)
     with pytest.raises(ValueError, match="batch 0 of the data has 7 images; batch_size is 8"):
         training.train(model, CONFIG, [(batch[0][:7], None)], recipe=RECIPE)
+    with pytest.raises(ValueError, match=r"batch 0 of the data must be u8, or f in \[-1, 1\]; got int64"):
+        training.train(model, CONFIG, [(IMAGES[:8].astype(np.int64), None)], recipe=RECIPE)
+    flip = dataclasses.replace(RECIPE, flip=True)
+    with pytest.raises(ValueError, match=r"flip is for images, \[B, H, W, C\]; batch 0 of the data is \[8, 4\]"):
+        training.train(model, CONFIG, [(np.zeros((8, 4), np.float32), None)], recipe=flip)
     with pytest.raises(ValueError, match="labels go with images in an array"):
         training.train(model, CONFIG, [batch], LABELS, recipe=RECIPE)
 
