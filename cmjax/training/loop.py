@@ -96,8 +96,10 @@ def train(
 
     Raises:
       ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, a config
-        of another kind than the method's, a teacher too many or too few, or a checkpoint of another network or recipe.
+        of another kind than the method's, a teacher too many, too few or of other noise levels, or a checkpoint of
+        another network or recipe.
       FileNotFoundError: when resuming with no checkpoint there.
+      FileExistsError: when not resuming, and `out` holds the checkpoints of a run.
       FloatingPointError: the loss or the weights are not finite any more; the last checkpoint is from before that.
       OSError: a file cannot be written; the last checkpoint is whole.
 
@@ -176,6 +178,10 @@ def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
         raise ValueError(f"{kind} distils a teacher: give teacher=(model, config).")
     if teacher is not None and not method.needs_teacher:
         raise ValueError(f"{kind} has no teacher: leave it out.")
+    if teacher is not None:
+        if not isinstance(teacher, tuple) or len(teacher) != 2:
+            raise ValueError(f"teacher must be a pair (model, config), got a {type(teacher).__name__}.")
+        method.check_teacher(config, teacher[1])
 
 
 def _refuse_divergence(state: TrainState) -> None:

@@ -286,3 +286,24 @@ def test_parties_that_do_not_fit_are_refused(model):
         training.train(model, cmjax.tcd.TCDConfig(), IMAGES, recipe=RECIPE)
     with pytest.raises(ValueError, match="EasyConsistencyTuning has no teacher"):
         training.train(model, CONFIG, IMAGES, recipe=RECIPE, teacher=(model, CONFIG))
+    vp, other = cmjax.tcd.TCDConfig(), cmjax.tcd.TCDConfig(beta_schedule="linear")
+    for name, config, teacher, message in (
+        ("cd", CONFIG, model, r"teacher must be a pair \(model, config\), got a Partial"),
+        (
+            "cd",
+            CONFIG,
+            (model, vp),
+            "the teacher's config must be a CMConfig for ConsistencyDistillation, got TCDConfig",
+        ),
+        (
+            "tcd",
+            vp,
+            (model, CONFIG),
+            "the teacher's config must be a VPConfig for TrajectoryDistillation, got CMConfig",
+        ),
+        ("tcd", vp, (model, other), "beta_schedule must be the teacher's, 'linear', got 'scaled_linear'"),
+        ("scd", CONFIG, (model, cmjax.cm.CMConfig(sigma_data=1.0)), "sigma_data must be the teacher's, 1.0, got 0.5"),
+    ):
+        recipe = dataclasses.replace(RECIPE, method=training.METHODS[name]())
+        with pytest.raises(ValueError, match=message):
+            training.train(model, config, IMAGES, recipe=recipe, teacher=teacher)

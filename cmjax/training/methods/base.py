@@ -39,6 +39,8 @@ class Method(abc.ABC):
 
     config_type: ClassVar[type] = CMConfig
     needs_teacher: ClassVar[bool] = False
+    teacher_type: ClassVar[type] = CMConfig
+    shared: ClassVar[tuple[str, ...]] = ()  # what a student's config has in common with its teacher's
     sample_steps: ClassVar[int] = 2  # of the pictures that show how far a run is
 
     def __post_init__(self) -> None:
@@ -50,6 +52,16 @@ class Method(abc.ABC):
 
     def check(self, steps: int) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError for a run too short for this method."""
+
+    def check_teacher(self, config: Any, teacher_config: Any) -> None:
+        """Raise ValueError for a teacher of another kind, or one whose noise levels mean something else."""
+        if not isinstance(teacher_config, self.teacher_type):
+            wanted, got = self.teacher_type.__name__, type(teacher_config).__name__
+            raise ValueError(f"the teacher's config must be a {wanted} for {type(self).__name__}, got {got}.")
+        for name in self.shared:
+            own, its = getattr(config, name), getattr(teacher_config, name)
+            if own != its:
+                raise ValueError(f"{name} must be the teacher's, {its!r:.60}, got {own!r:.60}.")
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """The decay of the target's average at a step; None where the target is the model itself."""

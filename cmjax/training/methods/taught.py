@@ -66,6 +66,7 @@ class ContinuousDistillation(ContinuousTraining):
     """Continuous time, along the velocity of a diffusion model (sCD). Lu & Song 2024."""
 
     needs_teacher: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = ("sigma_data",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

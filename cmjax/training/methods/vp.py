@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cmjax import losses
 from cmjax.samplers import lcm, tcd
+from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
 from cmjax.training.methods.base import Learner, Method, positive
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
 __all__ = ["LatentConsistencyDistillation", "NoisePrediction", "TrajectoryDistillation"]
+
+# The teacher's rates noise the data, on the teacher's grid: what the student makes of a timestep has to be the same.
+_SHARED = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "original_inference_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,8 @@ class TrajectoryDistillation(Method):
 
     config_type: ClassVar[type] = TCDConfig
     needs_teacher: ClassVar[bool] = True
+    teacher_type: ClassVar[type] = VPConfig
+    shared: ClassVar[tuple[str, ...]] = _SHARED
     sample_steps: ClassVar[int] = 4
 
     order: int = 1
@@ -113,6 +127,8 @@ class LatentConsistencyDistillation(Method):
 
     config_type: ClassVar[type] = LCMConfig
     needs_teacher: ClassVar[bool] = True
+    teacher_type: ClassVar[type] = VPConfig
+    shared: ClassVar[tuple[str, ...]] = _SHARED
     sample_steps: ClassVar[int] = 4
 
     skip: int = 1
