@@ -11,6 +11,7 @@ from commands import compiled_programs_kept, complaint, go_to
 
 import cmjax
 from cmjax.cli import main, parser, train
+from cmjax.cli.settle import compute_dtype
 from cmjax.cli.settle import settle as settled
 from cmjax.io import read_images
 
@@ -107,6 +108,7 @@ def test_mistakes_in_training(data, capsys):
     open("used/model/notes.txt", "w").close()
     cmjax.save(tiny.checkpoint(classes=2), "cm")
     cmjax.save(tiny.checkpoint(classes=2, config=cmjax.tcd.TCDConfig(prediction_type="sample")), "vp")
+    cmjax.save(vp(), "other")
     for argv, message in (
         (["--data", "no.npz", "--out", "run"], "no.npz does not exist"),
         (["--data", "empty", "--out", "run"], "holds no images"),
@@ -131,14 +133,55 @@ def test_mistakes_in_training(data, capsys):
             "the recipe's method is for CMStochasticIterativeSchedulers, but the model is for TCDScheduler",
         ),
         (["--data", data, "--out", "run", "--batch", "4", "--teacher", "cm"], "--teacher: this recipe has none"),
+        (
+            ["tcd", "--data", data, "--out", "run", "--batch", "4", "--teacher", "cm", "--channels", "8"],
+            "the recipe's method is for TCDSchedulers, but the model is for CMStochastic",
+        ),
+        (
+            ["tcd", "--data", data, "--out", "run", "--batch", "4", "--teacher", "vp", "--init", "other"],
+            "--teacher: beta_schedule must be the teacher's, 'scaled_linear', got 'linear'",
+        ),
         (["etc", "--data", data, "--out", "run"], "there is no recipe 'etc': give a TOML file, or one of"),
     ):
         assert message in complaint(capsys, "train", *argv)
 
 
-def settle(*options):
+def settle(*options, start=None, teacher=None, run=None):
     arguments = parser().parse_args(["train", *options, "--data", "data.npz", "--out", "run"])
-    return settled(arguments, read_images("data.npz"), None, None, None)
+    return settled(arguments, read_images("data.npz"), run, start, teacher)
+
+
+def vp(classes=2, seed=0, **changes):
+    return tiny.checkpoint(classes=classes, seed=seed, config=cmjax.tcd.TCDConfig(beta_schedule="linear", **changes))
+
+
+def test_a_student_keeps_its_teachers_noise_levels(data):
+    teacher = vp()
+    assert settle("tcd", teacher=teacher).config == teacher.config
+    assert settle("tcd", "--channels", "16", teacher=teacher).config == teacher.config
+    assert settle("lcd", "--network", "network.json", teacher=teacher).config.beta_schedule == "linear"
+    for start in (None, vp()):
+        with pytest.raises(ValueError, match="--teacher: the model has 3 classes, but the data has 2"):
+            settle("tcd", "--channels", "16", start=start, teacher=vp(classes=3))
+
+
+def test_a_model_to_start_from_keeps_its_own_noise_levels(data):
+    start = vp(prediction_type="v_prediction")
+    assert settle("vp", start=start).config == start.config  # whatever the recipe's [scheduler] says
+    assert settle("vp").config.prediction_type == "epsilon"
+
+
+def test_a_run_goes_on_with_its_own_teacher_and_dtype(data):
+    teacher = vp()
+    run = settle("tcd", "--dtype", "bfloat16", teacher=teacher).to_dict(read_images(data), teacher)
+    assert settle("--resume", teacher=teacher, run=run).dtype == "bfloat16"
+    with pytest.raises(ValueError, match="--teacher: the run to resume was of another teacher; give that one"):
+        settle("--resume", teacher=vp(seed=1), run=run)
+    resume = parser().parse_args(["train", "--data", data, "--out", "run", "--resume"])
+    assert compute_dtype(resume, run) == "bfloat16"  # of the teacher too
+    resume.dtype = "float32"
+    with pytest.raises(ValueError, match="the run to resume has dtype = bfloat16, not float32: leave out --dtype"):
+        compute_dtype(resume, run)
 
 
 def test_a_network_and_a_recipe_may_be_files(data):

@@ -198,8 +198,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        default="float32",
-        help="what the network computes in; weights and sums stay float32 (default %(default)s)",
+        help="what the network computes in; weights and sums stay float32 (default float32)",
     )
     command.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     command.add_argument(

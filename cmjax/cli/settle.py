@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import zlib
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from cmjax import recipes, training
 from cmjax.io import Checkpoint, ImageData
@@ -14,7 +18,7 @@ from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
 from cmjax.samplers._vp import VPConfig
 
-__all__ = ["RUN", "Settled", "settle"]
+__all__ = ["RUN", "Settled", "compute_dtype", "settle"]
 
 RUN = "run.json"
 _DEFAULT = "ect"
@@ -31,15 +35,29 @@ class Settled(NamedTuple):
     config: Any
     dtype: str
 
-    def to_dict(self, data: ImageData) -> dict[str, Any]:
-        """What run.json says; it also tells the data from other data."""
+    def to_dict(self, data: ImageData, teacher: Checkpoint | None) -> dict[str, Any]:
+        """What run.json says; it also tells the data, and the teacher, from others."""
         return {
             "recipe": self.recipe.to_dict(),
             "network": self.network.to_dict(),
             "scheduler": config_dict(self.config),
             "dtype": self.dtype,
             "data": _fingerprint(data),
+            "teacher": _fingerprint_of_teacher(teacher),
         }
+
+
+def compute_dtype(args: argparse.Namespace, run: Any) -> str:
+    """What the networks compute in: as asked, or as in the run to go on with.
+
+    Raises:
+      ValueError: the two differ.
+    """
+    if not isinstance(run, dict) or "dtype" not in run:
+        return args.dtype or "float32"
+    if args.dtype not in (None, run["dtype"]):
+        raise ValueError(f"the run to resume has dtype = {run['dtype']}, not {args.dtype}: leave out --dtype.")
+    return run["dtype"]
 
 
 def settle(
@@ -51,7 +69,8 @@ def settle(
 ) -> Settled:
     """Settle recipe, network and noise levels.
 
-    A model to start from brings its own network and noise levels, and so does a teacher, unless the network is said.
+    A model to start from brings its own network and noise levels, whatever the recipe says of them. A teacher brings
+    its network unless another is said, and its noise levels unless the recipe says them.
 
     Args:
       args: what was said.
@@ -66,27 +85,30 @@ def settle(
     if run is not None:
         if args.init is not None:
             raise ValueError("--init: a run that is resumed goes on from its own weights; leave out that option.")
-        return _of_run(args, data, run)
+        return _of_run(args, data, run, teacher)
     name = args.recipe or _DEFAULT
     given = recipes.read(name)
     network, scheduler = given.pop("network", None), given.pop("scheduler", None)
     recipe = _recipe(args, training.Recipe().changed(given, name))
     said = bool(args.network or args.channels or network)
-    source = start or (None if said else teacher)
-    if source is not None:
-        unet = _fitting(source, data, "--init" if start else "--teacher")
+    taught = None if teacher is None else _fitting(teacher, data, "--teacher")
+    if start is not None:
+        unet = _fitting(start, data, "--init")
+    else:
+        unet = _network(args, data, network) if said or taught is None else taught
+    source = start or teacher
+    if scheduler is not None and start is None:
+        config = read_config(scheduler)
+    elif source is not None:
         config = _as_method_wants(source.config, recipe.method.config_type)
     else:
-        unet = _network(args, data, network)
         config = recipe.method.config_type()
-    if scheduler is not None:
-        config = read_config(scheduler)
     if not isinstance(config, recipe.method.config_type):
         raise ValueError(
             f"the recipe's method is for {recipe.method.config_type.scheduler}s, "
             f"but the model is for {config.scheduler}."
         )
-    return Settled(recipe, unet, config, args.dtype)
+    return Settled(recipe, unet, config, compute_dtype(args, None))
 
 
 def _as_method_wants(config: Any, kind: type) -> Any:
@@ -96,12 +118,15 @@ def _as_method_wants(config: Any, kind: type) -> Any:
     return config
 
 
-def _of_run(args: argparse.Namespace, data: ImageData, run: Any) -> Settled:
+def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkpoint | None) -> Settled:
     """What was settled when the run began, if what is asked now agrees with it."""
     if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "dtype", "data"}:
         raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
     if run["data"] != _fingerprint(data):
         raise ValueError(f"--resume: the run was of other data, {run['data']}, not {_fingerprint(data)}.")
+    was, given = run.get("teacher"), _fingerprint_of_teacher(teacher)
+    if None not in (was, given) and was != given:
+        raise ValueError("--teacher: the run to resume was of another teacher; give that one.")
     recipe = training.Recipe().changed(run["recipe"], RUN)
     unet = UNetConfig.from_dict(run["network"])
     asked = recipe
@@ -142,6 +167,15 @@ def _fingerprint(data: ImageData) -> dict[str, int]:
     """Tell a data set from others: a run goes on with the one that it began with."""
     labels = b"" if data.labels is None else data.labels.tobytes()
     return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(data.images.tobytes()))}
+
+
+def _fingerprint_of_teacher(teacher: Checkpoint | None) -> int | None:
+    """Tell a teacher from others, by its weights."""
+    if teacher is None:
+        return None
+    return functools.reduce(
+        lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(teacher.model), 0
+    )
 
 
 def _network(args: argparse.Namespace, data: ImageData, described: Any) -> UNetConfig:

@@ -19,7 +19,7 @@ from cmjax import training
 from cmjax.cli import compile_cache
 from cmjax.cli.drawing import class_grid, compile_draw, image_shape
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.settle import RUN, Settled, settle
+from cmjax.cli.settle import RUN, Settled, compute_dtype, settle
 from cmjax.io import ImageData
 from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
@@ -41,21 +41,19 @@ def run(args: argparse.Namespace) -> None:
     with bad_input():
         data = read_images(args.data)
         names = _label_names(args.label_names, data)
-        start = None if args.init is None else cmjax.load(args.init, dtype=args.dtype)
-        teacher = None if args.teacher is None else cmjax.load(args.teacher, dtype=args.dtype)
-        settled = settle(args, data, read_json(out / RUN) if args.resume else None, start, teacher)
+        before = read_json(out / RUN) if args.resume else None
+        dtype = compute_dtype(args, before)
+        start = None if args.init is None else cmjax.load(args.init, dtype=dtype)
+        teacher = None if args.teacher is None else cmjax.load(args.teacher, dtype=dtype)
+        settled = settle(args, data, before, start, teacher)
     recipe = settled.recipe
     _check_fit(data, settled, teacher)
     with bad_input("--out"):
         (out / "samples").mkdir(parents=True, exist_ok=True)
-        write_json(settled.to_dict(data), out / RUN)
+        write_json(settled.to_dict(data, teacher), out / RUN)
 
     first = start or (teacher if teacher and settled.network == teacher.model.module.config else None)
-    model = (
-        first.model
-        if first
-        else from_nnx(UNet(settled.network, rngs=nnx.Rngs(recipe.seed), dtype=jnp.dtype(settled.dtype)))
-    )
+    model = first.model if first else _fresh(settled)
     console = Console(markup=False, highlight=False)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     console.print(f"{len(data.images):,} images, {size:,} parameters, {recipe.steps:,} steps of {recipe.batch_size}")
@@ -111,6 +109,12 @@ def _check_fit(data: ImageData, settled: Settled, teacher: Any) -> None:
         raise UsageError("--teacher: this recipe distils a model; say which: a folder, a name, or a hub id.")
     if teacher is not None and not recipe.method.needs_teacher:
         raise UsageError("--teacher: this recipe has none; to start from a model's weights: --init.")
+    if teacher is not None:
+        depths = teacher.model.module.config.in_channels, teacher.model.module.config.out_channels
+        if depths != (shape[-1],) * 2:
+            raise UsageError(f"--teacher: the model has {depths} channels, but the images have {shape[-1]}.")
+        with bad_input("--teacher"):
+            recipe.method.check_teacher(settled.config, teacher.config)
 
 
 class _Keeper:
