@@ -14,6 +14,7 @@ learning_rate = 1e-3
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import optax
@@ -187,9 +188,11 @@ class Recipe:
         ):  # fmt: skip
             if not isinstance(given, dict):
                 raise ValueError(f"{source}{part} must be a table of names and values, got {given!r:.60}.")
-            unknown = given.keys() - {field.name for field in dataclasses.fields(kind)}
-            if unknown:
-                raise ValueError(f"{source}{part} has unknown names: {', '.join(sorted(unknown))}.")
+            known = [field.name for field in dataclasses.fields(kind)]
+            if unknown := sorted(given.keys() - known):
+                near = difflib.get_close_matches(unknown[0], known, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{source}{part} has unknown names: {', '.join(unknown)}.{hint}")
         try:
             method = METHODS[name](**{**(old[name] if name == old["method"] else {}), **settings})
             optimizer = Optimizer(**{**old["optimizer"], **optimizer})

@@ -71,6 +71,7 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
         ({"speed": 2}, "x.toml has unknown names: speed"),
         ({"ect": {"speed": 2}}, r"x.toml \[ect\] has unknown names: speed"),
         ({"method": "ict", "ect": {}}, "x.toml has unknown names: ect"),
+        ({"batch_sise": 2}, r"x.toml has unknown names: batch_sise. Did you mean batch_size\?"),
         ({"optimizer": {"speed": 2}}, r"x.toml \[optimizer\] has unknown names: speed"),
         ({"optimizer": 3}, r"x.toml \[optimizer\] must be a table of names and values, got 3"),
         ({"method": "sorcery"}, "x.toml: method must be one of ect, ict.*, got 'sorcery'"),
