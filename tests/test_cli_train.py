@@ -165,6 +165,14 @@ def test_a_student_keeps_its_teachers_noise_levels(data):
             settle("tcd", "--channels", "16", start=start, teacher=vp(classes=3))
 
 
+def test_a_student_begins_as_a_copy_of_a_teacher_of_its_network(data):
+    teacher, start = vp(), vp(seed=1)
+    assert train._first_model(settle("tcd", teacher=teacher), None, teacher) is teacher.model
+    assert train._first_model(settle("tcd", start=start, teacher=teacher), start, teacher) is start.model
+    wider = settle("tcd", "--channels", "16", teacher=teacher)
+    assert train._first_model(wider, None, teacher).module.config.block_out_channels == (16,)
+
+
 def test_a_model_to_start_from_keeps_its_own_noise_levels(data):
     start = vp(prediction_type="v_prediction")
     assert settle("vp", start=start).config == start.config  # whatever the recipe's [scheduler] says

@@ -180,7 +180,12 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", required=True, metavar="DATA", help="an .npz file of images (and labels), or a folder of images"
     )
-    command.add_argument("--teacher", metavar="M", help="the model to distil: a folder, a name, or a hub id")
+    command.add_argument(
+        "--teacher",
+        metavar="M",
+        help="the model to distil: a folder, a name, or a hub id; the student begins as a copy of it, unless it has "
+        "another network or --init",
+    )
     command.add_argument("--out", type=_path, required=True, metavar="DIR", help="the run's folder")
     command.add_argument("--steps", type=_count, metavar="N", help="training steps in all (default: the recipe's)")
     command.add_argument("--batch", type=_count, metavar="B", help="images a step (default: the recipe's)")

@@ -20,7 +20,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.drawing import class_grid, compile_draw, image_shape
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.settle import RUN, Settled, compute_dtype, settle
-from cmjax.io import ImageData
+from cmjax.io import Checkpoint, ImageData
 from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.images import read_images, to_uint8, write_png
@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> None:
         (out / "samples").mkdir(parents=True, exist_ok=True)
         write_json(settled.to_dict(data, teacher), out / RUN)
 
-    first = start or (teacher if teacher and settled.network == teacher.model.module.config else None)
-    model = first.model if first else _fresh(settled)
+    model = _first_model(settled, start, teacher)
     console = Console(markup=False, highlight=False)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     console.print(f"{len(data.images):,} images, {size:,} parameters, {recipe.steps:,} steps of {recipe.batch_size}")
@@ -92,7 +91,12 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}")
 
 
-def _fresh(settled: Settled) -> Any:
+def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint | None) -> Any:
+    """What a run begins with: the model of --init, a copy of a teacher of the same network, or new weights."""
+    if start is not None:
+        return start.model
+    if teacher is not None and teacher.model.module.config == settled.network:
+        return teacher.model
     rngs = nnx.Rngs(settled.recipe.seed)
     return from_nnx(UNet(settled.network, rngs=rngs, dtype=jnp.dtype(settled.dtype)))
 
