@@ -14,20 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax._version import __version__
+from cmjax.io.configs import config_dict, read_config
 from cmjax.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from cmjax.samplers.base import SamplerConfig
     from cmjax.training.step import TrainState
 
 __all__ = ["environment", "latest_step", "restore", "save"]
 
 _FORMAT = 1
 _KEPT = 2
+_REMEDY = "Without this folder, a run resumes from the checkpoint before it, if there is one."
 _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 
 
-def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> None:
-    """Write a state, and the recipe it followed, as `folder/STEP`; a kill leaves it whole or not there.
+def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig) -> None:
+    """Write a state, and the recipe and the config it followed, as `folder/STEP`; a kill leaves it whole or not there.
 
     The newest two are kept.
 
@@ -38,7 +41,7 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> N
 
     folder, step = Path(folder).absolute(), int(state.step)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
-    meta = {"format": _FORMAT, "recipe": recipe.to_dict(), "environment": environment()}
+    meta = {"format": _FORMAT, **_followed(recipe, config), "environment": environment()}
     _sweep(folder)
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
     try:
@@ -51,12 +54,14 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe) -> N
         shutil.rmtree(folder / str(old), ignore_errors=True)
 
 
-def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) -> tuple[TrainState, dict[str, Any]]:
+def restore(
+    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig
+) -> tuple[TrainState, dict[str, Any]]:
     """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is damaged, or of another network, optimizer or recipe.
+      ValueError: if it is damaged, or of another network, optimizer, recipe or config.
     """
     import orbax.checkpoint as ocp
 
@@ -69,17 +74,18 @@ def restore(folder: str | os.PathLike[str], like: TrainState, recipe: Recipe) ->
             meta = checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != _FORMAT:
             raise ValueError(f"it is of format {meta['format']}, not {_FORMAT}")
-        followed = Recipe().changed(meta["recipe"], str(path)).to_dict()
+        followed = _followed(Recipe().changed(meta["recipe"], str(path)), read_config(meta["config"]))
     except Exception as error:  # whatever the damage: files that are missing, cut short or not JSON
-        raise ValueError(f"{path} is not a whole checkpoint of this version of cmjax ({error}).") from error
-    if fault := _difference(followed, recipe.to_dict()):
-        raise ValueError(f"{path} followed a recipe with {fault}.")
+        raise ValueError(f"{path} is not a whole checkpoint of this version of cmjax ({error}). {_REMEDY}") from error
+    for part, now in _followed(recipe, config).items():
+        if fault := _difference(followed[part], now):
+            raise ValueError(f"{path} followed a {part} with {fault}.")
     wanted = _named(like)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             arrays = checkpointer.restore(path, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
     except Exception as error:
-        raise ValueError(f"{path} is not a whole checkpoint ({error}).") from error
+        raise ValueError(f"{path} is not a whole checkpoint ({error}). {_REMEDY}") from error
     for name in sorted(wanted.keys() | arrays.keys()):
         was, now = (_form(leaves[name]) if name in leaves else None for leaves in (arrays, wanted))
         if was != now:
@@ -104,6 +110,11 @@ def environment() -> dict[str, str]:
         "device": f"{jax.local_device_count()} x {device.device_kind}",
         "machine": platform.machine(),
     }
+
+
+def _followed(recipe: Recipe, config: SamplerConfig) -> dict[str, dict[str, Any]]:
+    """What a run must have in common with the one that it goes on with."""
+    return {"recipe": recipe.to_dict(), "config": config_dict(config)}
 
 
 def _sweep(folder: Path) -> None:

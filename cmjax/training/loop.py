@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,8 @@ def train(
     if resume:
         if folder is None:
             raise ValueError("resume needs `out`, the folder of the run to resume.")
-        state, _ = checkpoints.restore(folder / "checkpoints", state, recipe)
+        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config)
+        _warn_of_changes(was)
     elif folder is not None and checkpoints.latest_step(folder / "checkpoints") is not None:
         raise FileExistsError(f"{folder} already holds a run; resume it, or choose another folder.")
     step = int(state.step)
@@ -162,7 +164,7 @@ def train(
         if is_kept:
             _refuse_divergence(state)
             if folder is not None:
-                checkpoints.save(folder / "checkpoints", state, recipe)
+                checkpoints.save(folder / "checkpoints", state, recipe, config)
             if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
                 on_checkpoint(jax.tree.map(jnp.copy, state))
             since = time.perf_counter()
@@ -182,6 +184,15 @@ def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
         if not isinstance(teacher, tuple) or len(teacher) != 2:
             raise ValueError(f"teacher must be a pair (model, config), got a {type(teacher).__name__}.")
         method.check_teacher(config, teacher[1])
+
+
+def _warn_of_changes(was: Mapping[str, str]) -> None:
+    """Say where a run goes on in another environment than it was in: then not to the same bits."""
+    changes = [
+        f"{name} {was.get(name)} -> {now}" for name, now in checkpoints.environment().items() if was.get(name) != now
+    ]
+    if changes:
+        warnings.warn(f"the run goes on with {', '.join(changes)}: not to the same bits.", stacklevel=3)
 
 
 def _refuse_divergence(state: TrainState) -> None:

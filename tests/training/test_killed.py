@@ -49,7 +49,7 @@ def finished(child: subprocess.Popen) -> float:
 def outcome(out: Path):
     """The last state's bits, and the log without its clock."""
     recipe = dataclasses.replace(toy.RECIPE, steps=STEPS)
-    state, _ = restore(out / "checkpoints", training.init(toy.model(), recipe), recipe)
+    state, _ = restore(out / "checkpoints", training.init(toy.model(), recipe), recipe, toy.CONFIG)
     log = [json.loads(line) for line in (out / "log.jsonl").open()]
     return toy.bits(state), [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in log]
 
@@ -84,8 +84,8 @@ def test_a_full_disk_ends_a_run_with_its_last_checkpoint_whole(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # no file may grow beyond: what a full disk is to a writer
     try:
         with pytest.raises(OSError, match="checkpoint of step 21 cannot be written"):
-            training.checkpoints.save(tmp_path / "checkpoints", state.replace(step=np.int32(21)), recipe)
+            training.checkpoints.save(tmp_path / "checkpoints", state.replace(step=np.int32(21)), recipe, toy.CONFIG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["14", "7"]
-    assert int(restore(tmp_path / "checkpoints", state, recipe)[0].step) == 14
+    assert int(restore(tmp_path / "checkpoints", state, recipe, toy.CONFIG)[0].step) == 14

@@ -307,3 +307,18 @@ def test_parties_that_do_not_fit_are_refused(model):
         recipe = dataclasses.replace(RECIPE, method=training.METHODS[name]())
         with pytest.raises(ValueError, match=message):
             training.train(model, config, IMAGES, recipe=recipe, teacher=teacher)
+
+
+def test_a_run_of_other_noise_levels_is_not_gone_on_with(model, tmp_path):
+    training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
+    with pytest.raises(ValueError, match=r"followed a config with sigma_data = 0.5, not 2.0"):
+        training.train(model, cmjax.cm.CMConfig(sigma_data=2.0), IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
+
+
+def test_another_environment_is_said(model, tmp_path, monkeypatch):
+    checkpoints = importlib.import_module("cmjax.training.checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "version", lambda package: "0.1")
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
+    with pytest.warns(UserWarning, match=r"the run goes on with jax 0.1 -> .*: not to the same bits"):
+        training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
