@@ -130,6 +130,9 @@ def target_decay(
 
     References:
       Song et al. 2023, appendix C.
+
+    Differs from the paper:
+      It divides by s(k), as the reference implementation does; the paper by N(k).
     """
     if not 0.0 < decay < 1.0:
         raise ValueError(f"decay must be above 0 and below 1, got {decay}.")
@@ -146,13 +149,13 @@ def gap(step: int | Array, stage_steps: Sequence[int], *, initial: float = 1.0, 
       step: i32[], the training step k; may be traced.
       stage_steps: how many steps each stage lasts.
       initial: the first stage's gap; less than 1 for a model that has learned to denoise.
-      q: the factor between stages.
+      q: the factor between stages, 1 or more.
 
     Returns:
       f32[] in (0, 1].
 
     Raises:
-      ValueError: there is no stage.
+      ValueError: there is no stage, `initial` is outside (0, 1] or `q` is less than 1.
 
     Example:
       >>> [float(gap(k, (100, 50, 50))) for k in (0, 99, 100, 150, 1000)]
@@ -161,6 +164,10 @@ def gap(step: int | Array, stage_steps: Sequence[int], *, initial: float = 1.0, 
     References:
       Geng et al. 2024, section 3.
     """
+    if not 0.0 < initial <= 1.0:
+        raise ValueError(f"initial must lie in (0, 1], got {initial}. (1 is plain denoising.)")
+    if not q >= 1.0:
+        raise ValueError(f"q must be at least 1, since gaps shrink, got {q}.")
     gaps = initial / q ** np.arange(len(stage_steps), dtype=np.float64)
     return _at(step, _stage_starts(stage_steps), gaps.astype(np.float32))
 

@@ -91,6 +91,20 @@ def test_progressive_steps_end_at_a_step_at_least():
         curricula.progressive_steps(0, (1,), final=0)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"initial": 0.0}, r"initial must lie in \(0, 1\], got 0.0"),
+        ({"initial": 1.5}, r"initial must lie in \(0, 1\], got 1.5"),
+        ({"q": 0.5}, "q must be at least 1, since gaps shrink, got 0.5"),
+        ({"q": float("nan")}, "q must be at least 1, since gaps shrink, got nan"),
+    ],
+)
+def test_a_gap_stays_in_its_range(given, message):
+    with pytest.raises(ValueError, match=message):
+        curricula.gap(0, (2, 1), **given)
+
+
 def test_gap_halves_and_stays():
     assert [float(curricula.gap(k, (2, 1, 3))) for k in range(8)] == [1, 1, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25]
     assert float(curricula.gap(5, (4, 4), q=4.0)) == 0.25
