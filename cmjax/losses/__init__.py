@@ -1,14 +1,15 @@
-"""Losses of few-step models: functions of f(x, σ, cond) that return one value per example, f32[B].
+"""Losses of few-step models and of their teachers: functions of a model, data and a key that return f32[B].
 
 What they are made of is exchanged by argument: a `Metric` (how far apart), a `Proposal` (which noise levels) and a
 `Weighting` (how much each counts), each a plain function or a small frozen dataclass.
 """
 
+from cmjax.losses._functions import JumpFn, TeacherStep
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
 from cmjax.losses.continuous import continuous_consistency, infinitesimal_consistency
-from cmjax.losses.ctm import JumpFn, balance, consistency_trajectory
+from cmjax.losses.ctm import balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
-from cmjax.losses.distillation import TeacherStep, consistency_distillation, progressive_distillation
+from cmjax.losses.distillation import consistency_distillation, progressive_distillation
 from cmjax.losses.latent import latent_consistency_distillation
 from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
 from cmjax.losses.prediction import noise_prediction

@@ -1,8 +1,8 @@
-"""What the losses share: the functions they train, pairs of noise levels, a student beside its target."""
+"""What the losses share: levels of the Karras grid, data noised to them, a student beside its target."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,7 @@ if TYPE_CHECKING:
     from cmjax.losses.metrics import Metric
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["ConsistencyFn", "compare", "dropout_option", "neighbours", "noised"]
-
-
-class ConsistencyFn(Protocol):
-    """f(x, σ, cond, key=) -> x0, as `cmjax.consistency_fn` makes it; only with dropout is a key passed."""
-
-    def __call__(self, x: Array, sigma: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Map x at noise level sigma to the clean end of its trajectory."""
-        ...
+__all__ = ["compare", "dropout_option", "grid_level", "grid_size", "neighbours", "noised"]
 
 
 def dropout_option(key: Key, dropout: bool) -> dict[str, Key]:
@@ -45,18 +37,29 @@ def compare(
     return metric(f(*at, cond, **options), target)
 
 
+def grid_size(num_scales: int | Array) -> int | Array:
+    """Check N, the number of points of a grid: at least one pair of them."""
+    if not is_traced(num_scales) and num_scales < 2:
+        raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
+    return num_scales
+
+
+def grid_level(i: Array, intervals: Array, *, sigma_min: float, sigma_max: float, rho: float) -> Array:
+    """σ_i of the Karras grid, f32[B], upwards from i = 0: exactly sigma_min, where f⁻ is the identity."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return jnp.where(i == 0, sigma_min, (low + f32(i) / intervals * (high - low)) ** rho)
+
+
 def neighbours(
     sigma: Array, num_scales: int | Array, *, sigma_min: float, sigma_max: float, rho: float
 ) -> tuple[Array, Array]:
     """The neighbours r ≤ σ < t of each level on the Karras grid of N points: (t, r), f32[B] each."""
-    if not is_traced(num_scales) and num_scales < 2:
-        raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
+    intervals = f32(grid_size(num_scales)) - 1.0
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    intervals = f32(num_scales) - 1.0
     i = jnp.floor((sigma ** (1 / rho) - low) / (high - low) * intervals)
     i = jnp.clip(i, 0.0, intervals - 1.0)
-    r, t = ((low + j / intervals * (high - low)) ** rho for j in (i, i + 1.0))
-    return t, jnp.where(i == 0.0, sigma_min, r)  # exactly, so that there f⁻ is the identity
+    r, t = (grid_level(j, intervals, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho) for j in (i, i + 1.0))
+    return t, r
 
 
 def noised(x0: Array, levels: tuple[Array, ...], key: Key) -> tuple[Array, ...]:

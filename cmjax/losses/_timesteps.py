@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax._numerics import expand_like, f32, floating, is_traced, whole
+from cmjax.losses._functions import JumpFn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,15 +18,7 @@ if TYPE_CHECKING:
 
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["Jump", "Teacher", "TrajectoryFn", "ascending", "jump", "noise_level", "noised_at"]
-
-
-class TrajectoryFn(Protocol):
-    """g(x, t, s, cond, key=) -> x_s, as `cmjax.tcd.trajectory_fn` makes it; only with dropout is a key passed."""
-
-    def __call__(self, x: Array, t: Array, s: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Jump from timestep t to timestep s of the trajectory."""
-        ...
+__all__ = ["Jump", "Teacher", "ascending", "jump", "noise_level", "noised_at"]
 
 
 class Rates(Protocol):
@@ -41,7 +34,7 @@ class Rates(Protocol):
         ...
 
 
-class Teacher(TrajectoryFn, Rates, Protocol):
+class Teacher(JumpFn, Rates, Protocol):
     """A trajectory function that also knows the rates, and the grid that students are distilled on."""
 
     @property

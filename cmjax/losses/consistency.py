@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cmjax._numerics import floating, is_traced
-from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
+from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._pairs import compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal
 from cmjax.losses.weightings import Weighting, edm, inverse_gap
@@ -69,6 +70,7 @@ def consistency_training(
 
     Raises:
       ValueError: for a concrete `num_scales` below 2.
+      TypeError: x0 is not of a float dtype.
 
     Example:
       >>> import cmjax, jax, jax.numpy as jnp
@@ -132,6 +134,7 @@ def easy_consistency_tuning(
 
     Raises:
       ValueError: for a concrete gap outside (0, 1].
+      TypeError: x0 is not of a float dtype.
 
     Example:
       >>> import cmjax, jax, jax.numpy as jnp

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from cmjax._numerics import expand_like, f32, floating, is_traced, safe_sqrt
-from cmjax.losses._pairs import ConsistencyFn, dropout_option
+from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._pairs import dropout_option
 from cmjax.losses.metrics import l2
 from cmjax.losses.proposals import Proposal, lognormal
 from cmjax.losses.weightings import Weighting, uniform

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from cmjax._numerics import f32, floating, is_traced, whole
-from cmjax.losses._pairs import dropout_option, noised
+from cmjax._numerics import f32, floating, whole
+from cmjax.losses._functions import JumpFn, TeacherStep
+from cmjax.losses._pairs import dropout_option, grid_level, grid_size, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.weightings import Weighting, uniform
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["JumpFn", "balance", "consistency_trajectory"]
+__all__ = ["balance", "consistency_trajectory"]
 
 T = TypeVar("T")
-
-
-class JumpFn(Protocol):
-    """G(x, t, s, cond, key=) -> x at level s, as `parameterization.ctm_fn` makes it."""
-
-    def __call__(self, x: Array, t: Array, s: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Jump from noise level t to s <= t."""
-        ...
 
 
 def consistency_trajectory(
     g: JumpFn,
     g_target: JumpFn,
-    teacher: Callable[..., Array],
+    teacher: TeacherStep,
     x0: Array,
     key: Key,
     *,
@@ -101,19 +94,16 @@ def consistency_trajectory(
       paper writes it, both are g_target's.
     """
     x0 = floating("x0", x0)
-    if not is_traced(num_scales) and num_scales < 2:
-        raise ValueError(f"num_scales must be at least 2 (a pair of noise levels), got {num_scales}.")
     max_steps = whole("max_steps", max_steps, 1)
     k_key, t_key, s_key, z_key, dropout_key = jax.random.split(key, 5)
-    batch, last = x0.shape[:1], jnp.asarray(num_scales, jnp.int32) - 1
+    batch, last = x0.shape[:1], jnp.asarray(grid_size(num_scales), jnp.int32) - 1
 
     k = _steps(k_key, jnp.minimum(max_steps, last))
     i_t = jax.random.randint(t_key, batch, 0, last - k + 1)  # grid index 0 is the noisiest
     i_s = jax.random.randint(s_key, batch, i_t + k, last + 1)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
     def level(i: Array) -> Array:
-        return jnp.where(i == last, sigma_min, (high + f32(i) / f32(last) * (low - high)) ** rho)
+        return grid_level(last - i, f32(last), sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
     def walk(x: Array, j: Array) -> tuple[Array, None]:
         def onwards(x: Array) -> Array:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import jax
 
 from cmjax._numerics import floating
-from cmjax.losses._pairs import ConsistencyFn, dropout_option, noised
+from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._pairs import dropout_option, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, lognormal
 from cmjax.losses.weightings import Weighting, edm
@@ -50,11 +51,14 @@ def denoising(
       sigma_min: the least noise, as in `cm.CMConfig`.
       sigma_max: the most.
       proposal: how noise levels are drawn.
-      weighting: (t, r) -> f32[B], called with t twice; give `edm` the sigma_data of the preconditioning.
+      weighting: (t, r) -> f32[B], given t twice; give `edm` the sigma_data of the preconditioning.
       metric: (a, b) -> f32[B].
 
     Returns:
       f32[B].
+
+    Raises:
+      TypeError: x0 is not of a float dtype.
 
     Example:
       >>> import cmjax, jax, jax.numpy as jnp

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import jax
 
 from cmjax._numerics import expand_like, f32, floating, is_traced
-from cmjax.losses._pairs import ConsistencyFn, compare, dropout_option, neighbours, noised
+from cmjax.losses._functions import ConsistencyFn, TeacherStep
+from cmjax.losses._pairs import compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, karras
 from cmjax.losses.weightings import Weighting, truncated_snr, uniform
@@ -15,21 +16,9 @@ from cmjax.losses.weightings import Weighting, truncated_snr, uniform
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["TeacherStep", "consistency_distillation", "progressive_distillation"]
+__all__ = ["consistency_distillation", "progressive_distillation"]
 
 _EVERY_INTERVAL_AS_OFTEN = karras()
-
-
-class TeacherStep(Protocol):
-    """(x, t, r, cond) -> x at r: a teacher's step from noise level t, f32[B], down to r, f32[B].
-
-    For a diffusion model: `functools.partial(cmjax.ode.heun, cmjax.denoiser_fn(model, config))`. It is called without a
-    dropout key, and no gradient reaches it.
-    """
-
-    def __call__(self, x: Array, t: Array, r: Array, cond: Cond, /) -> Array:
-        """Take x from t to r."""
-        ...
 
 
 def consistency_distillation(
@@ -80,6 +69,7 @@ def consistency_distillation(
 
     Raises:
       ValueError: for a concrete `num_scales` below 2.
+      TypeError: x0 is not of a float dtype.
 
     Example:
       >>> import cmjax, functools, jax, jax.numpy as jnp
@@ -156,6 +146,7 @@ def progressive_distillation(
 
     Raises:
       ValueError: for a concrete `num_steps` below 1.
+      TypeError: x0 is not of a float dtype.
 
     Example:
       >>> import cmjax, functools, jax, jax.numpy as jnp

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import jax
 
+from cmjax.losses._functions import ConsistencyFn
 from cmjax.losses._pairs import compare, dropout_option
 from cmjax.losses._timesteps import Teacher, jump
 from cmjax.losses.metrics import Metric, l2
@@ -21,17 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["latent_consistency_distillation"]
 
 
-class TimestepFn(Protocol):
-    """f(x, t, cond, key=) -> x0, as `cmjax.lcm.consistency_fn` makes it; only with dropout is a key passed."""
-
-    def __call__(self, x: Array, t: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Map x at timestep t to the clean end of its trajectory."""
-        ...
-
-
 def latent_consistency_distillation(
-    f: TimestepFn,
-    f_target: TimestepFn,
+    f: ConsistencyFn,
+    f_target: ConsistencyFn,
     teacher: Teacher,
     x0: Array,
     key: Key,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from cmjax.losses._functions import JumpFn
 from cmjax.losses._pairs import compare, dropout_option
-from cmjax.losses._timesteps import Teacher, TrajectoryFn, jump
+from cmjax.losses._timesteps import Teacher, jump
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.weightings import Weighting, uniform
 
@@ -22,8 +23,8 @@ __all__ = ["trajectory_distillation"]
 
 
 def trajectory_distillation(
-    g: TrajectoryFn,
-    g_target: TrajectoryFn,
+    g: JumpFn,
+    g_target: JumpFn,
     teacher: Teacher,
     x0: Array,
     key: Key,
@@ -78,7 +79,7 @@ def trajectory_distillation(
       (4,)
 
     References:
-      Zheng et al. 2024, section 4.1; Kim et al. 2024 (consistency trajectory models), the idea in noise levels.
+      Zheng et al. 2024, section 4.1; Kim et al. 2023 (consistency trajectory models), the idea in noise levels.
 
     Differs from the paper:
       m starts at timestep 0, not at the first point of the grid, so that jumps to where sampling ends are trained.

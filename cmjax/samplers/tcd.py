@@ -114,7 +114,7 @@ def init(
       (Array([999, 759, 499, 259], dtype=int32), Array([531, 349, 181,   0], dtype=int32))
 
     References:
-      Zheng et al. 2024, algorithm 4; Kim et al. 2024, algorithm 3 (γ-sampling, the same idea in noise levels).
+      Zheng et al. 2024, algorithm 4; Kim et al. 2023, algorithm 3 (γ-sampling, the same idea in noise levels).
 
     Differs from diffusers:
       An original_inference_steps passed here makes the grid that its documentation describes; the reference takes every
