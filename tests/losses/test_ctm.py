@@ -41,14 +41,27 @@ def wrong(x, t, s, scale, np=jnp):
     return share * x + (1 - share) * np.sin(scale * x) / (1 + t + s)[:, None]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_float64_replay_of_each_example(seed):
-    key, n = jax.random.key(seed), 6
+@pytest.fixture(scope="module")
+def spied_loss():
+    """The loss on a grid of 6, compiled once: key -> (values, the student's calls, the target's)."""
     student, target = [], []
-    options = {"num_scales": n, "max_steps": 4, "weighting": losses.inverse_gap}
+    options = {"num_scales": 6, "max_steps": 4, "weighting": losses.inverse_gap}
     g, g_target = spied(student, 1.0), spied(target, 2.0)
-    value = jax.jit(lambda x0: losses.consistency_trajectory(g, g_target, heun, x0, key, **options))(X0)
-    jax.effects_barrier()
+    loss = jax.jit(lambda key: losses.consistency_trajectory(g, g_target, heun, X0, key, **options))
+
+    def run(key):
+        student.clear(), target.clear()
+        value = loss(key)
+        jax.effects_barrier()
+        return value, student, target
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_float64_replay_of_each_example(seed, spied_loss):
+    key, n = jax.random.key(seed), 6
+    value, student, target = spied_loss(key)
     levels = grid(n)
     ((_, t, s),) = student
     u = next(u for _, u, s_target in target if np.allclose(s_target, s))  # the other two go from s to the end
