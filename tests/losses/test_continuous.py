@@ -70,10 +70,21 @@ def velocity(data: Gaussian, x: Any, t: Any, cond: Any = None) -> Any:
 # ---- what it computes ------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def trig_at_warmup(teacher: Any, constant: float | None) -> Any:
+    """(x0, warmup) -> the values at SIGMAS, compiled once for every warmup."""
+
+    def values(x0, warmup):
+        options = {"teacher": teacher, "tangent_constant": constant, "proposal": at(SIGMAS)}
+        return losses.continuous_consistency(smooth, x0, KEY, warmup=warmup, **options)
+
+    return jax.jit(values)
+
+
 @pytest.mark.parametrize("teacher", [None, guide], ids=("data", "teacher"))
 @pytest.mark.parametrize(("warmup", "constant"), [(1.0, 0.1), (0.4, 0.1), (0.0, None), (1.0, None)])
 def test_a_float64_replay_with_finite_differences(teacher, warmup, constant):
-    value = trig(smooth, teacher=teacher, warmup=warmup, tangent_constant=constant, proposal=at(SIGMAS))
+    value = trig_at_warmup(teacher, constant)(X0, warmup)
     t = np.arctan(SIGMAS.astype(np.float64) / S)
     x0, z = np.float64(X0), S * np.float64(drawn())
     for i in range(len(X0)):
@@ -109,7 +120,9 @@ def test_a_float64_replay_in_noise_levels(denoise):
 def test_the_exact_function_of_gaussian_data_has_no_tangent():
     net, teacher = (functools.partial(part, DATA) for part in (exact, velocity))
     x0 = DATA.draw(KEY, (512, 3))
-    right, poor = (trig(f, x0, teacher=teacher) for f in (net, smooth3))
+    right, poor = jax.jit(
+        lambda x0: [losses.continuous_consistency(f, x0, KEY, teacher=teacher) for f in (net, smooth3)]
+    )(x0)
     assert float(right.max()) < 1e-4 and float(poor.min()) > 0.01
 
     def f(x, sigma, cond=None, *, key=None):
@@ -196,13 +209,13 @@ def test_warming_up_begins_with_denoising():
     sigma = SIGMAS[1:]
     loss = functools.partial(trig, smooth, X0[1:], proposal=at(sigma))
     t = np.arctan(sigma / S)[:, None]
-    z = S * drawn(shape=(5, 5))
+    z = S * np.asarray(drawn(shape=(5, 5)))
     x, dx = np.cos(t) * X0[1:] + np.sin(t) * z, np.cos(t) * z - np.sin(t) * X0[1:]
-    error = np.cos(t) ** 2 * (S * smooth(x / S, t[:, 0]) - dx)
+    error = np.cos(t) ** 2 * (S * smooth(x / S, t[:, 0], np=np) - dx)
     np.testing.assert_allclose(loss(warmup=0.0, tangent_constant=None), (error**2).mean(1), rtol=5e-4)
-    half = jax.jit(lambda r: losses.continuous_consistency(smooth, X0[1:], KEY, proposal=at(sigma), warmup=r))(0.5)
-    np.testing.assert_allclose(half, loss(warmup=0.5), rtol=1e-5)
-    assert not np.allclose(half, loss(warmup=1.0), rtol=1e-2)
+    traced = jax.jit(lambda r: losses.continuous_consistency(smooth, X0[1:], KEY, proposal=at(sigma), warmup=r))
+    np.testing.assert_allclose(traced(0.5), loss(warmup=0.5), rtol=1e-5)
+    assert not np.allclose(traced(0.5), traced(1.0), rtol=1e-2)
 
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.5, np.float32(2.0)])
@@ -215,8 +228,11 @@ def test_the_normalized_tangent_is_never_longer_than_one():
     def steep(x, t, cond=None):
         return 1e3 * jnp.sin(9 * x)
 
+    normalized = jax.jit(
+        lambda c: losses.continuous_consistency(steep, X0, KEY, tangent_constant=c, proposal=at(SIGMAS)).max()
+    )
     for constant in (0.1, 1.0):
-        assert float(trig(steep, tangent_constant=constant, proposal=at(SIGMAS)).max()) <= 1 / 5
+        assert float(normalized(constant)) <= 1 / 5
     assert float(trig(steep, tangent_constant=None, proposal=at(SIGMAS)).max()) > 1e3
 
 
@@ -238,17 +254,19 @@ def test_the_learned_weight_is_least_where_it_evens_the_levels_out():
     np.testing.assert_allclose(value, 1 - best, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 1e-12, 1e12, np.inf])
 @pytest.mark.parametrize("net", [smooth, "bridge"])
-def test_both_ends_are_finite(net, sigma):
+def test_both_ends_are_finite(net):
     model = lambda x, t, cond=None: jnp.sin(x + t[:, None])  # noqa: E731
     net = trigflow_fn(model, cmjax.cm.CMConfig()) if net == "bridge" else net
 
-    def loss(x0):
+    @jax.jit
+    @jax.value_and_grad
+    def loss(x0, sigma):
         return losses.continuous_consistency(net, x0, KEY, proposal=at(sigma)).sum()
 
-    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.asarray(X0))
-    assert np.isfinite(value) and np.isfinite(slope).all()
+    for sigma in (0.0, 1e-12, 1e12, np.inf):
+        value, slope = loss(X0, sigma)
+        assert np.isfinite(value) and np.isfinite(slope).all(), sigma
 
 
 def test_the_network_is_called_once_and_the_teacher_knows_no_dropout():
@@ -263,8 +281,9 @@ def test_the_network_is_called_once_and_the_teacher_knows_no_dropout():
         return x
 
     for dropout in (False, True):
-        trig(net, teacher=teacher, cond="label", dropout=dropout)
-        levels(net, denoise=teacher, cond="label", dropout=dropout)
+        for loss, name in ((losses.continuous_consistency, "teacher"), (losses.infinitesimal_consistency, "denoise")):
+            options = {name: teacher, "cond": "label", "dropout": dropout}
+            jax.eval_shape(functools.partial(loss, net, **options), X0, KEY)
     assert [(key is not None, cond) for key, cond in calls] == 2 * [(False, "label")] + 2 * [(True, "label")]
 
 
