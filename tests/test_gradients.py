@@ -101,7 +101,7 @@ def test_with_remat_memory_grows_by_the_sample_alone():
 
     sample, inside = 64 * 16 * 4, 5 * 64 * 512 * 4
     plain, remat = (memory(8, remat) - memory(2, remat) for remat in (False, True))
-    assert plain > 6 * inside
+    assert plain >= 6 * inside  # jax 0.12 keeps just those, 0.10 some more
     assert remat < 6 * 1.5 * sample
 
 
