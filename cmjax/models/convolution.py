@@ -7,6 +7,8 @@ textbook's orders are nearer, all of them matrix products (figures by `benchmark
   The windows laid side by side, times the kernel as one matrix, need no such rearrangement.
 - many pixels and channels: Winograd's minimal filtering gives four pixels of a 3x3 convolution for 16 products, not 36.
 - a picture doubled by repeating pixels: the same minimal filtering, where seven of the 16 products meet zeros: nine.
+  With few channels a 2x2 convolution of the small picture, with four times the channels out: one for each new pixel.
+- a kernel of one pixel: a matrix product, whose gradients are again products.
 
 All are exact on paper. Minimal filtering with tiles of this size only adds and halves, so that its rounding is no worse
 than that of the plain sum (larger tiles would save more and lose digits).
@@ -70,8 +72,14 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding
     def one_product(x: Array, kernel: Array) -> Array:
         return _one_product(x, kernel, (height, width), strides, padding)
 
-    plain = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and [*map(tuple, padding)] == [(1, 1), (1, 1)]
-    if kernel.size > _KERNEL_PER_PIXEL * x.shape[0] * height * width:
+    def pixelwise(x: Array, kernel: Array) -> Array:
+        return x @ kernel[0, 0]
+
+    kind = kernel.shape[:2], tuple(strides), tuple(map(tuple, padding))
+    plain = kind == ((3, 3), (1, 1), ((1, 1), (1, 1)))
+    if kind == ((1, 1), (1, 1), ((0, 0), (0, 0))):
+        on_cpu = pixelwise
+    elif kernel.size > _KERNEL_PER_PIXEL * x.shape[0] * height * width:
         on_cpu = one_product
     elif plain and _is_wide(x, kernel):
         on_cpu = _minimal_filtering
@@ -94,9 +102,10 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
     def plainly(x: Array, kernel: Array) -> Array:
         return convolve(upsample_nearest(x), kernel, (1, 1), ((1, 1), (1, 1)))
 
-    if not _is_wide(x, kernel):
+    if x.dtype != jnp.float32:  # sums of kernels have no digits to lose
         return plainly(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=_minimal_filtering_doubled, default=plainly)
+    on_cpu = _minimal_filtering_doubled if _is_wide(x, kernel) else _four_pixels
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plainly)
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -174,6 +183,42 @@ def _minimal_filtering_doubled(x: Array, kernel: Array) -> Array:
         lambda above, here, below: (above - here, here, here - below),
         lambda g0, g1, g2: (g0, g0 + g1 + g2, g2),
         lambda m0, m1, m2: (m0 + m1, m1 - m2),
+    )
+
+
+@jax.custom_jvp
+def _four_pixels(x: Array, kernel: Array) -> Array:
+    """Each pixel becomes four, and each of these is a 2x2 convolution: where the 3x3 kernel met a pixel twice, its sum.
+
+    XLA has no fast gradient for a kernel of even size; that of the same sums as one product is fast.
+    """
+    windows = jax.lax.conv_general_dilated(x, _four_kernels(kernel), (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+    return _shuffled(windows)
+
+
+@_four_pixels.defjvp
+def _four_pixels_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    def as_one_product(x: Array, kernel: Array) -> Array:
+        _, h, w, _ = x.shape
+        return _shuffled(_one_product(x, _four_kernels(kernel), (h + 1, w + 1), (1, 1), ((1, 1), (1, 1))))
+
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return _four_pixels(x, kernel), as_one_product(dx, kernel) + as_one_product(x, dkernel)
+
+
+def _four_kernels(kernel: Array) -> Array:
+    """The kernels of the four pixels, side by side: f[3, 3, c_in, c_out] -> f[2, 2, c_in, 4 c_out]."""
+    taps = jnp.asarray([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)  # [pixel, tap, its sum]
+    four = jnp.einsum("pai,qbj,ijcd->abcpqd", taps, taps, kernel)
+    return four.reshape(2, 2, kernel.shape[2], -1)
+
+
+def _shuffled(windows: Array) -> Array:
+    """Lay the four pixels of each window beside each other: f[B, H + 1, W + 1, 4 C] -> f[B, 2 H, 2 W, C]."""
+    b, h, w, c = windows.shape
+    four = windows.reshape(b, h, w, 2, 2, c // 4)
+    return _interleave(
+        [_interleave([four[:, i : i + h - 1, j : j + w - 1, i, j] for j in range(2)], axis=2) for i in range(2)], axis=1
     )
 
 

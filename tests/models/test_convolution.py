@@ -34,12 +34,17 @@ SIZES = {
     "one product": ((1, 3, 5, 130), (3, 3, 130, 140)),
     "minimal filtering": ((2, 8, 6, 128), (3, 3, 128, 130)),
     "minimal filtering, odd sizes": ((3, 7, 5, 128), (3, 3, 128, 128)),
+    "one product, of pixels": ((2, 9, 7, 5), (1, 1, 5, 6)),
 }
+
+
+def padding_of(kernel):
+    return ((kernel.shape[0] // 2,) * 2,) * 2
 
 
 def formulation(x, kernel, **options):
     """Which one the machine is given, by what is in the program."""
-    text = jax.jit(lambda x, k: convolve(x, k, (1, 1), ((1, 1), (1, 1)))).lower(x, kernel).as_text(**options)
+    text = jax.jit(lambda x, k: convolve(x, k, (1, 1), padding_of(k))).lower(x, kernel).as_text(**options)
     products, convolutions = text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
     return {(0, 1): "direct", (1, 0): "one product", (16, 0): "minimal filtering"}[products, convolutions]
 
@@ -54,7 +59,8 @@ def test_each_size_takes_its_road(name):
 @pytest.mark.parametrize("name", SIZES)
 def test_on_accelerators_a_convolution_is_one_call(name, platform):
     x, kernel = arrays(*SIZES[name])
-    call = jax.jit(lambda x, k: (convolve(x, k, (1, 1), ((1, 1), (1, 1))), convolve_doubled(x, k)))
+    kernel3 = jnp.ones((3, 3, *kernel.shape[2:]))
+    call = jax.jit(lambda x, k: (convolve(x, k, (1, 1), padding_of(k)), convolve_doubled(x, kernel3)))
     text = call.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == 2
     assert "stablehlo.dot_general" not in text
@@ -63,8 +69,8 @@ def test_on_accelerators_a_convolution_is_one_call(name, platform):
 @pytest.mark.parametrize("name", SIZES)
 def test_every_road_leads_to_the_convolution(name):
     x, kernel = arrays(*SIZES[name])
-    ours = jax.jit(lambda x, k: convolve(x, k, (1, 1), ((1, 1), (1, 1))))(x, kernel)
-    assert relative(ours, exact(x, kernel)) <= 2e-6
+    ours = jax.jit(lambda x, k: convolve(x, k, (1, 1), padding_of(k)))(x, kernel)
+    assert relative(ours, exact(x, kernel, padding=padding_of(kernel))) <= 2e-6
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
@@ -82,24 +88,47 @@ def test_doubling_and_convolving_in_one(shape):
     assert relative(jax.jit(convolve_doubled)(x, kernel), exact(upsample_nearest(x), kernel)) <= 2e-6
 
 
-def test_gradients_are_those_of_the_plain_convolution(monkeypatch):
-    def loss(x, kernel):
-        y = convolve(x, kernel, (1, 1), ((1, 1), (1, 1)))
-        return jnp.sin(y).sum() + jnp.sin(convolve_doubled(x, kernel)).sum()
+def direct(x, kernel):
+    """The textbook's convolution, as XLA has it."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding_of(kernel), dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+    )
 
-    x, kernel = arrays((2, 4, 3, 4), (3, 3, 4, 5))
-    plain = jax.grad(loss, argnums=(0, 1))(x, kernel)
-    for constants in ({"_KERNEL_PER_PIXEL": 0}, {"_CHANNELS": 1}):
-        with monkeypatch.context() as patched:
-            for name, value in constants.items():
-                patched.setattr(convolution, name, value)
-            for ours, theirs in zip(jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel), plain, strict=True):
-                assert relative(ours, np.asarray(theirs)) <= 1e-5
+
+@pytest.mark.parametrize("constants", [{}, {"_KERNEL_PER_PIXEL": 0}, {"_CHANNELS": 1}], ids=["-", "product", "filter"])
+@pytest.mark.parametrize(
+    ("ours", "plain", "window"),
+    [
+        (lambda x, k: convolve(x, k, (1, 1), padding_of(k)), direct, 1),
+        (lambda x, k: convolve(x, k, (1, 1), padding_of(k)), direct, 3),
+        (convolve_doubled, lambda x, k: direct(upsample_nearest(x), k), 3),
+    ],
+    ids=["of a pixel", "3x3", "doubled"],
+)
+def test_derivatives_are_those_of_the_plain_convolution(ours, plain, window, constants, monkeypatch):
+    for name, value in constants.items():
+        monkeypatch.setattr(convolution, name, value)
+    x, kernel, dx, dkernel = arrays(*[(2, 4, 3, 4), (window, window, 4, 5)] * 2)
+
+    def derivatives(f):
+        out, slope = jax.jvp(f, (x, kernel), (dx, dkernel))
+        return out, slope, *jax.vjp(f, x, kernel)[1](jnp.sin(out))
+
+    for mine, theirs in zip(jax.jit(lambda: derivatives(ours))(), derivatives(plain), strict=True):
+        assert relative(mine, np.asarray(theirs)) <= 1e-5
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice is for CPUs")
+def test_narrow_doubling_computes_no_doubled_picture():
+    x, kernel = arrays((2, 6, 4, 5), (3, 3, 5, 7))
+    text = jax.jit(convolve_doubled).lower(x, kernel).as_text()
+    assert "tensor<2x2x5x28xf32>" in text and "tensor<2x12x8x5xf32>" not in text
 
 
 def test_half_precision_takes_no_minimal_filtering():
     x, kernel = (a.astype(jnp.bfloat16) for a in arrays(*SIZES["minimal filtering"]))
     assert formulation(x, kernel) == "direct"
+    assert "tensor<2x16x12x128xbf16>" in jax.jit(convolve_doubled).lower(x, kernel).as_text()  # nor sums of kernels
 
 
 def softmax_average(q, k, v):
