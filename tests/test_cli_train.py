@@ -237,3 +237,19 @@ def test_photographs_of_odd_sizes_get_no_attention_that_no_memory_holds():
     _, unet_config, *_ = settle()
     assert not unet_config.add_attention
     assert unet_config.down_block_types == ("DownBlock2D",)
+
+
+def test_a_teacher_is_drawn_from_as_the_denoiser_it_is(data, capsys):
+    tiny_run = [*TINY[1:], "--data", data, "--checkpoint-every", "10"]
+    assert main(["train", "edm", *tiny_run, "--out", "teacher"]) == 0
+    assert cmjax.load("teacher/model").config.denoiser_steps == 20
+    capsys.readouterr()
+    assert main(["sample", "--model", "teacher/model", "--num", "2", "--out", "drawn.npz"]) == 0
+    assert "20 (a denoiser, by DDIM)" in capsys.readouterr().out
+    start = ["--steps", "2", "--batch", "4", "--data", data]
+    for student in (
+        ["cd", "--teacher", "teacher/model", "--out", "cd"],
+        ["ect", "--init", "teacher/model", "--out", "ect"],
+    ):
+        assert main(["train", *student, *start]) == 0
+        assert cmjax.load(f"{student[-1]}/model").config.denoiser_steps is None

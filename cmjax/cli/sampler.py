@@ -7,13 +7,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import cmjax
 from cmjax.cli.drawing import image_shape
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.io import Checkpoint
 from cmjax.io.published import published
+from cmjax.samplers._vp import rate_tables
+from cmjax.schedules import karras_sigmas
 
-__all__ = ["Opened", "Setup", "open_model", "prepare", "two_steps"]
+__all__ = ["Opened", "Setup", "open_model", "own_path", "prepare", "two_steps"]
 
 
 class Opened(NamedTuple):
@@ -95,6 +99,9 @@ def prepare(
     config, show = checkpoint.config, _as_it_is
     own = _name(config)
     sampler = args.sampler or own
+    if _is_denoiser(config):
+        with bad_input():
+            return _of_denoiser(checkpoint, args, plan)
     if args.eta is not None and sampler != "tcd":
         raise UsageError(f"--eta belongs to the sampler tcd, but the sampler is {sampler}.")
     if sampler != own and sampler == "cm":
@@ -117,12 +124,64 @@ def prepare(
         return Setup(show(checkpoint), show, module.init(config, **path, **eta), sampler, config, note)
 
 
+def own_path(config: Any, num_steps: int) -> tuple[Callable[[Checkpoint], Any], Any]:
+    """How a model is sampled where nothing else is asked for: what the sampler sees of it, and the state.
+
+    Args:
+      config: the model's.
+      num_steps: of the path, unless the config says how many it takes.
+    """
+    if _is_denoiser(config):
+        return _ddim(config, {"num_steps": config.denoiser_steps})[:2]
+    return _as_it_is, cmjax.samplers.sampler_of(config).init(config, num_steps)
+
+
+def _is_denoiser(config: Any) -> bool:
+    return isinstance(config, cmjax.cm.CMConfig) and config.denoiser_steps is not None
+
+
+def _ddim(config: Any, path: dict[str, Any]) -> tuple[Callable[[Checkpoint], Any], Any, Any]:
+    """Plan a denoiser's walk: TCD with eta 0 is DDIM. Returns what the sampler sees, the state, and its config.
+
+    So many steps go down the Karras grid of that size, on which a student of so many steps was trained.
+    """
+    vp = cmjax.tcd.TCDConfig(
+        prediction_type="sample",
+        clip_sample=config.clip_denoised,
+        beta_schedule="linear",  # as far as noise of the largest levels; the default ends at 14.6
+        beta_start=1e-4,
+        beta_end=0.02,
+    )
+    if path.keys() == {"num_steps"}:
+        path = {"timesteps": _karras_timesteps(config, vp, path["num_steps"])}
+    return partial(_as_vp, config=vp), cmjax.tcd.init(vp, **path, eta=0.0), vp
+
+
+def _karras_timesteps(config: Any, vp: Any, num_steps: int) -> list[int]:
+    """The timesteps nearest to the levels of the Karras grid of so many steps, from the noisiest."""
+    alpha, sigma = rate_tables(vp)
+    levels = karras_sigmas(np.arange(num_steps), num_steps + 1, config.sigma_min, config.sigma_max, config.rho)
+    nearest = np.abs(np.log(sigma / alpha)[:, None] - np.log(levels)).argmin(axis=0)
+    return np.unique(nearest)[::-1].tolist()
+
+
+def _of_denoiser(checkpoint: Checkpoint, args: argparse.Namespace, plan: Callable[..., dict[str, Any]]) -> Setup:
+    asked = _asked(args)
+    if (args.sampler or "tcd") != "tcd" or args.eta or "sigmas" in asked:
+        raise UsageError(
+            "the model is a denoiser, which walks as DDIM (tcd with eta 0): leave out --sampler, --eta and --sigmas."
+        )
+    path = plan("tcd", checkpoint.config, asked or {"num_steps": checkpoint.config.denoiser_steps})
+    show, state, config = _ddim(checkpoint.config, path)
+    return Setup(show(checkpoint), show, state, "tcd", config, " (a denoiser, by DDIM)")
+
+
 def _as_it_is(checkpoint: Checkpoint) -> Any:
     return checkpoint.model
 
 
 def _as_vp(checkpoint: Checkpoint, config: Any) -> Any:
-    """Show a consistency model to a sampler of variance-preserving ones."""
+    """Show a model of noise levels to a sampler of variance-preserving ones."""
     return cmjax.models.vp_from_sigma(checkpoint.model, checkpoint.config, config)
 
 

@@ -17,6 +17,7 @@ from cmjax.io import Checkpoint, ImageData
 from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
 from cmjax.samplers._vp import VPConfig
+from cmjax.samplers.cm import CMConfig
 
 __all__ = ["RUN", "Settled", "compute_dtype", "settle"]
 
@@ -112,10 +113,10 @@ def settle(
 
 
 def _as_method_wants(config: Any, kind: type) -> Any:
-    """A variance-preserving model's config as that of the sampler it is distilled for; any other as it is."""
+    """A variance-preserving model's config as that of the sampler it is distilled for; a denoiser's noise levels."""
     if issubclass(kind, VPConfig) and isinstance(config, VPConfig):
         return read_config(config_dict(config), as_=kind)
-    return config
+    return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
 
 def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkpoint | None) -> Settled:

@@ -19,13 +19,13 @@ from cmjax import training
 from cmjax.cli import compile_cache
 from cmjax.cli.drawing import class_grid, compile_draw, image_shape
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.sampler import own_path
 from cmjax.cli.settle import RUN, Settled, compute_dtype, settle
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.images import read_images, to_uint8, write_png
 from cmjax.models import UNet, from_nnx
-from cmjax.samplers import sampler_of
 
 __all__ = ["run"]
 
@@ -125,20 +125,22 @@ class _Keeper:
     """At every checkpoint: the averaged weights as a model that `cmjax.load` reads, a grid of what it draws, curves."""
 
     def __init__(self, out: Path, model: Any, settled: Settled, names: tuple[str, ...] | None, console: Console):
-        self.out, self.config, self.names, self.console = out, settled.config, names, console
+        method = settled.recipe.method
+        self.out, self.config, self.names, self.console = out, method.made(settled.config), names, console
         classes = settled.network.num_class_embeds
         shown = None if classes is None else range(min(classes, _SAMPLED_CLASSES))
         self.titles = None if shown is None else [names[i] if names else str(i) for i in shown]
         count = _SAMPLES_A_CLASS * (_SAMPLES_A_CLASS if shown is None else len(shown))
-        state = sampler_of(self.config).init(self.config, settled.recipe.method.sample_steps)
+        self.show, state = own_path(self.config, method.sample_steps)
         shape = (count, *image_shape(settled.network))
-        self.draw = compile_draw(model, state, shape, classes=shown, seed=0)
+        self.draw = compile_draw(self.show(Checkpoint(model, self.config)), state, shape, classes=shown, seed=0)
 
     def __call__(self, state: training.TrainState) -> None:
         picture = self.out / "samples" / f"{int(state.step):07d}.png"
-        drawn = self.draw(0, state.ema)
+        made = Checkpoint(state.ema, self.config)
+        drawn = self.draw(0, self.show(made))
         with bad_input("--out"):
-            cmjax.save((state.ema, self.config), self.out / "model", label_names=self.names)
+            cmjax.save(made, self.out / "model", label_names=self.names)
             write_png(class_grid(to_uint8(drawn.images), self.titles), picture)
             _draw_curves(self.out)
         self.console.print(f"step {int(state.step):,}: {picture}")

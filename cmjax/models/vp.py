@@ -1,4 +1,4 @@
-"""A sigma-space consistency model shown as a variance-preserving one, so that TCD and LCM can sample it."""
+"""A sigma-space model shown as a variance-preserving one, so that TCD and LCM can sample it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import expand_like, f32, read
 from cmjax._struct import Struct
-from cmjax.parameterization import ConsistencyFn, consistency_fn
+from cmjax.parameterization import ConsistencyFn, consistency_fn, denoiser_fn
 from cmjax.samplers._vp import VPConfig, rate_tables
 from cmjax.samplers.cm import CMConfig
 from cmjax.types import Array, Cond, ModelFn
@@ -49,16 +49,18 @@ class VPModel(Struct):
 
 
 def vp_from_sigma(model: ModelFn, config: CMConfig, vp: VPConfig | np.ndarray) -> VPModel:
-    """Show a sigma-space consistency model as a VP model that predicts x0, for `tcd` and `lcm`.
+    """Show a sigma-space consistency model, or a denoiser, as a VP model that predicts x0, for `tcd` and `lcm`.
 
     A VP sample is x = alpha x0 + sigma eps, so x / alpha = x0 + (sigma / alpha) eps is a sample at noise level
     sigma / alpha: x0 = f(x / alpha, sigma / alpha).
+
+    A denoiser (`config.denoiser_steps`) has its own x0 in place of f; `tcd` with eta 0 then walks as DDIM does.
 
     Where sigma / alpha exceeds sigma_max, f is not defined (with zero terminal SNR it is infinite); there x is scaled
     to noise of level sigma_max. Below sigma_min, f is the identity.
 
     Args:
-      model: the raw network of a consistency model, `model(x_in, t, cond)`.
+      model: the raw network, `model(x_in, t, cond)`.
       config: its config.
       vp: which alpha and sigma a timestep means: the `TCDConfig` or `LCMConfig` that the sampler is given too, whose
       prediction_type must be "sample"; or alphas_cumprod itself, f[T].
@@ -85,7 +87,8 @@ def vp_from_sigma(model: ModelFn, config: CMConfig, vp: VPConfig | np.ndarray) -
     with np.errstate(divide="ignore"):
         gains = np.minimum(1 / alpha, np.where(sigma > 0, config.sigma_max / sigma, np.inf))
         levels = np.clip(sigma / alpha, config.sigma_min, config.sigma_max)
-    return VPModel(consistency_fn(model, config), f32(gains.astype(np.float32)), f32(levels.astype(np.float32)))
+    f = consistency_fn(model, config) if config.denoiser_steps is None else denoiser_fn(model, config)
+    return VPModel(f, f32(gains.astype(np.float32)), f32(levels.astype(np.float32)))
 
 
 def _rates(vp: VPConfig | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,8 @@ from cmjax.types import Array
 
 __all__ = ["CMConfig", "CMState", "init"]
 
+_DENOISER_STEPS = "denoiser_steps"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CMConfig(SamplerConfig):
@@ -40,6 +42,9 @@ class CMConfig(SamplerConfig):
       s_noise: scale of the noise that is added between steps; 1 is the paper's.
       rho: how strongly the grid crowds towards sigma_min.
       clip_denoised: whether x0 is clipped to [-1, 1].
+
+    A file may hold one key more, `denoiser_steps`: the network is no consistency model but a denoiser, such as a
+    teacher, whose pictures take so many steps along the probability-flow ODE. No sampler of diffusers knows the key.
     """
 
     scheduler: ClassVar[str] = "CMStochasticIterativeScheduler"
@@ -51,6 +56,25 @@ class CMConfig(SamplerConfig):
     s_noise: float = 1.0
     rho: float = 7.0
     clip_denoised: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.denoiser_steps
+        if steps is not None and (type(steps) is not int or steps < 1):
+            raise TypeError(f"{_DENOISER_STEPS} must be a whole number of at least 1, got {steps!r:.40}.")
+
+    @property
+    def denoiser_steps(self) -> int | None:
+        """How many steps a denoiser's pictures take; None for a consistency model."""
+        return dict(self.extra).get(_DENOISER_STEPS)
+
+    def of_denoiser(self, num_steps: int) -> CMConfig:
+        """These noise levels, for a denoiser whose pictures take so many steps."""
+        return dataclasses.replace(self, extra=(*self.of_consistency_model().extra, (_DENOISER_STEPS, num_steps)))
+
+    def of_consistency_model(self) -> CMConfig:
+        """These noise levels, for a consistency model."""
+        return dataclasses.replace(self, extra=tuple(item for item in self.extra if item[0] != _DENOISER_STEPS))
 
 
 class CMState(SamplerState):
@@ -200,6 +224,11 @@ def _check_sigmas(config: CMConfig, sigmas: np.ndarray) -> np.ndarray:
 
 def _check(config: CMConfig) -> None:
     right_config(config, CMConfig)
+    if config.denoiser_steps is not None:
+        raise ValueError(
+            "config is of a denoiser, which no consistency sampler can jump with: walk, "
+            "cmjax.ode.solve(step, cmjax.denoiser_fn(model, config), sigmas, x)."
+        )
     if not config.num_train_timesteps >= 1:
         raise ValueError(f"num_train_timesteps must be at least 1, got {config.num_train_timesteps}.")
     if not 0 < np.float32(config.sigma_min) < np.float32(config.sigma_max):

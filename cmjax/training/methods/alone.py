@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -247,7 +247,7 @@ class Denoising(Method):
       dropout: whether the network gets a dropout key.
     """
 
-    sample_steps: ClassVar[int] = 16
+    sample_steps: ClassVar[int] = 20
 
     proposal_mean: float = -1.2
     proposal_std: float = 1.2
@@ -256,6 +256,10 @@ class Denoising(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "proposal_std")
+
+    def made(self, config: Any) -> Any:
+        """A denoiser's."""
+        return config.of_denoiser(self.sample_steps)
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.denoising`."""

@@ -63,6 +63,10 @@ class Method(abc.ABC):
             if own != its:
                 raise ValueError(f"{name} must be the teacher's, {its!r:.60}, got {own!r:.60}.")
 
+    def made(self, config: Any) -> Any:
+        """The config that a run's model is written and sampled with: the one it was trained with, as a rule."""
+        return config
+
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """The decay of the target's average at a step; None where the target is the model itself."""
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -73,8 +73,7 @@ class ContinuousDistillation(ContinuousTraining):
 class ProgressiveDistillation(Method):
     """One step of the student is two of the teacher. Salimans & Ho 2022, in noise levels.
 
-    A run is one halving: its result is the teacher of the next, with half of `num_steps`. The result is a denoiser:
-    sample it with `ode.solve(ode.euler, ...)` on the M + 1 levels it was trained on.
+    A run is one halving: its result, a denoiser of M steps, is the teacher of the next, with half of `num_steps`.
 
     Attributes:
       num_steps: M, the student's steps from noise to picture.
@@ -90,6 +89,10 @@ class ProgressiveDistillation(Method):
         super().__post_init__()
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+
+    def made(self, config: Any) -> Any:
+        """A denoiser's, of the steps it was trained to take."""
+        return config.of_denoiser(self.num_steps)
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.progressive_distillation` with the teacher's Euler steps (DDIM)."""
