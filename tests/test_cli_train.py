@@ -181,7 +181,7 @@ def test_a_model_to_start_from_keeps_its_own_noise_levels(data):
 
 def test_a_run_goes_on_with_its_own_teacher_and_dtype(data):
     teacher = vp()
-    run = settle("tcd", "--dtype", "bfloat16", teacher=teacher).to_dict(read_images(data), teacher)
+    run = settle("tcd", "--dtype", "bfloat16", teacher=teacher).to_dict(read_images(data), teacher, started=False)
     assert settle("--resume", teacher=teacher, run=run).dtype == "bfloat16"
     with pytest.raises(ValueError, match="--teacher: the run to resume was of another teacher; give that one"):
         settle("--resume", teacher=vp(seed=1), run=run)
@@ -211,6 +211,24 @@ def test_a_recipe_may_describe_the_network_and_the_noise_levels(data):
     _, unet_config, config, _ = settle("recipe.toml")
     assert (unet_config.block_out_channels, config.sigma_max) == ((8,), 40.0)
     assert settle("recipe.toml", "--channels", "16").network.block_out_channels == (16,)
+
+
+def test_a_run_goes_on_with_the_network_and_the_noise_levels_of_its_recipe(data):
+    read = read_images(data)
+    plain = settle("ect", "--channels", "16").to_dict(read, None, started=False)
+    with open("levels.toml", "w") as file:
+        file.write('[scheduler]\n_class_name = "CMStochasticIterativeScheduler"\nsigma_max = 40.0\n')
+    with pytest.raises(ValueError, match=r"the run to resume has sigma_max = 80\.0, not 40\.0: leave out RECIPE"):
+        settle("levels.toml", run=plain)
+    with open("network.toml", "w") as file:
+        given = {name: value for name, value in plain["network"].items() if value is not None}
+        file.write("\n".join(["[network]", *(f"{name} = {json.dumps(value)}" for name, value in given.items())]))
+    assert settle("network.toml", run=plain).network.block_out_channels == (16,)
+    other = plain | {"network": plain["network"] | {"layers_per_block": 2}}
+    with pytest.raises(ValueError, match="the run to resume has layers_per_block = 2, not 1"):
+        settle("network.toml", run=other)
+    begun = settle("ect", start=tiny.checkpoint(classes=2)).to_dict(read, None, started=True)
+    assert settle("levels.toml", run=begun).config.sigma_max == 80.0  # the model's, as when it began
 
 
 @pytest.mark.parametrize(

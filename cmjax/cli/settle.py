@@ -36,8 +36,11 @@ class Settled(NamedTuple):
     config: Any
     dtype: str
 
-    def to_dict(self, data: ImageData, teacher: Checkpoint | None) -> dict[str, Any]:
-        """What run.json says; it also tells the data, and the teacher, from others."""
+    def to_dict(self, data: ImageData, teacher: Checkpoint | None, *, started: bool) -> dict[str, Any]:
+        """What run.json says; it also tells the data, and the teacher, from others.
+
+        `started` says whether the run began with a model of --init, which brings its network and noise levels.
+        """
         return {
             "recipe": self.recipe.to_dict(),
             "network": self.network.to_dict(),
@@ -45,6 +48,7 @@ class Settled(NamedTuple):
             "dtype": self.dtype,
             "data": _fingerprint(data),
             "teacher": _fingerprint_of_teacher(teacher),
+            "init": started,
         }
 
 
@@ -130,15 +134,23 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
         raise ValueError("--teacher: the run to resume was of another teacher; give that one.")
     recipe = training.Recipe().changed(run["recipe"], RUN)
     unet = UNetConfig.from_dict(run["network"])
-    asked = recipe
+    config = read_config(run["scheduler"])
+    asked, network, scheduler = recipe, None, None
     if args.recipe is not None:
         given = recipes.read(args.recipe)
+        network, scheduler = given.pop("network", None), given.pop("scheduler", None)
+        if run.get("init"):  # then the model's counted, not the recipe's
+            network = scheduler = None
         own = {name: getattr(recipe, name) for name in _OPTIONS}
-        given = {name: value for name, value in given.items() if name not in ("network", "scheduler")}
         asked = training.Recipe().changed({**given, **own}, args.recipe)
     asked = _recipe(args, asked)
-    asked_unet = _network(args, data, None) if args.network or args.channels else unet
-    for was, now in ((recipe.to_dict(), asked.to_dict()), (unet.to_dict(), asked_unet.to_dict())):
+    asked_unet = _network(args, data, network) if args.network or args.channels or network else unet
+    asked_config = config if scheduler is None else read_config(scheduler)
+    for was, now in (
+        (recipe.to_dict(), asked.to_dict()),
+        (unet.to_dict(), asked_unet.to_dict()),
+        (config_dict(config), config_dict(asked_config)),
+    ):
         for name, value in was.items():
             if now.get(name) != value:
                 option = _OPTIONS.get(name, "RECIPE, --network and --channels")
@@ -146,7 +158,7 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
                     f"the run to resume has {name} = {value}, not {now.get(name)}: leave out {option}. "
                     "To train its model on in another way: --init RUN/model --out ANOTHER."
                 )
-    return Settled(recipe, unet, read_config(run["scheduler"]), run["dtype"])
+    return Settled(recipe, unet, config, run["dtype"])
 
 
 def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     _check_fit(data, settled, teacher)
     with bad_input("--out"):
         (out / "samples").mkdir(parents=True, exist_ok=True)
-        write_json(settled.to_dict(data, teacher), out / RUN)
+        started = before["init"] if before and "init" in before else start is not None
+        write_json(settled.to_dict(data, teacher, started=started), out / RUN)
 
     model = _first_model(settled, start, teacher)
     console = Console(markup=False, highlight=False)

@@ -44,6 +44,8 @@ class lognormal:
 
     def __call__(self, key: Key, shape: tuple[int, ...], sigma_min: float, sigma_max: float) -> Array:
         """Draw f32[shape] in [sigma_min, sigma_max]."""
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min:g} and {sigma_max:g}.")
         low, high = ((math.log(sigma) - self.mean) / self.std for sigma in (sigma_min, sigma_max))
         log_sigma = self.mean + self.std * jax.random.truncated_normal(key, low, high, shape, jnp.float32)
         return jnp.clip(jnp.exp(log_sigma), sigma_min, sigma_max)

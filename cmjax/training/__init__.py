@@ -9,21 +9,45 @@ from cmjax.training.checkpoints import environment, latest_step
 from cmjax.training.data import Batch
 from cmjax.training.log import read_log
 from cmjax.training.loop import Progress, train
-from cmjax.training.methods import METHODS, EasyConsistencyTuning, ImprovedConsistencyTraining, Learner, Method
+from cmjax.training.methods import (
+    METHODS,
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    ContinuousDistillation,
+    ContinuousTraining,
+    Denoising,
+    EasyConsistencyTuning,
+    ImprovedConsistencyTraining,
+    LatentConsistencyDistillation,
+    Learner,
+    Method,
+    NoisePrediction,
+    ProgressiveDistillation,
+    TrajectoryDistillation,
+)
 from cmjax.training.recipe import Optimizer, Recipe
 from cmjax.training.step import TrainState, init, train_step
 
 __all__ = [
     "METHODS",
     "Batch",
+    "ConsistencyDistillation",
+    "ConsistencyTraining",
+    "ContinuousDistillation",
+    "ContinuousTraining",
+    "Denoising",
     "EasyConsistencyTuning",
     "ImprovedConsistencyTraining",
+    "LatentConsistencyDistillation",
     "Learner",
     "Method",
+    "NoisePrediction",
     "Optimizer",
     "Progress",
+    "ProgressiveDistillation",
     "Recipe",
     "TrainState",
+    "TrajectoryDistillation",
     "environment",
     "init",
     "latest_step",

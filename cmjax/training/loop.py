@@ -119,6 +119,7 @@ def train(
     folder = None if out is None else Path(out)
     if folder is not None:
         recipe.to_dict()  # refuses, before any work, what no checkpoint could hold
+    _check_model(model, labels)
     state = init(model, recipe)
     if resume:
         if folder is None:
@@ -153,7 +154,9 @@ def train(
         if is_kept or step % report_every == 0:
             mean = float(np.mean(jax.device_get(losses)))
             if not np.isfinite(mean):
-                raise FloatingPointError(f"by step {step} the loss is {mean}: lower the learning_rate.")
+                raise FloatingPointError(
+                    f"by step {step} the loss is {mean}: lower the learning_rate, if the data is finite."
+                )
             speed = (step - last) * recipe.batch_size / (time.perf_counter() - since)
             progress = Progress(step, recipe.steps, mean, recipe.method.figures(step - 1, recipe.steps), speed)
             if folder is not None:
@@ -184,6 +187,20 @@ def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
         if not isinstance(teacher, tuple) or len(teacher) != 2:
             raise ValueError(f"teacher must be a pair (model, config), got a {type(teacher).__name__}.")
         method.check_teacher(config, teacher[1])
+
+
+def _check_model(model: Any, labels: np.ndarray | None) -> None:
+    """Refuse weights too coarse to learn in, and labels that the network has no class for: on a device both pass."""
+    for leaf in jax.tree.leaves(model):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
+            raise ValueError(
+                f"the model's weights must be float32, in which small steps add up, got {leaf.dtype}: "
+                "leave the weights as they are and compute in that, UNet(config, dtype=...)."
+            )
+    network = getattr(model, "module", None)
+    classes = getattr(getattr(network, "config", None), "num_class_embeds", None)
+    if labels is not None and len(labels) and classes is not None and np.max(labels) >= classes:
+        raise ValueError(f"labels must lie in 0 ... {classes - 1}, the model's classes, got {np.max(labels)}.")
 
 
 def _warn_of_changes(was: Mapping[str, str]) -> None:

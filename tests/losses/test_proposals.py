@@ -16,6 +16,11 @@ def test_lognormal_keeps_its_law_and_its_bounds():
     assert float(narrow.min()) >= 0.1 and float(narrow.max()) <= 0.2
 
 
+def test_lognormal_needs_two_levels_above_zero():
+    with pytest.raises(ValueError, match=r"0 < sigma_min < sigma_max must hold, got 0 and 80"):
+        losses.lognormal()(jax.random.key(0), (4,), 0.0, 80.0)
+
+
 def test_karras_draws_every_interval_of_its_grid_as_often():
     sigma = losses.karras()(jax.random.key(0), (100_000,), 0.002, 80.0)
     grid = np.linspace(0.002 ** (1 / 7), 80.0 ** (1 / 7), 18) ** 7

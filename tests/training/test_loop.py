@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from toy import CONFIG, IMAGES, LABELS, RECIPE, bits
 from toy import model as toy_model
 
@@ -322,3 +323,16 @@ def test_another_environment_is_said(model, tmp_path, monkeypatch):
         training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
     with pytest.warns(UserWarning, match=r"the run goes on with jax 0.1 -> .*: not to the same bits"):
         training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
+
+
+def test_weights_in_half_precision_are_refused(model):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    with pytest.raises(ValueError, match="weights must be float32, in which small steps add up, got bfloat16"):
+        training.train(half, CONFIG, IMAGES, LABELS, recipe=RECIPE)
+
+
+def test_labels_that_the_network_has_no_class_for_are_refused():
+    network = tiny.checkpoint(classes=3).model
+    images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.array([0, 1, 2, 3] * 2)
+    with pytest.raises(ValueError, match=r"labels must lie in 0 \.\.\. 2, the model's classes, got 3"):
+        training.train(network, CONFIG, images, labels, recipe=RECIPE)

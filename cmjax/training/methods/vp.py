@@ -66,7 +66,32 @@ class NoisePrediction(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrajectoryDistillation(Method):
+class _Distillation(Method):
+    """What both distillations have: a teacher of the same rates and grid, and an average as the target."""
+
+    needs_teacher: ClassVar[bool] = True
+    teacher_type: ClassVar[type] = VPConfig
+    shared: ClassVar[tuple[str, ...]] = _SHARED
+    sample_steps: ClassVar[int] = 4
+
+    skip: int = 1
+    decay: float | None = 0.95
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip < 1:
+            raise ValueError(f"skip must be at least 1, got {self.skip}.")
+        if self.decay is not None and not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
+
+    def target_decay(self, step: int | Array, steps: int) -> Array | None:
+        """Always the same."""
+        return None if self.decay is None else jnp.float32(self.decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrajectoryDistillation(_Distillation):
     """From any timestep to any lower one, along the DDIM steps of a variance-preserving teacher. Zheng et al. 2024.
 
     Attributes:
@@ -77,28 +102,13 @@ class TrajectoryDistillation(Method):
     """
 
     config_type: ClassVar[type] = TCDConfig
-    needs_teacher: ClassVar[bool] = True
-    teacher_type: ClassVar[type] = VPConfig
-    shared: ClassVar[tuple[str, ...]] = _SHARED
-    sample_steps: ClassVar[int] = 4
 
     order: int = 1
-    skip: int = 1
-    decay: float | None = 0.95
-    dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {self.order}.")
-        if self.skip < 1:
-            raise ValueError(f"skip must be at least 1, got {self.skip}.")
-        if self.decay is not None and not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
-
-    def target_decay(self, step: int | Array, steps: int) -> Array | None:
-        """Always the same."""
-        return None if self.decay is None else jnp.float32(self.decay)
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.trajectory_distillation`."""
@@ -115,7 +125,7 @@ class TrajectoryDistillation(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentConsistencyDistillation(Method):
+class LatentConsistencyDistillation(_Distillation):
     """From any timestep to the clean end, along the DDIM steps of a variance-preserving teacher. Luo et al. 2023.
 
     Attributes:
@@ -126,27 +136,12 @@ class LatentConsistencyDistillation(Method):
     """
 
     config_type: ClassVar[type] = LCMConfig
-    needs_teacher: ClassVar[bool] = True
-    teacher_type: ClassVar[type] = VPConfig
-    shared: ClassVar[tuple[str, ...]] = _SHARED
-    sample_steps: ClassVar[int] = 4
 
-    skip: int = 1
-    decay: float | None = 0.95
     huber_c: float | None = 0.001
-    dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "huber_c")
-        if self.skip < 1:
-            raise ValueError(f"skip must be at least 1, got {self.skip}.")
-        if self.decay is not None and not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
-
-    def target_decay(self, step: int | Array, steps: int) -> Array | None:
-        """Always the same."""
-        return None if self.decay is None else jnp.float32(self.decay)
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.latent_consistency_distillation`."""
