@@ -18,7 +18,16 @@ import jax
 __all__ = ["main", "summary"]
 
 HERE = Path(__file__).parent
-PROGRAMS = ("step_overhead", "loop_cost", "editing", "bandwidth", "start_up", "unet_forward", "published_models")
+PROGRAMS = (
+    "step_overhead",
+    "loop_cost",
+    "editing",
+    "bandwidth",
+    "start_up",
+    "unet_forward",
+    "published_models",
+    "training",
+)
 WITH_DATA = ("sample_quality", "editing_quality")
 
 
@@ -63,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         "start_up": ["--rounds", "1", "--import-rounds", "2"],
         "unet_forward": ["--batches", "1", "--rounds", "1", "--no-compiled"],
         "published_models": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
+        "training": ["--quick"],
     }
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
     if device == "gpu":
