@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
 import numpy as np
 
 from cmjax import curricula, losses
 from cmjax.parameterization import consistency_fn, denoiser_fn, trigflow_fn
-from cmjax.training.methods.base import Learner, Method, karras_grid, positive
+from cmjax.training.methods.base import Learner, Method, check_share, karras_grid, positive
+from cmjax.training.methods.guided import some_left_out
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -244,6 +246,7 @@ class Denoising(Method):
 
     Attributes:
       proposal_mean, proposal_std: ln σ ~ N(mean, std²).
+      label_dropout: the share of labels left out, of a teacher that is to be guided.
       dropout: whether the network gets a dropout key.
     """
 
@@ -251,11 +254,13 @@ class Denoising(Method):
 
     proposal_mean: float = -1.2
     proposal_std: float = 1.2
+    label_dropout: float = 0.0
     dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "proposal_std")
+        check_share(self, "label_dropout")
 
     def made(self, config: Any) -> Any:
         """A denoiser's."""
@@ -263,6 +268,9 @@ class Denoising(Method):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.denoising`."""
+        if self.label_dropout:
+            key, label_key = jax.random.split(key)
+            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
         return losses.denoising(
             denoiser_fn(learner.model, learner.config),
             x0,

@@ -14,7 +14,7 @@ from cmjax.samplers.cm import CMConfig
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key, ModelFn
 
-__all__ = ["Learner", "Method", "karras_grid", "positive"]
+__all__ = ["Learner", "Method", "check_share", "karras_grid", "positive"]
 
 
 class Learner(NamedTuple):
@@ -86,6 +86,12 @@ def positive(method: Method, *names: str) -> None:
         value = getattr(method, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def check_share(method: Method, name: str) -> None:
+    """Raise ValueError where a number is no share below 1."""
+    if not 0.0 <= getattr(method, name) < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {getattr(method, name)}.")
 
 
 def karras_grid(config: CMConfig) -> dict[str, Any]:

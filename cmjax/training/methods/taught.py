@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from cmjax import losses, ode
 from cmjax.parameterization import consistency_fn, denoiser_fn
 from cmjax.training.methods.alone import ContinuousTraining
-from cmjax.training.methods.base import Learner, Method, karras_grid
+from cmjax.training.methods.base import Learner, Method, check_share, karras_grid, positive
+from cmjax.training.methods.guided import guided
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -26,6 +27,7 @@ class ConsistencyDistillation(Method):
     Attributes:
       num_scales: N, the noise levels of the grid.
       decay: of the target's average.
+      guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
       dropout: whether the network gets a dropout key (student and target the same one).
     """
 
@@ -33,14 +35,15 @@ class ConsistencyDistillation(Method):
 
     num_scales: int = 18
     decay: float = 0.95
+    guidance_scale: float = 1.0
     dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_scales < 2:
             raise ValueError(f"num_scales must be at least 2, got {self.num_scales}.")
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), got {self.decay}.")
+        check_share(self, "decay")
+        positive(self, "guidance_scale")
 
     def target_decay(self, step: int | Array, steps: int) -> Array:
         """Always the same."""
@@ -48,10 +51,11 @@ class ConsistencyDistillation(Method):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.consistency_distillation` with the teacher's Heun steps."""
+        teacher, cond = guided(learner.teacher, cond, self.guidance_scale)
         return losses.consistency_distillation(
             consistency_fn(learner.model, learner.config),
             consistency_fn(learner.target, learner.config),
-            partial(ode.heun, denoiser_fn(*learner.teacher)),
+            partial(ode.heun, denoiser_fn(*teacher)),
             x0,
             key,
             num_scales=self.num_scales,

@@ -6,6 +6,7 @@ import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from cmjax import losses
@@ -13,7 +14,8 @@ from cmjax.samplers import lcm, tcd
 from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
-from cmjax.training.methods.base import Learner, Method, positive
+from cmjax.training.methods.base import Learner, Method, check_share, positive
+from cmjax.training.methods.guided import guided, some_left_out
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -40,6 +42,7 @@ class NoisePrediction(Method):
 
     Attributes:
       min_snr: γ of the weight min(SNR, γ) of the error of x0; None counts the network's own output evenly.
+      label_dropout: the share of labels left out, of a teacher that is to be guided.
       dropout: whether the network gets a dropout key.
     """
 
@@ -47,14 +50,19 @@ class NoisePrediction(Method):
     sample_steps: ClassVar[int] = 25
 
     min_snr: float | None = None
+    label_dropout: float = 0.0
     dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "min_snr")
+        check_share(self, "label_dropout")
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.noise_prediction`."""
+        if self.label_dropout:
+            key, label_key = jax.random.split(key)
+            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
         return losses.noise_prediction(
             tcd.trajectory_fn(learner.model, learner.config),
             x0,
@@ -76,12 +84,14 @@ class _Distillation(Method):
 
     skip: int = 1
     decay: float | None = 0.95
+    guidance_scale: float = 1.0
     dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.skip < 1:
             raise ValueError(f"skip must be at least 1, got {self.skip}.")
+        positive(self, "guidance_scale")
         if self.decay is not None and not 0.0 <= self.decay < 1.0:
             raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
 
@@ -98,6 +108,7 @@ class TrajectoryDistillation(_Distillation):
       order: 1 or 2, of the jumps of student and target.
       skip: how many points of the grid the teacher's step passes.
       decay: of the target's average; None where the student is its own target.
+      guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
       dropout: whether the network gets a dropout key (student and target the same one).
     """
 
@@ -112,10 +123,11 @@ class TrajectoryDistillation(_Distillation):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.trajectory_distillation`."""
+        teacher, cond = guided(learner.teacher, cond, self.guidance_scale)
         return losses.trajectory_distillation(
             tcd.trajectory_fn(learner.model, learner.config, order=self.order),
             tcd.trajectory_fn(learner.target, learner.config, order=self.order),
-            tcd.trajectory_fn(*learner.teacher),
+            tcd.trajectory_fn(*teacher),
             x0,
             key,
             skip=self.skip,
@@ -131,6 +143,7 @@ class LatentConsistencyDistillation(_Distillation):
     Attributes:
       skip: how many points of the grid the teacher's step passes.
       decay: of the target's average; None where the student is its own target.
+      guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
       huber_c: the length of the element-wise Huber distance; None for the squared one.
       dropout: whether the network gets a dropout key (student and target the same one).
     """
@@ -145,11 +158,12 @@ class LatentConsistencyDistillation(_Distillation):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.latent_consistency_distillation`."""
+        teacher, cond = guided(learner.teacher, cond, self.guidance_scale)
         metric = losses.l2 if self.huber_c is None else partial(losses.elementwise_huber, c=self.huber_c)
         return losses.latent_consistency_distillation(
             lcm.consistency_fn(learner.model, learner.config),
             lcm.consistency_fn(learner.target, learner.config),
-            tcd.trajectory_fn(*learner.teacher),
+            tcd.trajectory_fn(*teacher),
             x0,
             key,
             skip=self.skip,
