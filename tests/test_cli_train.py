@@ -174,9 +174,9 @@ def test_a_student_begins_as_a_copy_of_a_teacher_of_its_network(data):
 
 
 def test_a_model_to_start_from_keeps_its_own_noise_levels(data):
-    start = vp(prediction_type="v_prediction")
+    start = vp(prediction_type="epsilon")
     assert settle("vp", start=start).config == start.config  # whatever the recipe's [scheduler] says
-    assert settle("vp").config.prediction_type == "epsilon"
+    assert settle("vp").config.prediction_type == "v_prediction"
 
 
 def test_a_run_goes_on_with_its_own_teacher_and_dtype(data):

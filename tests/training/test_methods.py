@@ -71,3 +71,44 @@ def test_the_target_of_the_first_recipe_lags_behind():
 def test_numbers_that_cannot_work_are_refused(kind, name, value):
     with pytest.raises(ValueError, match=f"^{name} must "):
         kind(**{name: value})
+
+
+def test_each_halving_follows_the_student_of_the_one_before():
+    """At a stage's end the target becomes the student, and in no other step does it move."""
+    method = training.ProgressiveDistillation(num_steps=2, stages=(2.0, 1.0, 1.0))
+    recipe = dataclasses.replace(small("pd"), method=method, steps=8)
+    assert [method.figures(k, 8)["num_steps"] for k in range(8)] == [8, 8, 8, 8, 4, 4, 2, 2]
+    state, targets, models = training.init(toy.model(), recipe), [], []
+    teacher = jax.tree.map(lambda leaf: leaf + 0.5, toy.model())
+    with jax.numpy_rank_promotion("allow"):
+        for _ in range(8):
+            state, _ = training.train_step(
+                state, toy.IMAGES[:4], None, jax.random.key(0), teacher,
+                recipe=recipe, config=toy.CONFIG, teacher_config=toy.CONFIG,
+            )  # fmt: skip
+            targets.append(toy.bits(state.target))
+            models.append(toy.bits(state.model))
+    assert targets == [toy.bits(toy.model())] * 3 + [models[3]] * 2 + [models[5]] * 3
+
+
+def test_later_halvings_ask_the_student_and_not_the_teacher():
+    method = training.ProgressiveDistillation(num_steps=1, stages=(1.0, 1.0))
+    x0, key = toy.IMAGES[:4] / np.float32(127.5) - 1, jax.random.key(0)
+
+    @jax.jit
+    def loss(teacher, target, step):
+        learner = training.Learner(toy.model(), target, toy.CONFIG, (teacher, toy.CONFIG))
+        return method.loss(learner, x0, None, key, step, 4)
+
+    with jax.numpy_rank_promotion("allow"):
+        one, other = toy.model(), jax.tree.map(lambda leaf: leaf + 0.5, toy.model())
+        first, second = loss(one, other, 0), loss(one, other, 2)
+        np.testing.assert_array_equal(first, loss(one, one, 0))
+        np.testing.assert_array_equal(second, loss(other, other, 2))
+        assert (first != loss(other, other, 0)).all() and (second != loss(one, one, 2)).all()
+
+
+def test_more_halvings_than_steps_are_refused():
+    method = training.ProgressiveDistillation(stages=(1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="stages: 3 of them are too many for 2 steps"):
+        dataclasses.replace(toy.RECIPE, method=method, steps=2)

@@ -8,11 +8,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
-import numpy as np
 
 from cmjax import curricula, losses
 from cmjax.parameterization import consistency_fn, denoiser_fn, trigflow_fn
-from cmjax.training.methods.base import Learner, Method, check_share, karras_grid, positive
+from cmjax.training.methods.base import (
+    Learner,
+    Method,
+    check_lengths,
+    check_share,
+    in_proportion,
+    karras_grid,
+    positive,
+)
 from cmjax.training.methods.guided import some_left_out
 
 if TYPE_CHECKING:
@@ -54,16 +61,14 @@ class EasyConsistencyTuning(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.stages or min(self.stages) <= 0:
-            raise ValueError(f"stages must be one or more positive lengths, got {list(self.stages)}.")
+        check_lengths(self.stages)
         if not 0.0 < self.initial_gap <= 1.0:
             raise ValueError(f"initial_gap must lie in (0, 1], got {self.initial_gap}. (1 is denoising.)")
         positive(self, "proposal_std", "huber_c")
 
     def stage_steps(self, steps: int) -> tuple[int, ...]:
         """How many steps each stage lasts."""
-        ends = np.rint(np.cumsum(self.stages) / sum(self.stages) * steps).astype(int)
-        return tuple(int(n) for n in np.diff(ends, prepend=0))
+        return in_proportion(self.stages, steps)
 
     def figures(self, step: int, steps: int) -> Mapping[str, float]:
         """The gap."""

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from cmjax._typed import mistyped
 from cmjax.losses import karras
 from cmjax.samplers.cm import CMConfig
@@ -14,7 +16,7 @@ from cmjax.samplers.cm import CMConfig
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key, ModelFn
 
-__all__ = ["Learner", "Method", "check_share", "karras_grid", "positive"]
+__all__ = ["Learner", "Method", "check_lengths", "check_share", "in_proportion", "karras_grid", "positive"]
 
 
 class Learner(NamedTuple):
@@ -92,6 +94,18 @@ def check_share(method: Method, name: str) -> None:
     """Raise ValueError where a number is no share below 1."""
     if not 0.0 <= getattr(method, name) < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), got {getattr(method, name)}.")
+
+
+def check_lengths(stages: tuple[float, ...]) -> None:
+    """Raise ValueError where these are no stages."""
+    if not stages or min(stages) <= 0:
+        raise ValueError(f"stages must be one or more positive lengths, got {list(stages)}.")
+
+
+def in_proportion(stages: tuple[float, ...], steps: int) -> tuple[int, ...]:
+    """How many steps of a run each stage lasts."""
+    ends = np.rint(np.cumsum(stages) / sum(stages) * steps).astype(int)
+    return tuple(int(n) for n in np.diff(ends, prepend=0))
 
 
 def karras_grid(config: CMConfig) -> dict[str, Any]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
-from cmjax import losses, ode
+from cmjax import curricula, losses, ode
 from cmjax.parameterization import consistency_fn, denoiser_fn
 from cmjax.training.methods.alone import ContinuousTraining
-from cmjax.training.methods.base import Learner, Method, check_share, karras_grid, positive
+from cmjax.training.methods.base import (
+    Learner,
+    Method,
+    check_lengths,
+    check_share,
+    in_proportion,
+    karras_grid,
+    positive,
+)
 from cmjax.training.methods.guided import guided
 
 if TYPE_CHECKING:
@@ -75,37 +85,66 @@ class ContinuousDistillation(ContinuousTraining):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgressiveDistillation(Method):
-    """One step of the student is two of the teacher. Salimans & Ho 2022, in noise levels.
+    """One step of the student is two of the teacher, again and again. Salimans & Ho 2022, in noise levels.
 
-    A run is one halving: its result, a denoiser of M steps, is the teacher of the next, with half of `num_steps`.
+    Each stage halves the steps; at its end the student becomes the teacher of the next.
 
     Attributes:
-      num_steps: M, the student's steps from noise to picture.
+      num_steps: M, the student's steps from noise to picture when the run ends. The first stage has
+        M · 2^(stages - 1), and the teacher that is given should be good at twice as many.
+      stages: how long each stage lasts, in proportion; the paper's last two are twice as long as the others.
       dropout: whether the student gets a dropout key.
     """
 
     needs_teacher: ClassVar[bool] = True
 
     num_steps: int = 8
+    stages: tuple[float, ...] = (1.0,)
     dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        check_lengths(self.stages)
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError where a stage would have no step, so that its student never learned what it teaches."""
+        if min(in_proportion(self.stages, steps)) < 1:
+            raise ValueError(f"stages: {len(self.stages)} of them are too many for {steps} steps.")
 
     def made(self, config: Any) -> Any:
         """A denoiser's, of the steps it was trained to take."""
         return config.of_denoiser(self.num_steps)
 
+    def _num_steps(self, step: int | Array, steps: int) -> Array:
+        return curricula.progressive_steps(step, in_proportion(self.stages, steps), final=self.num_steps)
+
+    def target_decay(self, step: int | Array, steps: int) -> Array | None:
+        """The target is the teacher of the stage: it stays, and at a stage's last step becomes the student."""
+        if len(self.stages) == 1:
+            return None
+        return jnp.where(self._num_steps(step + 1, steps) < self._num_steps(step, steps), 0.0, 1.0)
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """The student's steps."""
+        return {"num_steps": int(self._num_steps(step, steps))}
+
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.progressive_distillation` with the teacher's Euler steps (DDIM)."""
+        given = partial(ode.euler, denoiser_fn(*learner.teacher))
+        before = partial(ode.euler, denoiser_fn(learner.target, learner.config))
+        is_first = step < in_proportion(self.stages, steps)[0]
+
+        def teacher(*point: Any) -> Array:
+            return given(*point) if len(self.stages) == 1 else jax.lax.cond(is_first, given, before, *point)
+
         return losses.progressive_distillation(
             denoiser_fn(learner.model, learner.config),
-            partial(ode.euler, denoiser_fn(*learner.teacher)),
+            teacher,
             x0,
             key,
-            num_steps=self.num_steps,
+            num_steps=self._num_steps(step, steps),
             cond=cond,
             dropout=self.dropout,
             **karras_grid(learner.config),
