@@ -179,7 +179,8 @@ def _fitting(source: Checkpoint, data: ImageData, option: str) -> UNetConfig:
 def _fingerprint(data: ImageData) -> dict[str, int]:
     """Tell a data set from others: a run goes on with the one that it began with."""
     labels = b"" if data.labels is None else data.labels.tobytes()
-    return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(data.images.tobytes()))}
+    images = np.ascontiguousarray(data.images).data  # no copy: they may be larger than memory
+    return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(images))}
 
 
 def _fingerprint_of_teacher(teacher: Checkpoint | None) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +25,9 @@ _NPZ_NAMES = {
     "train": (("images", "labels"), ("train_images", "train_labels"), ("x_train", "y_train"), ("x", "y")),
     "test": (("test_images", "test_labels"), ("x_test", "y_test"), ("images", "labels"), ("x", "y")),
 }
+
+
+_IN_MEMORY = 1 << 30  # bytes; larger folders lie in a temporary file
 
 
 class ImageData(NamedTuple):
@@ -152,6 +157,8 @@ def read_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
     one set, `images` and `labels`, `x` and `y`.
 
     A folder holds images, or one sub-folder a class, whose names in alphabetical order become the labels 0, 1, ...
+    All are decoded now, so that a damaged one is known now; more than a GiB of them lie in a temporary file (TMPDIR
+    says where), from which pages are read as they are needed.
 
     Args:
       path: the npz file or the folder.
@@ -162,6 +169,7 @@ def read_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
 
     Raises:
       FileNotFoundError: nothing is there, or the folder holds no images.
+      OSError: there is no room for the temporary file.
       ValueError: the file is damaged or lacks `images`; sizes or colour modes are mixed; labels do not fit the images.
     """
     path = Path(path)
@@ -223,18 +231,42 @@ def _read_folder(folder: Path) -> ImageData:
     paths = direct or [file for _, files in classes for file in files]
     if not paths:
         raise FileNotFoundError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}).")
-    with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(_read_image, paths))
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape != arrays[0].shape:
+    first = _read_image(paths[0])
+    images = _room((len(paths), *first.shape))
+
+    def read(i: int) -> None:
+        image = _read_image(paths[i])
+        if image.shape != first.shape:
             raise ValueError(
-                f"images must share one size and colour mode, but {path} is {_describe(array)} "
-                f"and {paths[0]} is {_describe(arrays[0])}. Convert them first."
+                f"images must share one size and colour mode, but {paths[i]} is {_describe(image)} "
+                f"and {paths[0]} is {_describe(first)}. Convert them first."
             )
+        images[i] = image
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, range(len(paths))):
+            pass
     if not classes:
-        return ImageData(np.stack(arrays))
+        return ImageData(images)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for _, files in classes])
-    return ImageData(np.stack(arrays), labels, tuple(p.name for p, _ in classes))
+    return ImageData(images, labels, tuple(p.name for p, _ in classes))
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """Make room for so many bytes: in memory, or where they are many in a temporary file, which goes when they do."""
+    size = math.prod(shape)
+    if size <= _IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is to be known now: written through a map, it kills
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(
+                f"the images take {size / 2**30:.1f} GiB in {tempfile.gettempdir()}, which are not there ({error}): "
+                "name a roomier folder, TMPDIR=..."
+            ) from error
+        return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -1,3 +1,4 @@
+import errno
 import os
 import zipfile
 
@@ -133,6 +134,30 @@ def test_sub_folders_are_classes(tmp_path):
     assert data.images.shape == (3, 4, 6, 3)
     assert data.labels.tolist() == [0, 0, 1]
     assert data.label_names == ("cat", "dog")
+
+
+def test_many_images_lie_in_a_temporary_file(tmp_path, monkeypatch):
+    for i in range(20):
+        noise = np.random.default_rng(i).integers(0, 256, (6, 4, 3), np.uint8)
+        write_png(noise, tmp_path / f"{i:02d}.png")
+    plain = read_images(tmp_path).images
+    monkeypatch.setattr("cmjax.io.images._IN_MEMORY", 100)
+    mapped = read_images(tmp_path).images
+    assert isinstance(mapped, np.memmap) and not isinstance(plain, np.memmap)
+    np.testing.assert_array_equal(mapped, plain)
+    np.testing.assert_array_equal(mapped[[7, 3]], plain[[7, 3]])
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be asked for in advance")
+def test_no_room_for_the_images_is_said_before_any_is_read(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(tmp_path / "a.png")
+    monkeypatch.setattr("cmjax.io.images._IN_MEMORY", 10)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"the images take .* GiB in .*No space left.*TMPDIR="):
+        read_images(tmp_path)
 
 
 @pytest.mark.parametrize(
