@@ -332,3 +332,17 @@ def test_an_output_that_is_full_is_one_sentence(model):
     assert done.returncode == 2
     assert "nothing more can be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="how many cores there are for us is not known")
+@pytest.mark.parametrize(
+    ("said", "devices"),
+    [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5)],
+)
+def test_each_core_is_a_device_unless_the_user_has_said_how_many_there_are(said, devices):
+    program = "import jax; from cmjax.cli.cores import as_devices as f; f(); print(jax.device_count()); f()"
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**kept, **said}, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) == (devices or min(8, len(os.sched_getaffinity(0))))

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import cmjax
-from cmjax.cli import compile_cache
+from cmjax.cli import compile_cache, cores
 from cmjax.cli.drawing import class_of, compile_batches, default_batch, with_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.sampler import Opened, Setup, open_model, prepare
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
             )
     if len(set(args.seed)) < len(args.seed):
         raise UsageError("--seed: one seed is there twice, and would count as two.")
+    cores.as_devices()
     if not args.no_compile_cache:
         compile_cache.enable()
     opened = open_model(args, pictures=False)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import cmjax
 from cmjax import training
-from cmjax.cli import compile_cache
+from cmjax.cli import compile_cache, cores
 from cmjax.cli.drawing import class_grid, compile_draw, image_shape
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.sampler import own_path
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """Train as `args` says and write the run's folder."""
     out = Path(args.out)
     _check_out(out, Path(args.data), args.resume)
+    cores.as_devices()
     if not args.no_compile_cache:
         compile_cache.enable()
     with bad_input():
