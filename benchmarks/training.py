@@ -3,10 +3,13 @@
 Four questions, on the embedded model's network. *Step*: images per second of `cmjax.training.train_step` for every
 method, in turn with the step of `training_torch.py` for diffusers' UNet: the same loss, Adam with the gradient clipped,
 and one average of the weights (and the average that gives the targets, where a method has one). Curricula stand at
-their ends, where the steps are dearest. *Loss*: the value and the gradient of a loss over the same calls of the
-network, forward and backward, and nothing else, compiled as one program; both must have as many multiplications.
-*Compilations* of the step over whole runs whose curricula change. *Loop*: `cmjax.training.train` on bytes in memory,
-for each step of it, over the step on a batch that lies on the device.
+their ends, where the steps are dearest. On a CPU each core is a device and has its part of the batch, as in `cmjax
+train`; PyTorch has its default, a thread for each core. *Loss*: the value and the gradient of a loss over the same
+calls of the network, forward and backward, and nothing else, compiled as one program; both must have as many
+multiplications. *Compilations* of the step over whole runs whose curricula change. *Loop*: `cmjax.training.train` on
+bytes in memory, for each step of it, over the step on a batch that lies on the device.
+
+Of the first method also: the same step on one device, which has as many threads, and where the time of a step goes.
 
 Memory is the largest resident set of a fresh process that takes four steps: until the first is done, compilation
 included, and over the other three; beside it what the compiled step says of its arguments and its temporary arrays.
@@ -30,10 +33,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import Timing, conclude, interleaved, machine, parser, print_table, ratio, target
-from unet_forward import multiplications, reference
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from unet_forward import labelled, multiplications, reference, shares
 
 import cmjax
+from cmjax._mesh import batch_mesh
+from cmjax.cli import cores
 from cmjax.training import METHODS, Learner, Recipe, init, train, train_step
+
+cores.as_devices()  # before JAX begins: in this process, and in the fresh ones that import it
 
 FOLDER = Path(cmjax.__file__).parent / "pretrained" / "fashion-mnist-cm"
 STEPS = 12_000  # of the recipes; past the end of a run every curriculum stays where it ended
@@ -41,7 +50,8 @@ STEPS = 12_000  # of the recipes; past the end of a run every curriculum stays w
 WITHOUT = {"edm": 0, "vp": 0, "ect": 1, "ict": 1, "ct": 1, "cd": 3, "sct": 0, "scd": 1, "pd": 2, "tcd": 2, "lcd": 2}
 FORWARD = ("sct", "scd")  # those whose call with a gradient has a forward derivative as well
 CURRICULA = ("ect", "ict", "ct", "sct")
-OURS, THEIRS, COMPILED = "ours", "PyTorch", "PyTorch compiled"
+OURS, ONE, THEIRS, COMPILED = "ours", "ours, one device", "PyTorch", "PyTorch compiled"
+KERNELS = {r"f32\[\d+,(3,3|1,1),\d+\]": "convolutions, kernels' gradients"}  # XLA gives these no name
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -73,13 +83,16 @@ def batch_of(model: Any, size: int) -> tuple[jax.Array, jax.Array]:
 class Step:
     """A compiled training step and all that it is given. A call takes one step, waits, and returns the loss."""
 
-    def __init__(self, name: str, folder: Path, batch: int, dtype: str = "float32"):
+    def __init__(self, name: str, folder: Path, batch: int, dtype: str = "float32", *, alone: bool = False):
         recipe, model, (config, teacher_config) = recipe_of(name, batch), network(folder, dtype), configs(name)
         teacher = None if teacher_config is None else network(folder, dtype)
-        self.state = init(model, recipe).replace(step=jnp.int32(STEPS))
-        self.given = (*batch_of(model, batch), jax.random.key(0), teacher)
+        mesh = batch_mesh(1 if alone else batch)
+        state, key = init(model, recipe).replace(step=jnp.int32(STEPS)), jax.random.key(0)
+        self.state, key, teacher = jax.device_put((state, key, teacher), NamedSharding(mesh, P()))
+        self.given = (*jax.device_put(batch_of(model, batch), NamedSharding(mesh, P("batch"))), key, teacher)
         static = {"recipe": recipe, "config": config, "teacher_config": teacher_config}
-        self.compiled = train_step.lower(self.state, *self.given, **static).compile()
+        with labelled():
+            self.compiled = train_step.lower(self.state, *self.given, **static).compile()
 
     def __call__(self) -> jax.Array:
         self.state, loss = self.compiled(self.state, *self.given)
@@ -97,11 +110,14 @@ class Step:
 
 
 def steps(
-    name: str, batch: int, dtype: str, torch_on: str | None, compiled: bool, rounds: int, peak: float | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Time a step of a method beside that of its recipe in PyTorch."""
+    name: str, batch: int, dtype: str, torch_on: str | None, rounds: int, peak: float | None,
+    *, compiled: bool, closely: bool,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """Time a step of a method beside that of its recipe in PyTorch; closely: on one device too, and with a profile."""
     ours = Step(name, FOLDER, batch, dtype)
     programs: dict[str, Callable[[], Any]] = {OURS: ours}
+    if closely and len(jax.devices()) > 1:
+        programs[ONE] = Step(name, FOLDER, batch, dtype, alone=True)
     if torch_on is not None:
         import training_torch
 
@@ -115,8 +131,10 @@ def steps(
     row["over"] = {kind: ratio(seconds[OURS], seconds[kind]) for kind in programs if kind != OURS}
     if peak is not None:
         row["share_of_peak"] = row["operations"] / timing[OURS].median / (peak * 1e12)
+    if closely:
+        row["shares"] = shares(ours.compiled, ours, KERNELS)
     rule = f"{name}, batch {batch}, {dtype}: a training step over that of"
-    return row, [target(value, 1.0, f"{rule} {kind}") for kind, value in row["over"].items()]
+    return row, [target(value, 1.0, f"{rule} {kind}") for kind, value in row["over"].items() if kind != ONE]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -235,7 +253,9 @@ def loop_over_steps(batch: int, steps: int, rounds: int) -> tuple[dict[str, Any]
     It learns to denoise: that step is the shortest, so that waiting for data would show the most.
     """
     recipe, model, (config, _) = recipe_of("edm", batch, steps), network(FOLDER), configs("edm")
-    resident, key, state = batch_of(model, batch), jax.random.key(0), init(model, recipe)
+    mesh = batch_mesh(batch)
+    resident = jax.device_put(batch_of(model, batch), NamedSharding(mesh, P("batch")))
+    key, state = jax.device_put((jax.random.key(0), init(model, recipe)), NamedSharding(mesh, P()))
     images = np.random.default_rng(0).integers(0, 256, (60_000, *resident[0].shape[1:]), np.uint8)
     labels = np.arange(len(images)) % model.module.config.num_class_embeds
 
@@ -278,6 +298,13 @@ def report(rows: list[dict[str, Any]], memories: list[dict[str, Any]], losses: l
             for row in rows
         ],
     )
+    for row in rows:
+        if "shares" in row:
+            print_table(
+                f"{row['method']}: shares of the time of all operations",
+                ["", "share"],
+                [[part, f"{share:.1%}"] for part, share in row["shares"].items()],
+            )
     if memories:
         columns = [(kind, phase) for kind in memories[0]["peaks"] for phase in ("first step", "later steps")]
         print_table(
@@ -322,7 +349,10 @@ def main(arguments: list[str] | None = None) -> None:
     for dtype in ("float32", "bfloat16") if on_gpu else ("float32",):
         peak = args.peak_tflops if dtype == "bfloat16" else None
         for name in args.methods:
-            row, verdicts = steps(name, args.batch, dtype, torch_on, args.compiled, args.rounds, peak)
+            row, verdicts = steps(
+                name, args.batch, dtype, torch_on, args.rounds, peak,
+                compiled=args.compiled, closely=name == args.methods[0],
+            )  # fmt: skip
             rows.append(row)
             targets += verdicts
             row, verdict = loss_over_calls(name, args.batch, dtype, args.rounds)

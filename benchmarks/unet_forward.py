@@ -23,8 +23,9 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -160,21 +161,27 @@ def labelled() -> Iterator[None]:
         yield
 
 
-def shares(compiled: Any, call: Callable[[], Any]) -> dict[str, float]:
+def shares(
+    compiled: Any, call: Callable[[], Any], unnamed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, float]:
     """Trace a few calls: the share of each part of the network in the time of all operations, summed over threads.
 
     An operation that the compiler fused belongs to the part of its result; it may hold an activation or a sum of its
-    neighbours. "the rest" are activations, sums, embeddings; operations without a name are the compiler's own.
+    neighbours. "the rest" are activations, sums, embeddings; operations without a name are the compiler's own, unless
+    the type of their result says more: `unnamed` maps regular expressions to parts.
     """
     parts, outer = {}, set()
     for line in compiled.as_text().splitlines():
-        if not (found := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(", line)):
+        if not (found := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(", line)):
             continue
-        if found[2] in ("while", "call", "conditional"):  # their bodies are counted
+        if found[3] in ("while", "call", "conditional"):  # their bodies are counted
             outer.add(found[1])
         if name := re.search(r'op_name="([^"]*)"', line):
-            labels = re.findall(r"part=([^/\"]*)", name[1])
-            parts[found[1]] = labels[-1] if labels else "the rest"
+            labels = re.findall(r"part=([^/\")]*)", name[1])
+            backward = ", backward" if "transpose(" in name[1] else ""
+            parts[found[1]] = (labels[-1] if labels else "the rest") + backward
+        elif known := [part for shape, part in unnamed.items() if re.match(shape, found[2])]:
+            parts[found[1]] = known[0]
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(2):
