@@ -20,6 +20,7 @@ of the peak. (That part has not been run yet.)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -49,7 +50,7 @@ STEPS = 12_000  # of the recipes; past the end of a run every curriculum stays w
 # Calls of the network without a gradient, beside the one with: of the target, and of the teacher.
 WITHOUT = {"edm": 0, "vp": 0, "ect": 1, "ict": 1, "ct": 1, "cd": 3, "sct": 0, "scd": 1, "pd": 2, "tcd": 2, "lcd": 2}
 FORWARD = ("sct", "scd")  # those whose call with a gradient has a forward derivative as well
-CURRICULA = ("ect", "ict", "ct", "sct")
+CURRICULA = ("ect", "ict", "ct", "sct", "pd")
 OURS, ONE, THEIRS, COMPILED = "ours", "ours, one device", "PyTorch", "PyTorch compiled"
 KERNELS = {r"f32\[\d+,(3,3|1,1),\d+\]": "convolutions, kernels' gradients"}  # XLA gives these no name
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -226,7 +227,9 @@ def linear(weight: jax.Array, x: jax.Array, t: jax.Array, cond: Any = None, **op
 
 def compilations(name: str, steps: int = 64) -> dict[str, Any]:
     """Count how often the step is compiled in a whole run, and how many values its curriculum goes through."""
-    recipe, (config, _), count = recipe_of(name, 4, steps), configs(name), 0
+    recipe, (config, teacher_config), count = recipe_of(name, 4, steps), configs(name), 0
+    if name == "pd":
+        recipe = dataclasses.replace(recipe, method=METHODS[name](stages=(1.0, 1.0, 1.0)))
 
     def listen(event: str, seconds: float, **about: Any) -> None:
         nonlocal count
@@ -235,7 +238,8 @@ def compilations(name: str, steps: int = 64) -> dict[str, Any]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         model = jax.tree_util.Partial(linear, jnp.zeros(()))
-        train(model, config, np.zeros((8, 4, 4, 1), np.uint8), recipe=recipe)
+        teacher = None if teacher_config is None else (model, teacher_config)
+        train(model, config, np.zeros((8, 4, 4, 1), np.uint8), recipe=recipe, teacher=teacher)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     if not count:

@@ -1,5 +1,6 @@
 """`cmjax train`: a run and its folder, resume to the same bits, recipes and networks, and its complaints."""
 
+import dataclasses
 import json
 import os
 
@@ -13,7 +14,7 @@ import cmjax
 from cmjax.cli import main, parser, train
 from cmjax.cli.settle import compute_dtype
 from cmjax.cli.settle import settle as settled
-from cmjax.io import read_images
+from cmjax.io import Checkpoint, read_images
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +168,15 @@ def test_a_student_keeps_its_teachers_noise_levels(data):
 
 def test_a_student_begins_as_a_copy_of_a_teacher_of_its_network(data):
     teacher, start = vp(), vp(seed=1)
-    assert train._first_model(settle("tcd", teacher=teacher), None, teacher) is teacher.model
-    assert train._first_model(settle("tcd", start=start, teacher=teacher), start, teacher) is start.model
+    assert train._first_model(settle("tcd", teacher=teacher), None, teacher) == (teacher.model, "the teacher's")
+    assert train._first_model(settle("tcd", start=start, teacher=teacher), start, teacher) == (start.model, "of --init")
     wider = settle("tcd", "--channels", "16", teacher=teacher)
-    assert train._first_model(wider, None, teacher).module.config.block_out_channels == (16,)
+    model, origin = train._first_model(wider, None, teacher)
+    assert origin == "new" and model.module.config.block_out_channels == (16,)
+    other = Checkpoint(teacher.model, dataclasses.replace(teacher.config, prediction_type="v_prediction"))
+    assert (
+        train._first_model(settle("tcd", teacher=teacher), None, other)[1] == "new"
+    )  # its weights mean something else
 
 
 def test_a_model_to_start_from_keeps_its_own_noise_levels(data):

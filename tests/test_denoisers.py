@@ -96,6 +96,9 @@ def test_commands_take_as_many_steps_as_asked(given, steps):
 
 
 def test_what_methods_make():
-    made = {name: method().made(method.config_type()) for name, method in METHODS.items()}
+    made = {name: method().made(method.config_type(), 1, 1) for name, method in METHODS.items()}
     steps = {name: config.denoiser_steps for name, config in made.items() if isinstance(config, cmjax.cm.CMConfig)}
     assert {name: n for name, n in steps.items() if n} == {"edm": 20, "pd": 8}
+    assert METHODS["cd"]().made(CONFIG.of_denoiser(20), 1, 1) == CONFIG  # a student of a denoiser is none
+    halving = METHODS["pd"](num_steps=2, stages=(1.0, 1.0))
+    assert [halving.made(CONFIG, step, 4).denoiser_steps for step in range(5)] == [4, 4, 4, 2, 2]

@@ -12,6 +12,7 @@ __all__ = ["UsageError", "as_typed", "bad_input"]
 # Arguments of the library, and the options that they come from.
 _OPTIONS = (
     ("num_steps", "--steps"),
+    ("total_steps", "--steps"),
     ("timesteps", "--timesteps"),
     ("sigmas", "--sigmas"),
     ("sigmas", "--sigma"),

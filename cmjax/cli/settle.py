@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import math
 import zlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from cmjax import recipes, training
@@ -18,6 +16,7 @@ from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
 from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.cm import CMConfig
+from cmjax.training.checkpoints import fingerprint
 
 __all__ = ["RUN", "Settled", "compute_dtype", "settle"]
 
@@ -184,12 +183,7 @@ def _fingerprint(data: ImageData) -> dict[str, int]:
 
 
 def _fingerprint_of_teacher(teacher: Checkpoint | None) -> int | None:
-    """Tell a teacher from others, by its weights."""
-    if teacher is None:
-        return None
-    return functools.reduce(
-        lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(teacher.model), 0
-    )
+    return None if teacher is None else fingerprint(teacher.model)
 
 
 def _network(args: argparse.Namespace, data: ImageData, described: Any) -> UNetConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -26,10 +27,12 @@ from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.images import read_images, to_uint8, write_png
 from cmjax.models import UNet, from_nnx
+from cmjax.samplers.cm import CMConfig
 
 __all__ = ["run"]
 
 _SAMPLED_CLASSES, _SAMPLES_A_CLASS = 10, 8
+_MEANING = ("prediction_type", "sigma_data")  # of what a network says: in other terms its weights are noise
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,10 +57,14 @@ def run(args: argparse.Namespace) -> None:
         started = before["init"] if before and "init" in before else start is not None
         write_json(settled.to_dict(data, teacher, started=started), out / RUN)
 
-    model = _first_model(settled, start, teacher)
+    model, origin = _first_model(settled, start, teacher)
     console = Console(markup=False, highlight=False)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
-    console.print(f"{len(data.images):,} images, {size:,} parameters, {recipe.steps:,} steps of {recipe.batch_size}")
+    console.print(
+        f"{len(data.images):,} images, {size:,} parameters ({origin}), {recipe.steps:,} steps of {recipe.batch_size}"
+    )
+    if teacher is not None and isinstance(teacher.config, CMConfig) and teacher.config.denoiser_steps is None:
+        console.print("note: the teacher is taken for a denoiser, but its file does not say so (denoiser_steps)")
     bar = Progress(
         BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=console
     )
@@ -93,14 +100,16 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}")
 
 
-def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint | None) -> Any:
-    """What a run begins with: the model of --init, a copy of a teacher of the same network, or new weights."""
+def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint | None) -> tuple[Any, str]:
+    """What a run begins with, and its name: the model of --init, a copy of a teacher of its kind, or new weights."""
     if start is not None:
-        return start.model
+        return start.model, "of --init"
     if teacher is not None and teacher.model.module.config == settled.network:
-        return teacher.model
+        meanings = [[getattr(c, name, None) for name in _MEANING] for c in (settled.config, teacher.config)]
+        if meanings[0] == meanings[1]:
+            return teacher.model, "the teacher's"
     rngs = nnx.Rngs(settled.recipe.seed)
-    return from_nnx(UNet(settled.network, rngs=rngs, dtype=jnp.dtype(settled.dtype)))
+    return from_nnx(UNet(settled.network, rngs=rngs, dtype=jnp.dtype(settled.dtype))), "new"
 
 
 def _check_fit(data: ImageData, settled: Settled, teacher: Any) -> None:
@@ -127,20 +136,30 @@ class _Keeper:
     """At every checkpoint: the averaged weights as a model that `cmjax.load` reads, a grid of what it draws, curves."""
 
     def __init__(self, out: Path, model: Any, settled: Settled, names: tuple[str, ...] | None, console: Console):
-        method = settled.recipe.method
-        self.out, self.config, self.names, self.console = out, method.made(settled.config), names, console
+        self.out, self.model, self.settled, self.names, self.console = out, model, settled, names, console
         classes = settled.network.num_class_embeds
-        shown = None if classes is None else range(min(classes, _SAMPLED_CLASSES))
-        self.titles = None if shown is None else [names[i] if names else str(i) for i in shown]
-        count = _SAMPLES_A_CLASS * (_SAMPLES_A_CLASS if shown is None else len(shown))
-        self.show, state = own_path(self.config, method.sample_steps)
-        shape = (count, *image_shape(settled.network))
-        self.draw = compile_draw(self.show(Checkpoint(model, self.config)), state, shape, classes=shown, seed=0)
+        self.shown = None if classes is None else range(min(classes, _SAMPLED_CLASSES))
+        self.titles = None if self.shown is None else [names[i] if names else str(i) for i in self.shown]
+        self._drawing(self._made(0))  # what cannot be drawn is known before a run begins
+
+    def _made(self, step: int) -> Any:
+        """The config of the model after so many steps."""
+        recipe = self.settled.recipe
+        return recipe.method.made(self.settled.config, step, recipe.steps)
+
+    @functools.cache  # noqa: B019 (one for a run, which asks for the same again)
+    def _drawing(self, config: Any) -> tuple[Any, Any]:
+        """How a model of this config is shown to a sampler, and the compiled call that draws the grid."""
+        count = _SAMPLES_A_CLASS * (_SAMPLES_A_CLASS if self.shown is None else len(self.shown))
+        show, state = own_path(config, self.settled.recipe.method.sample_steps)
+        shape, shown = (count, *image_shape(self.settled.network)), show(Checkpoint(self.model, config))
+        return show, compile_draw(shown, state, shape, classes=self.shown, seed=0)
 
     def __call__(self, state: training.TrainState) -> None:
         picture = self.out / "samples" / f"{int(state.step):07d}.png"
-        made = Checkpoint(state.ema, self.config)
-        drawn = self.draw(0, self.show(made))
+        made = Checkpoint(state.ema, self._made(int(state.step)))
+        show, draw = self._drawing(made.config)
+        drawn = draw(0, show(made))
         with bad_input("--out"):
             cmjax.save(made, self.out / "model", label_names=self.names)
             write_png(class_grid(to_uint8(drawn.images), self.titles), picture)

@@ -28,6 +28,8 @@ _NPZ_NAMES = {
 
 
 _IN_MEMORY = 1 << 30  # bytes; larger folders lie in a temporary file
+_ON_DISK = "/var/tmp"  # where such files belong: /tmp often is memory
+_AT_ONCE = 64  # images that a thread reads in one go
 
 
 class ImageData(NamedTuple):
@@ -157,8 +159,8 @@ def read_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
     one set, `images` and `labels`, `x` and `y`.
 
     A folder holds images, or one sub-folder a class, whose names in alphabetical order become the labels 0, 1, ...
-    All are decoded now, so that a damaged one is known now; more than a GiB of them lie in a temporary file (TMPDIR
-    says where), from which pages are read as they are needed.
+    All are decoded now, so that a damaged one is known now; more than a GiB of them lie in a temporary file (in
+    TMPDIR, or /var/tmp), from which pages are read as they are needed.
 
     Args:
       path: the npz file or the folder.
@@ -234,17 +236,18 @@ def _read_folder(folder: Path) -> ImageData:
     first = _read_image(paths[0])
     images = _room((len(paths), *first.shape))
 
-    def read(i: int) -> None:
-        image = _read_image(paths[i])
-        if image.shape != first.shape:
-            raise ValueError(
-                f"images must share one size and colour mode, but {paths[i]} is {_describe(image)} "
-                f"and {paths[0]} is {_describe(first)}. Convert them first."
-            )
-        images[i] = image
+    def read(start: int) -> None:
+        for i in range(start, min(start + _AT_ONCE, len(paths))):
+            image = _read_image(paths[i])
+            if image.shape != first.shape:
+                raise ValueError(
+                    f"images must share one size and colour mode, but {paths[i]} is {_describe(image)} "
+                    f"and {paths[0]} is {_describe(first)}. Convert them first."
+                )
+            images[i] = image
 
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(read, range(len(paths))):
+        for _ in pool.map(read, range(0, len(paths), _AT_ONCE)):
             pass
     if not classes:
         return ImageData(images)
@@ -257,13 +260,14 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
     size = math.prod(shape)
     if size <= _IN_MEMORY:
         return np.empty(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:
+    folder = os.environ.get("TMPDIR") or (_ON_DISK if os.path.isdir(_ON_DISK) else tempfile.gettempdir())
+    with tempfile.TemporaryFile(dir=folder) as file:
         try:
             if hasattr(os, "posix_fallocate"):  # a full disk is to be known now: written through a map, it kills
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise OSError(
-                f"the images take {size / 2**30:.1f} GiB in {tempfile.gettempdir()}, which are not there ({error}): "
+                f"the images take {size / 2**30:.1f} GiB in {folder}, which are not there ({error}): "
                 "name a roomier folder, TMPDIR=..."
             ) from error
         return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from cmjax.samplers.base import SamplerConfig
     from cmjax.training.step import TrainState
 
-__all__ = ["environment", "latest_step", "restore", "save"]
+__all__ = ["environment", "fingerprint", "latest_step", "restore", "save"]
 
 _FORMAT = 1
 _KEPT = 2
@@ -29,10 +31,12 @@ _REMEDY = "Without this folder, a run resumes from the checkpoint before it, if 
 _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 
 
-def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig) -> None:
-    """Write a state, and the recipe and the config it followed, as `folder/STEP`; a kill leaves it whole or not there.
+def save(
+    folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig, teacher: Any = None
+) -> None:
+    """Write a state, and what it followed, as `folder/STEP`; a kill leaves it whole or not there.
 
-    The newest two are kept.
+    It followed the recipe, the config and the teacher, a pair (model, config). The newest two are kept.
 
     Raises:
       OSError: if it cannot be written (a full disk); the older ones are whole.
@@ -41,7 +45,7 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, conf
 
     folder, step = Path(folder).absolute(), int(state.step)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
-    meta = {"format": _FORMAT, **_followed(recipe, config), "environment": environment()}
+    meta = {"format": _FORMAT, **_followed(recipe, config), **_taught(teacher), "environment": environment()}
     _sweep(folder)
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
     try:
@@ -55,13 +59,13 @@ def save(folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, conf
 
 
 def restore(
-    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig
+    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig, teacher: Any = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is damaged, or of another network, optimizer, recipe or config.
+      ValueError: if it is damaged, or of another network, optimizer, recipe, config or teacher.
     """
     import orbax.checkpoint as ocp
 
@@ -80,6 +84,8 @@ def restore(
     for part, now in _followed(recipe, config).items():
         if fault := _difference(followed[part], now):
             raise ValueError(f"{path} followed a {part} with {fault}.")
+    if meta.get("teacher", (taught := _taught(teacher)).get("teacher")) != taught.get("teacher"):
+        raise ValueError(f"{path} followed another teacher: give that one.")
     wanted = _named(like)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -107,6 +113,8 @@ def environment() -> dict[str, str]:
         "cmjax": __version__,
         "jax": version("jax"),
         "jaxlib": version("jaxlib"),
+        "flax": version("flax"),
+        "optax": version("optax"),
         "device": f"{jax.local_device_count()} x {device.device_kind}",
         "machine": platform.machine(),
     }
@@ -115,6 +123,19 @@ def environment() -> dict[str, str]:
 def _followed(recipe: Recipe, config: SamplerConfig) -> dict[str, dict[str, Any]]:
     """What a run must have in common with the one that it goes on with."""
     return {"recipe": recipe.to_dict(), "config": config_dict(config)}
+
+
+def _taught(teacher: Any) -> dict[str, Any]:
+    """What tells a teacher from others: its weights, and what they mean."""
+    if teacher is None:
+        return {}
+    model, config = teacher
+    return {"teacher": {"weights": fingerprint(model), "config": config_dict(config)}}
+
+
+def fingerprint(model: Any) -> int:
+    """Tell a model from others, by its weights."""
+    return functools.reduce(lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(model), 0)
 
 
 def _sweep(folder: Path) -> None:

@@ -85,7 +85,7 @@ def train(
       teacher: the (model, config) that is distilled, for the methods that have one.
       out: a folder for `checkpoints/` and `log.jsonl`; None keeps nothing.
       resume: go on from the newest checkpoint in `out`, to the same bits as a run never stopped: on the same kind and
-        number of devices, with the same versions, and with report_every and checkpoint_every as they were.
+        number of devices, with the same versions and images, and with report_every and checkpoint_every as they were.
       report_every: steps between reports.
       checkpoint_every: steps between checkpoints; each is preceded by a report.
       on_progress: called with each report.
@@ -98,7 +98,7 @@ def train(
     Raises:
       ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, a config
         of another kind than the method's, a teacher too many, too few or of other noise levels, or a checkpoint of
-        another network or recipe.
+        another network, recipe or teacher.
       FileNotFoundError: when resuming with no checkpoint there.
       FileExistsError: when not resuming, and `out` holds the checkpoints of a run.
       FloatingPointError: the loss or the weights are not finite any more; the last checkpoint is from before that.
@@ -124,7 +124,7 @@ def train(
     if resume:
         if folder is None:
             raise ValueError("resume needs `out`, the folder of the run to resume.")
-        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config)
+        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config, teacher)
         _warn_of_changes(was)
     elif folder is not None and checkpoints.latest_step(folder / "checkpoints") is not None:
         raise FileExistsError(f"{folder} already holds a run; resume it, or choose another folder.")
@@ -167,7 +167,7 @@ def train(
         if is_kept:
             _refuse_divergence(state)
             if folder is not None:
-                checkpoints.save(folder / "checkpoints", state, recipe, config)
+                checkpoints.save(folder / "checkpoints", state, recipe, config, teacher)
             if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
                 on_checkpoint(jax.tree.map(jnp.copy, state))
             since = time.perf_counter()
@@ -192,9 +192,10 @@ def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
 def _check_model(model: Any, labels: np.ndarray | None) -> None:
     """Refuse weights too coarse to learn in, and labels that the network has no class for: on a device both pass."""
     for leaf in jax.tree.leaves(model):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"the model's weights must be float32, in which small steps add up, got {leaf.dtype}: "
+                f"the model's weights must be float32, in which small steps add up, got {dtype}: "
                 "leave the weights as they are and compute in that, UNet(config, dtype=...)."
             )
     network = getattr(model, "module", None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import optax
@@ -41,7 +42,7 @@ class Optimizer:
         of the run, and then falls geometrically to the final one.
       b1, b2: Adam's.
       weight_decay: of `"adamw"`.
-      clip_norm: the largest global norm of a gradient.
+      clip_norm: the largest global norm of a gradient; 0 for any.
     """
 
     name: str = "adam"
@@ -59,13 +60,13 @@ class Optimizer:
             raise ValueError(fault)
         if self.name not in _OPTIMIZERS:
             raise ValueError(f"name must be one of {', '.join(_OPTIMIZERS)}, got {self.name!r}.")
-        for name in ("learning_rate", "final_learning_rate", "clip_norm"):
+        for name in ("learning_rate", "final_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.weight_decay and self.name != "adamw":
@@ -73,8 +74,11 @@ class Optimizer:
         if not 0 <= self.hold <= 1:
             raise ValueError(f"hold must lie in [0, 1], a share of the run, got {self.hold}.")
 
-    def schedule(self, steps: int) -> optax.Schedule:
-        """The learning rate at each of so many steps."""
+    def schedule(self, *spans: int) -> optax.Schedule:
+        """The learning rate at each step of a run of so many steps; of several spans, in each of them anew."""
+        return optax.join_schedules([self._once(steps) for steps in spans], list(accumulate(spans))[:-1])
+
+    def _once(self, steps: int) -> optax.Schedule:
         held = max(round(self.hold * steps), self.warmup_steps)
         ratio = self.final_learning_rate / self.learning_rate
         fall = optax.exponential_decay(
@@ -85,11 +89,12 @@ class Optimizer:
         )
         return optax.join_schedules([warm, fall], [held])
 
-    def transformation(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for so many steps."""
+    def transformation(self, *spans: int) -> optax.GradientTransformation:
+        """The optax transformation for a run of so many steps."""
         options = {"weight_decay": self.weight_decay} if self.name == "adamw" else {}
-        optimizer = _OPTIMIZERS[self.name](self.schedule(steps), b1=self.b1, b2=self.b2, **options)
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
+        optimizer = _OPTIMIZERS[self.name](self.schedule(*spans), b1=self.b1, b2=self.b2, **options)
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        return optax.chain(clip, optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,12 +158,18 @@ class Recipe:
         warming = [curricula.ema_decay(step, final=decay) for decay in self.ema_decays]
         return warming + [curricula.power_ema_decay(step, std=std) for std in self.ema_stds]
 
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer's optax transformation over this run."""
+        return self.optimizer.transformation(*self.method.spans(self.steps))
+
     def to_dict(self) -> dict[str, Any]:
         """What a file says: `changed` reads it back.
 
         Raises:
-          ValueError: for a method that is not one of `METHODS`.
+          ValueError: for a method that is not one of `METHODS`, or an optimizer of another class.
         """
+        if type(self.optimizer) is not Optimizer:
+            raise ValueError(f"{type(self.optimizer).__name__} cannot be written down: optimizer must be an Optimizer.")
         name = next((name for name, kind in METHODS.items() if type(self.method) is kind), None)
         if name is None:
             kind = type(self.method).__name__

@@ -52,7 +52,7 @@ def init(model: Any, recipe: Recipe) -> TrainState:
     step = jnp.zeros((), jnp.int32)
     target = None if recipe.method.target_decay(step, recipe.steps) is None else own()
     averages = tuple(own() for _ in recipe.decays(step))
-    return TrainState(step, own(), target, averages, recipe.optimizer.transformation(recipe.steps).init(model))
+    return TrainState(step, own(), target, averages, recipe.transformation().init(model))
 
 
 @partial(jax.jit, static_argnames=("recipe", "config", "teacher_config"), donate_argnums=0)
@@ -83,7 +83,7 @@ def train_step(
         return recipe.method.loss(learner, x0, cond, loss_key, state.step, recipe.steps).mean()
 
     loss, grads = _accumulated(jax.value_and_grad(objective), state.model, (images, cond), key, recipe.accumulate)
-    updates, opt_state = recipe.optimizer.transformation(recipe.steps).update(grads, state.opt_state, state.model)
+    updates, opt_state = recipe.transformation().update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
 
     def averaged(average: Any, decay: Array) -> Any:

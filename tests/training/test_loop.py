@@ -336,3 +336,20 @@ def test_labels_that_the_network_has_no_class_for_are_refused():
     images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.array([0, 1, 2, 3] * 2)
     with pytest.raises(ValueError, match=r"labels must lie in 0 \.\.\. 2, the model's classes, got 3"):
         training.train(network, CONFIG, images, labels, recipe=RECIPE)
+
+
+def test_a_run_goes_on_with_its_own_teacher_only(model, tmp_path):
+    """Other weights or other noise levels of the teacher are another teacher."""
+    recipe = dataclasses.replace(RECIPE, method=training.METHODS["cd"]())
+    config, other = CONFIG.of_denoiser(20), jax.tree.map(lambda leaf: leaf + 1, model)
+    training.train(model, CONFIG, IMAGES, recipe=recipe, teacher=(model, config), out=tmp_path)
+    for teacher in ((other, config), (model, CONFIG.of_denoiser(30))):
+        with pytest.raises(ValueError, match="followed another teacher: give that one"):
+            training.train(model, CONFIG, IMAGES, recipe=recipe, teacher=teacher, out=tmp_path, resume=True)
+    training.train(model, CONFIG, IMAGES, recipe=recipe, teacher=(model, config), out=tmp_path, resume=True)
+
+
+def test_a_number_of_python_is_a_weight_too():
+    start = jax.tree_util.Partial(lambda w, x, t, cond, **_: w * x, 0.5)
+    state = training.train(start, CONFIG, IMAGES, recipe=RECIPE)
+    assert state.model.args[0] != 0.5

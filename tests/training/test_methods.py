@@ -110,5 +110,33 @@ def test_later_halvings_ask_the_student_and_not_the_teacher():
 
 def test_more_halvings_than_steps_are_refused():
     method = training.ProgressiveDistillation(stages=(1.0, 1.0, 1.0))
-    with pytest.raises(ValueError, match="stages: 3 of them are too many for 2 steps"):
+    with pytest.raises(ValueError, match=r"stages \[1.0, 1.0, 1.0\] of 2 steps last \[1, 0, 1\] steps: each needs one"):
         dataclasses.replace(toy.RECIPE, method=method, steps=2)
+
+
+def test_the_rate_falls_in_each_halving_and_once_in_other_runs():
+    method = training.ProgressiveDistillation(stages=(1.0, 2.0))
+    assert method.spans(30) == (10, 20) and RUNS["ect"].spans(30) == (30,)
+    optimizer = training.Optimizer(learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=0, hold=0.0)
+    rate = optimizer.schedule(*method.spans(30))
+    np.testing.assert_allclose([rate(k) for k in (0, 5, 10, 20, 30)], [1e-3, 1e-4, 1e-3, 1e-4, 1e-5], rtol=1e-5)
+
+
+def test_gradients_of_any_norm_pass_where_none_are_clipped():
+    grads = {"w": np.full(4, 1e6, np.float32)}
+    plain, clipped = (training.Optimizer(clip_norm=norm).transformation(9) for norm in (0.0, 1.0))
+    moments = [jax.tree.leaves(t.update(grads, t.init(grads), grads)[1]) for t in (plain, clipped)]
+    largest = [max(float(np.abs(leaf).max()) for leaf in leaves) for leaves in moments]
+    assert largest[0] > 1e5 and largest[1] < 10
+
+
+def test_nothing_is_followed_by_distances_of_no_length():
+    """0 says in a file what None says in Python: no average as the target, no length of the Huber distance."""
+    assert training.METHODS["tcd"](decay=0.0).target_decay(0, 9) is None
+    learner = training.Learner(toy.model(), toy.model(), RUNS["lcd"].config_type(), teacher_of("lcd"))
+    x0 = toy.IMAGES[:4] / np.float32(127.5) - 1
+    with jax.numpy_rank_promotion("allow"):
+        zero, none = (
+            training.METHODS["lcd"](huber_c=c).loss(learner, x0, None, jax.random.key(0), 0, 9) for c in (0.0, None)
+        )
+    np.testing.assert_array_equal(zero, none)

@@ -91,7 +91,7 @@ def test_what_no_recipe_has_is_refused(changes, message):
     [
         (Optimizer, "learning_rate", 0.0),
         (Optimizer, "final_learning_rate", -1e-3),
-        (Optimizer, "clip_norm", 0),
+        (Optimizer, "clip_norm", -1.0),
         (Optimizer, "warmup_steps", -1),
         (Optimizer, "hold", 1.5),
         (Optimizer, "name", "sgd"),

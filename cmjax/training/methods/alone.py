@@ -198,6 +198,9 @@ class ConsistencyTraining(Method):
 class ContinuousTraining(Method):
     """Continuous time, from images alone (sCT): the tangent of the consistency function is what is learned away.
 
+    The paper learns a weight for each noise level as well; here all count alike (`losses.continuous_consistency` takes
+    one).
+
     Attributes:
       proposal_mean, proposal_std: ln (σ_d tan t) ~ N(mean, std²).
       warmup: the share of the run over which the unsteady part of the tangent comes in.
@@ -267,7 +270,7 @@ class Denoising(Method):
         positive(self, "proposal_std")
         check_share(self, "label_dropout")
 
-    def made(self, config: Any) -> Any:
+    def made(self, config: Any, step: int, steps: int) -> Any:
         """A denoiser's."""
         return config.of_denoiser(self.sample_steps)
 

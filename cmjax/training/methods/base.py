@@ -65,9 +65,13 @@ class Method(abc.ABC):
             if own != its:
                 raise ValueError(f"{name} must be the teacher's, {its!r:.60}, got {own!r:.60}.")
 
-    def made(self, config: Any) -> Any:
-        """The config that a run's model is written and sampled with: the one it was trained with, as a rule."""
-        return config
+    def made(self, config: Any, step: int, steps: int) -> Any:
+        """The config that the model is written and sampled with after so many steps: of a consistency model here."""
+        return config.of_consistency_model() if isinstance(config, CMConfig) else config
+
+    def spans(self, steps: int) -> tuple[int, ...]:
+        """The parts of a run in each of which the learning rate falls: one, as a rule."""
+        return (steps,)
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """The decay of the target's average at a step; None where the target is the model itself."""

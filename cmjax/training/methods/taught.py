@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsistencyDistillation", "ContinuousDistillation", "ProgressiveDistillation"]
 
+_RANGE = ("sigma_min", "sigma_max")  # the teacher steps between levels of the student's grid, and knows its own alone
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsistencyDistillation(Method):
@@ -42,6 +44,7 @@ class ConsistencyDistillation(Method):
     """
 
     needs_teacher: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = _RANGE
 
     num_scales: int = 18
     decay: float = 0.95
@@ -87,7 +90,7 @@ class ContinuousDistillation(ContinuousTraining):
 class ProgressiveDistillation(Method):
     """One step of the student is two of the teacher, again and again. Salimans & Ho 2022, in noise levels.
 
-    Each stage halves the steps; at its end the student becomes the teacher of the next.
+    Each stage halves the steps. In it the learning rate falls; at its end the student becomes the teacher of the next.
 
     Attributes:
       num_steps: M, the student's steps from noise to picture when the run ends. The first stage has
@@ -97,6 +100,7 @@ class ProgressiveDistillation(Method):
     """
 
     needs_teacher: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = _RANGE
 
     num_steps: int = 8
     stages: tuple[float, ...] = (1.0,)
@@ -110,15 +114,20 @@ class ProgressiveDistillation(Method):
 
     def check(self, steps: int) -> None:
         """Raise ValueError where a stage would have no step, so that its student never learned what it teaches."""
-        if min(in_proportion(self.stages, steps)) < 1:
-            raise ValueError(f"stages: {len(self.stages)} of them are too many for {steps} steps.")
+        lengths = in_proportion(self.stages, steps)
+        if min(lengths) < 1:
+            raise ValueError(f"stages {list(self.stages)} of {steps} steps last {list(lengths)} steps: each needs one.")
 
-    def made(self, config: Any) -> Any:
-        """A denoiser's, of the steps it was trained to take."""
-        return config.of_denoiser(self.num_steps)
+    def made(self, config: Any, step: int, steps: int) -> Any:
+        """A denoiser's, of the steps that it has been trained to take."""
+        return config.of_denoiser(int(self._num_steps(max(step - 1, 0), steps)))
+
+    def spans(self, steps: int) -> tuple[int, ...]:
+        """The stages: at the end of each the student has settled, and can teach."""
+        return in_proportion(self.stages, steps)
 
     def _num_steps(self, step: int | Array, steps: int) -> Array:
-        return curricula.progressive_steps(step, in_proportion(self.stages, steps), final=self.num_steps)
+        return curricula.progressive_steps(step, self.spans(steps), final=self.num_steps)
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """The target is the teacher of the stage: it stays, and at a stage's last step becomes the student."""
@@ -134,7 +143,7 @@ class ProgressiveDistillation(Method):
         """`losses.progressive_distillation` with the teacher's Euler steps (DDIM)."""
         given = partial(ode.euler, denoiser_fn(*learner.teacher))
         before = partial(ode.euler, denoiser_fn(learner.target, learner.config))
-        is_first = step < in_proportion(self.stages, steps)[0]
+        is_first = step < self.spans(steps)[0]
 
         def teacher(*point: Any) -> Array:
             return given(*point) if len(self.stages) == 1 else jax.lax.cond(is_first, given, before, *point)

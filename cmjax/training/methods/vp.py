@@ -93,11 +93,11 @@ class _Distillation(Method):
             raise ValueError(f"skip must be at least 1, got {self.skip}.")
         positive(self, "guidance_scale")
         if self.decay is not None and not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), or be left out, got {self.decay}.")
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}. (At 0 the student is its own target.)")
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """Always the same."""
-        return None if self.decay is None else jnp.float32(self.decay)
+        return jnp.float32(self.decay) if self.decay else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class TrajectoryDistillation(_Distillation):
     Attributes:
       order: 1 or 2, of the jumps of student and target.
       skip: how many points of the grid the teacher's step passes.
-      decay: of the target's average; None where the student is its own target.
+      decay: of the target's average; None or 0 where the student is its own target.
       guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
       dropout: whether the network gets a dropout key (student and target the same one).
     """
@@ -142,9 +142,9 @@ class LatentConsistencyDistillation(_Distillation):
 
     Attributes:
       skip: how many points of the grid the teacher's step passes.
-      decay: of the target's average; None where the student is its own target.
+      decay: of the target's average; None or 0 where the student is its own target.
       guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
-      huber_c: the length of the element-wise Huber distance; None for the squared one.
+      huber_c: the length of the element-wise Huber distance; None or 0 for the squared one.
       dropout: whether the network gets a dropout key (student and target the same one).
     """
 
@@ -154,12 +154,13 @@ class LatentConsistencyDistillation(_Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "huber_c")
+        if self.huber_c is not None and not self.huber_c >= 0:
+            raise ValueError(f"huber_c must be at least 0, got {self.huber_c}. (0 is the squared distance.)")
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.latent_consistency_distillation`."""
         teacher, cond = guided(learner.teacher, cond, self.guidance_scale)
-        metric = losses.l2 if self.huber_c is None else partial(losses.elementwise_huber, c=self.huber_c)
+        metric = partial(losses.elementwise_huber, c=self.huber_c) if self.huber_c else losses.l2
         return losses.latent_consistency_distillation(
             lcm.consistency_fn(learner.model, learner.config),
             lcm.consistency_fn(learner.target, learner.config),
