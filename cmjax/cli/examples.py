@@ -119,6 +119,7 @@ it a small Fashion-MNIST classifier looks at 28x28 grey images, which is not FID
 Inception network, its weights and its resizing to 299 pixels: none comes with cmjax. Then --reference
 takes an .npz with its published statistics, mu and sigma. Features kept for precision and recall take
 4 bytes each: 10,000 images of 2048 features 82 MB. The data is held as bytes; all else streams by.
+On a CPU each core, up to eight, is a device with a copy of the weights: JAX_NUM_CPU_DEVICES=1 for one.
 """
 
 _TRAIN = """\
@@ -136,6 +137,8 @@ examples:
 The run's folder holds model/ (what `cmjax sample --model` takes), samples/ (a grid at every
 checkpoint), run.json (recipe, network, noise levels), log.jsonl and curves.png, and checkpoints/
 (what --resume goes on from, to the same bits as a run that never stopped).
+
+On a CPU each core, up to eight, is a device with a copy of the weights: JAX_NUM_CPU_DEVICES=1 for one.
 """
 
 INSPECT = """\
