@@ -110,6 +110,11 @@ def test_mistakes_in_training(data, capsys):
     cmjax.save(tiny.checkpoint(classes=2), "cm")
     cmjax.save(tiny.checkpoint(classes=2, config=cmjax.tcd.TCDConfig(prediction_type="sample")), "vp")
     cmjax.save(vp(), "other")
+    os.mkdir("letters")
+    open("letters/a.txt", "w").close()
+    for name, said in (("typo", "sigma_mx = 80.0"), ("range", "sigma_min = -1.0")):
+        with open(f"{name}.toml", "w") as file:
+            file.write(f'[scheduler]\n_class_name = "CMStochasticIterativeScheduler"\n{said}\n')
     for argv, message in (
         (["--data", "no.npz", "--out", "run"], "no.npz does not exist"),
         (["--data", "empty", "--out", "run"], "holds no images"),
@@ -131,20 +136,30 @@ def test_mistakes_in_training(data, capsys):
         (["--data", data, "--out", "used"], "used/model holds other files than a model's"),
         (
             ["--data", data, "--out", "run", "--init", "vp"],
-            "the recipe's method is for CMStochasticIterativeSchedulers, but the model is for TCDScheduler",
+            "--init: ect needs a model of noise levels, such as `edm` makes, but this one is of timesteps",
         ),
         (["--data", data, "--out", "run", "--batch", "4", "--teacher", "cm"], "--teacher: this recipe has none"),
         (
             ["tcd", "--data", data, "--out", "run", "--batch", "4", "--teacher", "cm", "--channels", "8"],
-            "the recipe's method is for TCDSchedulers, but the model is for CMStochastic",
+            "--teacher: tcd needs a model of timesteps, such as `vp` makes, but this one is of noise levels",
         ),
         (
             ["tcd", "--data", data, "--out", "run", "--batch", "4", "--teacher", "vp", "--init", "other"],
             "--teacher: beta_schedule must be the teacher's, 'scaled_linear', got 'linear'",
         ),
+        (["ect", "--data", data, "--out", "run", "--batch", "4", "--teacher", "vp"], "--teacher: this recipe has none"),
+        (["typo.toml", "--data", data, "--out", "run"], "unknown names: sigma_mx. Did you mean sigma_max?"),
+        (["range.toml", "--data", data, "--out", "run", "--batch", "4"], "sigma_min"),
+        (
+            ["--data", data, "--out", "run", "--batch", "4", "--channels", *"88888"],
+            "pictures of 8x8 cannot be halved 4",
+        ),
+        (["--data", data, "--out", "letters"], "letters holds files that are of no run; choose another folder"),
+        (["ict", "--data", data, "--out", "run", "--steps", "4"], "--steps must be at least 8"),
         (["etc", "--data", data, "--out", "run"], "there is no recipe 'etc': give a TOML file, or one of"),
     ):
         assert message in complaint(capsys, "train", *argv)
+        assert not os.path.exists("run")
 
 
 def settle(*options, start=None, teacher=None, run=None):

@@ -198,7 +198,11 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         metavar="C",
         help="the network's width at each level, finest first; multiples of 8",
     )
-    network.add_argument("--network", metavar="FILE", help="the network as a diffusers UNet2DModel config.json")
+    network.add_argument(
+        "--network",
+        metavar="FILE",
+        help="the network as a diffusers UNet2DModel config.json; its size, channels and classes follow the data",
+    )
     network.add_argument("--init", metavar="M", help="start from a model's weights: a folder, a name, or a hub id")
     command.add_argument(
         "--dtype",

@@ -168,9 +168,9 @@ def _karras_timesteps(config: Any, vp: Any, num_steps: int) -> list[int]:
 def _of_denoiser(checkpoint: Checkpoint, args: argparse.Namespace, plan: Callable[..., dict[str, Any]]) -> Setup:
     asked = _asked(args)
     if (args.sampler or "tcd") != "tcd" or args.eta or "sigmas" in asked:
-        raise UsageError(
-            "the model is a denoiser, which walks as DDIM (tcd with eta 0): leave out --sampler, --eta and --sigmas."
-        )
+        said = [f"--{name}" for name in ("sampler", "eta", "sigmas") if getattr(args, name, None)]
+        remedy = f"leave out {' and '.join(said)}" if said else "give a consistency model"
+        raise UsageError(f"the model is a denoiser, which walks as DDIM (tcd with eta 0) and cannot jump: {remedy}.")
     path = plan("tcd", checkpoint.config, asked or {"num_steps": checkpoint.config.denoiser_steps})
     show, state, config = _ddim(checkpoint.config, path)
     return Setup(show(checkpoint), show, state, "tcd", config, " (a denoiser, by DDIM)")

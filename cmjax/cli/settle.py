@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 import zlib
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ __all__ = ["RUN", "Settled", "compute_dtype", "settle"]
 
 RUN = "run.json"
 _DEFAULT = "ect"
+_KINDS = ("of noise levels, such as `edm` makes", "of timesteps, such as `vp` makes")  # not or variance-preserving
 _OPTIONS = {"steps": "--steps", "batch_size": "--batch", "seed": "--seed"}
 _WIDTHS = (16, 48, 96, 144)  # channels of a UNet's levels, finest first
 _MOST_TOKENS = 1024  # pixels of the coarsest level that attention compares, each with each
@@ -102,17 +104,29 @@ def settle(
         unet = _network(args, data, network) if said or taught is None else taught
     source = start or teacher
     if scheduler is not None and start is None:
-        config = read_config(scheduler)
+        config = _said(scheduler, name)
     elif source is not None:
         config = _as_method_wants(source.config, recipe.method.config_type)
     else:
         config = recipe.method.config_type()
     if not isinstance(config, recipe.method.config_type):
-        raise ValueError(
-            f"the recipe's method is for {recipe.method.config_type.scheduler}s, "
-            f"but the model is for {config.scheduler}."
-        )
+        if start is None and taught is not None and not recipe.method.needs_teacher:
+            raise ValueError("--teacher: this recipe has none; to start from a model's weights: --init.")
+        option = "[scheduler]" if source is None else "--init" if start is not None else "--teacher"
+        wanted, got = (_KINDS[issubclass(kind, VPConfig)] for kind in (recipe.method.config_type, type(config)))
+        raise ValueError(f"{option}: {name} needs a model {wanted}, but this one is {got}.")
     return Settled(recipe, unet, config, compute_dtype(args, None))
+
+
+def _said(scheduler: Any, source: str) -> Any:
+    """The config of a recipe's [scheduler], where a name that no config has would be a mistake."""
+    config = read_config(scheduler)
+    if unknown := [key for key, _ in config.extra if not key.startswith("_")]:
+        known = [field.name for field in dataclasses.fields(config)]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{source} [scheduler] has unknown names: {', '.join(unknown)}.{hint}")
+    return config
 
 
 def _as_method_wants(config: Any, kind: type) -> Any:
@@ -127,7 +141,8 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
     if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "dtype", "data"}:
         raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
     if run["data"] != _fingerprint(data):
-        raise ValueError(f"--resume: the run was of other data, {run['data']}, not {_fingerprint(data)}.")
+        was = f"{run['data']['images']:,} images" if isinstance(run["data"], dict) else "others"
+        raise ValueError(f"--resume: the run was of other data, of {was}; give that. These are {len(data.images):,}.")
     was, given = run.get("teacher"), _fingerprint_of_teacher(teacher)
     if None not in (was, given) and was != given:
         raise ValueError("--teacher: the run to resume was of another teacher; give that one.")
@@ -144,7 +159,7 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
         asked = training.Recipe().changed({**given, **own}, args.recipe)
     asked = _recipe(args, asked)
     asked_unet = _network(args, data, network) if args.network or args.channels or network else unet
-    asked_config = config if scheduler is None else read_config(scheduler)
+    asked_config = config if scheduler is None else _said(scheduler, str(args.recipe))
     for was, now in (
         (recipe.to_dict(), asked.to_dict()),
         (unet.to_dict(), asked_unet.to_dict()),

@@ -60,8 +60,11 @@ def run(args: argparse.Namespace) -> None:
     model, origin = _first_model(settled, start, teacher)
     console = Console(markup=False, highlight=False)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
+    classes = settled.network.num_class_embeds
+    kinds = "" if classes is None else f" of {classes:,} classes"
     console.print(
-        f"{len(data.images):,} images, {size:,} parameters ({origin}), {recipe.steps:,} steps of {recipe.batch_size}"
+        f"{len(data.images):,} images{kinds}, {size:,} parameters ({origin}), "
+        f"{recipe.steps:,} steps of {recipe.batch_size}"
     )
     if teacher is not None and isinstance(teacher.config, CMConfig) and teacher.config.denoiser_steps is None:
         console.print("note: the teacher is taken for a denoiser, but its file does not say so (denoiser_steps)")
@@ -97,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"the run has diverged: {error} The last checkpoint is whole.") from error
         except OSError as error:
             raise UsageError(f"--out: {error}") from error
-    console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}")
+    steps = "" if isinstance(settled.config, CMConfig) else f" --steps {recipe.method.sample_steps}"
+    console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}{steps}")
 
 
 def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint | None) -> tuple[Any, str]:
@@ -113,7 +117,15 @@ def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint
 
 
 def _check_fit(data: ImageData, settled: Settled, teacher: Any) -> None:
-    recipe, shape = settled.recipe, image_shape(settled.network)
+    recipe, (height, width), factor = settled.recipe, data.images.shape[1:3], settled.network.downsampling
+    if height % factor or width % factor:
+        raise UsageError(
+            f"--channels: pictures of {width}x{height} cannot be halved {factor.bit_length() - 1} times, which the "
+            "network does: name fewer channels, one for each level, or bring the pictures to another size."
+        )
+    with bad_input():
+        shape = image_shape(settled.network)
+        own_path(recipe.method.made(settled.config, 0, recipe.steps), recipe.method.sample_steps)
     if recipe.batch_size > len(data.images):
         raise UsageError(
             f"--batch: a batch of {recipe.batch_size} takes more images than the {len(data.images)} there are."
@@ -186,7 +198,9 @@ def _check_out(out: Path, data: Path, resume: bool) -> None:
     if model.is_dir() and any(model.iterdir()) and not (model / "model_index.json").exists():
         raise UsageError(f"--out: {model} holds other files than a model's; choose another folder.")
     if resume and not _has_run(out):
-        raise UsageError(f"--resume: there is no checkpoint to go on from in {out}.")
+        raise UsageError(f"--resume: there is no checkpoint to go on from in {out}; leave out that option to begin.")
+    if out.is_dir() and any(out.iterdir()) and not (out / RUN).exists():
+        raise UsageError(f"--out: {out} holds files that are of no run; choose another folder.")
     if not resume and _has_run(out):
         raise UsageError(f"--out: {out} already holds a run; add --resume to go on with it, or choose another folder.")
     with bad_input("--out"):

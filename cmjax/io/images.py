@@ -216,10 +216,14 @@ def _read_npz(path: Path, known: tuple[tuple[str, str], ...]) -> ImageData:
         ):
             raise ValueError(
                 f"{found[1]} in {path} must be {len(images)} integers from 0, one for each image, "
-                f"got {labels.dtype}{list(labels.shape)}."
+                f"got {labels.dtype}{list(labels.shape)}{_span(labels)}."
             )
         labels = labels.astype(np.int32)
     return ImageData(images, labels, names)
+
+
+def _span(labels: np.ndarray) -> str:
+    return f" from {labels.min()} to {labels.max()}" if labels.size and labels.dtype.kind in "uif" else ""
 
 
 def _read_folder(folder: Path) -> ImageData:
@@ -232,7 +236,9 @@ def _read_folder(folder: Path) -> ImageData:
         raise ValueError(f"{folder} holds both images and folders of images; use one or the other.")
     paths = direct or [file for _, files in classes for file in files]
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}).")
+        raise FileNotFoundError(
+            f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}), neither itself nor one folder down."
+        )
     first = _read_image(paths[0])
     images = _room((len(paths), *first.shape))
 

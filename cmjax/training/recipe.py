@@ -202,7 +202,7 @@ class Recipe:
             known = [field.name for field in dataclasses.fields(kind)]
             if unknown := sorted(given.keys() - known):
                 near = difflib.get_close_matches(unknown[0], known, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
+                hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(known)}."
                 raise ValueError(f"{source}{part} has unknown names: {', '.join(unknown)}.{hint}")
         try:
             method = METHODS[name](**{**(old[name] if name == old["method"] else {}), **settings})
