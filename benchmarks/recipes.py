@@ -1,6 +1,7 @@
 """The recipes side by side: one network, one number of images, and how good are samples in 1, 2 and 4 steps.
 
-Run ``python benchmarks/recipes.py --data fashion_mnist.npz --work FOLDER``. Every row sees `--images` images in all.
+``python benchmarks/recipes.py --data fashion_mnist.npz --work FOLDER --only ROW ...`` trains rows; the same without
+``--only`` measures those that are done. Every row sees `--images` images in all.
 Those that need a trained denoiser, to distil or to begin from, spend half of them on it (the rows *edm* and *vp*) and
 half on themselves; the others spend all. All start from the same seed and take batches of 32 with one optimizer, Adam
 from 1e-3 down to 1e-4 (half of that where training goes on from a denoiser, a tenth in continuous time, which fails at
@@ -26,8 +27,6 @@ import dataclasses
 import json
 import math
 import resource
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,7 @@ def minutes() -> float:
     return (used.ru_utime + used.ru_stime) / 60
 
 
-def trained(name: str, work: Path, images: int, data: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Checkpoint:
+def trained(name: str, work: Path, images: int, data: tuple[np.ndarray, np.ndarray]) -> Checkpoint:
     """The model of a row: that of its folder, or trained now, after the rows that it needs."""
     row, folder = ROWS[name], work / name
     recipe = row.of(images)
@@ -161,19 +160,18 @@ def trained(name: str, work: Path, images: int, data: Callable[[], tuple[np.ndar
     teacher = (source.model, source.config) if source is not None and recipe.method.needs_teacher else None
     resume = training.latest_step(folder / "checkpoints") is not None
     cost = folder / "cost.json"
-    before = json.loads(cost.read_text()) if resume and cost.exists() else {"minutes": 0.0, "wall": 0.0}
-    used, began = minutes(), time.perf_counter()
+    before = json.loads(cost.read_text()) if resume and cost.exists() else {"minutes": 0.0}
+    used = minutes()
 
-    def spent() -> dict[str, float]:
-        wall = (time.perf_counter() - began) / 60
-        return {"minutes": before["minutes"] + minutes() - used, "wall": before["wall"] + wall}
+    def keep_cost(_: training.TrainState) -> None:
+        cost.write_text(json.dumps({"minutes": before["minutes"] + minutes() - used}))
 
     def say(progress: training.Progress) -> None:
         print(f"{name} {progress.step}/{progress.steps} loss {progress.loss:.4g} {progress.figures}", flush=True)
 
     state = training.train(
-        model, config, *data(), recipe=recipe, teacher=teacher, out=folder, resume=resume, report_every=200,
-        on_progress=say, on_checkpoint=lambda state: cost.write_text(json.dumps(spent())) and None,
+        model, config, *data, recipe=recipe, teacher=teacher, out=folder, resume=resume, report_every=200,
+        on_progress=say, on_checkpoint=keep_cost,
     )  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(recipe.to_dict()))
     cmjax.save(Checkpoint(state.ema, recipe.method.made(config, recipe.steps, recipe.steps)), folder / "model")
@@ -263,13 +261,13 @@ def main() -> None:
     with np.load(args.data) as file:
         images, labels = folded(file["train_images"].reshape(-1, 28, 28, 1)), file["train_labels"].astype(np.int64)
     for name in args.only or ():
-        trained(name, args.work, args.images, lambda: (images, labels))
+        trained(name, args.work, args.images, (images, labels))
     if args.only:
         return
     reference, rows = sample_quality.make_reference(args.data), {}
     for name in ROWS:
         if (args.work / name / "model").is_dir():
-            made = trained(name, args.work, args.images, lambda: (images, labels))
+            made = trained(name, args.work, args.images, (images, labels))
             rows[name] = measured(name, made, reference, args.work, args.num, args.seed)
             print(f"{name}: measured", flush=True)
     lines = [

@@ -1,16 +1,18 @@
-"""Values of a config are of the types that its fields say, or refused by name: most of them come from files."""
+"""Values and names in a table are those that its fields allow, or refused by name: most of them come from files."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import numbers
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["mistyped"]
+__all__ = ["mistyped", "unknown_names"]
 
 _LARGEST = 3.4028234663852886e38  # float32's
 _SAID = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", type(None): "null"}
@@ -68,3 +70,15 @@ def _said(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return f"a list, each {_said(kind.__args__[0])}"
     return _SAID[kind]
+
+
+def unknown_names(unknown: Sequence[str], known: Sequence[str], source: str) -> str:
+    """Say which names of a table mean nothing, and what may have been meant.
+
+    Example:
+      >>> unknown_names(["batch_sise"], ["steps", "batch_size"], "my.toml")
+      'my.toml has unknown names: batch_sise. Did you mean batch_size?'
+    """
+    near = difflib.get_close_matches(unknown[0], known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
+    return f"{source} has unknown names: {', '.join(unknown)}. {hint}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import zlib
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cmjax import recipes, training
+from cmjax._typed import unknown_names
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
@@ -122,10 +122,8 @@ def _said(scheduler: Any, source: str) -> Any:
     """The config of a recipe's [scheduler], where a name that no config has would be a mistake."""
     config = read_config(scheduler)
     if unknown := [key for key, _ in config.extra if not key.startswith("_")]:
-        known = [field.name for field in dataclasses.fields(config)]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{source} [scheduler] has unknown names: {', '.join(unknown)}.{hint}")
+        known = [field.name for field in dataclasses.fields(config) if field.name != "extra"]
+        raise ValueError(unknown_names(unknown, known, f"{source} [scheduler]"))
     return config
 
 

@@ -276,7 +276,7 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
                 f"the images take {size / 2**30:.1f} GiB in {folder}, which are not there ({error}): "
                 "name a roomier folder, TMPDIR=..."
             ) from error
-        return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 def _read_image(path: Path) -> np.ndarray:

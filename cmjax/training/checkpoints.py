@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cmjax.samplers.base import SamplerConfig
     from cmjax.training.step import TrainState
 
-__all__ = ["environment", "fingerprint", "latest_step", "restore", "save"]
+__all__ = ["environment", "fingerprint", "latest_step", "restore", "save", "taught_by"]
 
 _FORMAT = 1
 _KEPT = 2
@@ -32,11 +32,12 @@ _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 
 
 def save(
-    folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig, teacher: Any = None
+    folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig, taught: Any = None
 ) -> None:
     """Write a state, and what it followed, as `folder/STEP`; a kill leaves it whole or not there.
 
-    It followed the recipe, the config and the teacher, a pair (model, config). The newest two are kept.
+    It followed the recipe, the config, and the teacher that `taught` tells from others (`taught_by`). The newest two
+    are kept.
 
     Raises:
       OSError: if it cannot be written (a full disk); the older ones are whole.
@@ -45,7 +46,7 @@ def save(
 
     folder, step = Path(folder).absolute(), int(state.step)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
-    meta = {"format": _FORMAT, **_followed(recipe, config), **_taught(teacher), "environment": environment()}
+    meta = {"format": _FORMAT, **_followed(recipe, config), "teacher": taught, "environment": environment()}
     _sweep(folder)
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
     try:
@@ -59,7 +60,7 @@ def save(
 
 
 def restore(
-    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig, teacher: Any = None
+    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig, taught: Any = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
 
@@ -84,7 +85,7 @@ def restore(
     for part, now in _followed(recipe, config).items():
         if fault := _difference(followed[part], now):
             raise ValueError(f"{path} followed a {part} with {fault}.")
-    if meta.get("teacher", (taught := _taught(teacher)).get("teacher")) != taught.get("teacher"):
+    if meta.get("teacher", taught) != taught:
         raise ValueError(f"{path} followed another teacher: give that one.")
     wanted = _named(like)
     try:
@@ -125,12 +126,9 @@ def _followed(recipe: Recipe, config: SamplerConfig) -> dict[str, dict[str, Any]
     return {"recipe": recipe.to_dict(), "config": config_dict(config)}
 
 
-def _taught(teacher: Any) -> dict[str, Any]:
-    """What tells a teacher from others: its weights, and what they mean."""
-    if teacher is None:
-        return {}
-    model, config = teacher
-    return {"teacher": {"weights": fingerprint(model), "config": config_dict(config)}}
+def taught_by(teacher: Any) -> dict[str, Any] | None:
+    """What tells a teacher, a pair (model, config), from others: its weights, and what they mean."""
+    return None if teacher is None else {"weights": fingerprint(teacher[0]), "config": config_dict(teacher[1])}
 
 
 def fingerprint(model: Any) -> int:

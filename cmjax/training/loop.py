@@ -120,11 +120,11 @@ def train(
     if folder is not None:
         recipe.to_dict()  # refuses, before any work, what no checkpoint could hold
     _check_model(model, labels)
-    state = init(model, recipe)
+    state, taught = init(model, recipe), None if folder is None else checkpoints.taught_by(teacher)
     if resume:
         if folder is None:
             raise ValueError("resume needs `out`, the folder of the run to resume.")
-        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config, teacher)
+        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config, taught)
         _warn_of_changes(was)
     elif folder is not None and checkpoints.latest_step(folder / "checkpoints") is not None:
         raise FileExistsError(f"{folder} already holds a run; resume it, or choose another folder.")
@@ -167,7 +167,7 @@ def train(
         if is_kept:
             _refuse_divergence(state)
             if folder is not None:
-                checkpoints.save(folder / "checkpoints", state, recipe, config, teacher)
+                checkpoints.save(folder / "checkpoints", state, recipe, config, taught)
             if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
                 on_checkpoint(jax.tree.map(jnp.copy, state))
             since = time.perf_counter()

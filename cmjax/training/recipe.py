@@ -14,14 +14,13 @@ learning_rate = 1e-3
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import optax
 
 from cmjax import curricula
-from cmjax._typed import mistyped
+from cmjax._typed import mistyped, unknown_names
 from cmjax.training.methods import METHODS, EasyConsistencyTuning, Method
 
 if TYPE_CHECKING:
@@ -201,9 +200,7 @@ class Recipe:
                 raise ValueError(f"{source}{part} must be a table of names and values, got {given!r:.60}.")
             known = [field.name for field in dataclasses.fields(kind)]
             if unknown := sorted(given.keys() - known):
-                near = difflib.get_close_matches(unknown[0], known, n=1)
-                hint = f" Did you mean {near[0]}?" if near else f" Known are {', '.join(known)}."
-                raise ValueError(f"{source}{part} has unknown names: {', '.join(unknown)}.{hint}")
+                raise ValueError(unknown_names(unknown, known, f"{source}{part}"))
         try:
             method = METHODS[name](**{**(old[name] if name == old["method"] else {}), **settings})
             optimizer = Optimizer(**{**old["optimizer"], **optimizer})
