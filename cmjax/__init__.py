@@ -14,6 +14,7 @@ from cmjax._version import __version__
 
 if TYPE_CHECKING:
     from cmjax import (
+        artifact,
         curricula,
         editing,
         evaluation,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from cmjax.parameterization import consistency_fn, denoiser_fn
     from cmjax.samplers import cm, lcm, tcd
     from cmjax.samplers.base import Prediction, step
-    from cmjax.sampling import Trajectory, add_noise, generate, model_input, prior, sample, skip, trajectory
+    from cmjax.sampling import Trajectory, add_noise, generate, model_input, pad, prior, sample, skip, trajectory
     from cmjax.search import search_timesteps
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "model_input",
     "step",
     "skip",
+    "pad",
     "sample",
     "trajectory",
     "generate",
@@ -68,6 +70,7 @@ __all__ = [
     "Checkpoint",
     "models",
     "io",
+    "artifact",
     "plots",
     # training
     "consistency_fn",
@@ -86,7 +89,7 @@ __all__ = [
 _HOME = {
     "samplers": ("cm", "tcd", "lcm"),
     "samplers.base": ("Prediction", "step"),
-    "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "sample", "trajectory", "generate"),
+    "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "pad", "sample", "trajectory", "generate"),
     "search": ("search_timesteps",),
     "parameterization": ("consistency_fn", "denoiser_fn"),
     "io": ("Checkpoint", "load", "save"),

@@ -42,7 +42,7 @@ class Struct:
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
     def __repr__(self) -> str:
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        fields = [f for f in dataclasses.fields(self) if f.repr]  # pyright: ignore[reportArgumentType]
         return f"{type(self).__name__}({', '.join(f'{f.name}={_brief(getattr(self, f.name))}' for f in fields)})"
 
 

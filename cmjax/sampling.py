@@ -1,8 +1,9 @@
-"""Where models and samplers meet: the prior, the verbs of a hand-written loop, and the whole loop in one `lax.scan`."""
+"""Where models and samplers meet: the prior, the verbs of a hand-written loop, and the whole loop in one call."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -10,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax._numerics import f32, floating, is_traced
+from cmjax._numerics import f32, floating, is_traced, whole
 from cmjax._random import noise, split
 from cmjax.samplers.base import SamplerConfig, SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
 
-__all__ = ["Trajectory", "add_noise", "generate", "model_input", "prior", "sample", "skip", "step", "trajectory"]
+__all__ = ["Trajectory", "add_noise", "generate", "model_input", "pad", "prior", "sample", "skip", "step", "trajectory"]
 
 StateT = TypeVar("StateT", bound=SamplerState)
 
@@ -120,8 +121,67 @@ def skip(state: StateT, k: int) -> StateT:
         raise TypeError(f"k must be a Python int, since it changes shapes, got {type(k).__name__}.") from error
     if not 0 <= k < state.num_steps:
         raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
+    _refuse_padded(state, "skip")
     _refuse_used(state, "skip")
     return jax.tree.map(lambda leaf: leaf[..., k:] if leaf.ndim > state.index.ndim else leaf, state)
+
+
+def pad(state: StateT, max_steps: int) -> StateT:
+    """Make the number of steps a value: paths of 1 to max_steps steps have one shape, and share one compilation.
+
+    The tables grow at their beginning, where the first level is repeated, and the index starts that much later. So the
+    verbs work as on any path; `sample` and `generate` then are a loop that ends where the path ends, and draw the same
+    pictures. Such a loop has no gradient (of reverse mode): JAX differentiates loops of known length. Stacked paths may
+    differ in length: under `vmap` each image has its own number of steps, and the loop goes on for the longest.
+
+    Args:
+      state: a path that has not been stepped.
+      max_steps: N, a Python int of at least `state.num_steps`.
+
+    Returns:
+      A path of the same steps, from index N - n on, in tables for N.
+
+    Raises:
+      TypeError: max_steps is not a Python int: it decides shapes.
+      ValueError: the path is longer than max_steps, padded already, or has already stepped.
+
+    Example:
+      >>> import cmjax
+      >>> config = cmjax.tcd.TCDConfig()
+      >>> model = jax.tree_util.Partial(lambda x, t, cond: 0.5 * x)
+      >>> draw = jax.jit(lambda state, key: generate(model, state, key, (2, 4, 4, 1)))
+      >>> for num_steps in (1, 2, 4):
+      ...     state = pad(cmjax.tcd.init(config, num_steps, eta=0.3), 8)
+      ...     x = draw(state, jax.random.key(0))
+      >>> draw._cache_size(), state.timesteps[-4:]
+      (1, Array([999, 759, 499, 259], dtype=int32))
+
+      Three images of 1, 2 and 4 steps, in one call:
+
+      >>> states = [pad(cmjax.tcd.init(config, n), 4) for n in (1, 2, 4)]
+      >>> states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> jax.jit(jax.vmap(lambda state, key: generate(model, state, key, (1, 4, 4, 1))))(states, keys).shape
+      (3, 1, 4, 4, 1)
+    """
+    max_steps = whole("max_steps", max_steps, 1)
+    _refuse_padded(state, "pad")
+    _refuse_used(state, "pad")
+    room = max_steps - state.num_steps
+    if room < 0:
+        raise ValueError(
+            f"max_steps must be at least the {state.num_steps} steps of the path, got {max_steps}: "
+            "pad more, or plan fewer steps."
+        )
+
+    def longer(leaf: Array) -> Any:
+        if leaf.ndim == state.index.ndim:
+            return leaf
+        widths = [(0, 0)] * (leaf.ndim - 1) + [(room, 0)]
+        return jnp.pad(leaf, widths, "edge") if is_traced(leaf) else np.pad(leaf, widths, "edge")  # compiles nothing
+
+    longer_state = jax.tree.map(longer, state).replace(index=state.index + np.int32(room), padded=True)
+    return longer_state if is_traced(longer_state) else jax.device_put(longer_state)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -300,8 +360,26 @@ def _walk(
 
     if remat:
         body = jax.checkpoint(body, prevent_cse=False)  # within a scan nothing can be shared with the way back
-    (_, x), kept = jax.lax.scan(body, (state, x), split(key, state.num_steps))
+    keys = split(key, state.num_steps)
+    if state.padded:
+        if keep:
+            raise ValueError("trajectory needs a path of known length: give it the state that was padded.")
+        return _until_the_end(body, state, x, keys), None
+    (_, x), kept = jax.lax.scan(body, (state, x), keys)
     return x, kept
+
+
+def _until_the_end(body: Callable[..., Any], state: SamplerState, x: Array, keys: Key) -> Array:
+    """Walk a padded path, whose start is a value: step k takes the key that step k of a path of known length takes."""
+    start, end = state.index, state.num_steps
+
+    def goes_on(carry: tuple[SamplerState, Array]) -> Array:
+        return carry[0].index < end
+
+    def one(carry: tuple[SamplerState, Array]) -> tuple[SamplerState, Array]:
+        return body(carry, keys[carry[0].index - start])[0]
+
+    return jax.lax.while_loop(goes_on, one, (state, x))[1]
 
 
 def _refuse_config(state: Any) -> None:
@@ -313,8 +391,13 @@ def _refuse_config(state: Any) -> None:
 
 def _refuse_used(state: SamplerState, verb: str) -> None:
     """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
-    if not is_traced(state.index) and np.any(np.asarray(state.index)):
+    if not state.padded and not is_traced(state.index) and np.any(np.asarray(state.index)):
         raise ValueError(
             f"{verb} starts at the first step, but this state is at index {state.index} of {state.num_steps}: "
             "call init again, or drop the first steps of a fresh state with skip."
         )
+
+
+def _refuse_padded(state: SamplerState, verb: str) -> None:
+    if state.padded:
+        raise ValueError(f"{verb} takes a path before it is padded: pad comes last.")

@@ -18,7 +18,7 @@ LAYERS = {
     1: ("_struct", "_numerics", "_random", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
     3: ("sampling", "search"),
-    4: ("models", "io", "recipes", "training", "evaluation"),
+    4: ("models", "io", "artifact", "recipes", "training", "evaluation"),
     5: ("cli", "__main__", "plots", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -71,7 +71,7 @@ def test_every_module_says_what_is_public() -> None:
 
 
 def test_the_public_names() -> None:
-    verbs = "prior add_noise model_input step skip sample trajectory generate load save consistency_fn"
+    verbs = "prior add_noise model_input step skip pad sample trajectory generate load save consistency_fn"
     more = "denoiser_fn search_timesteps"
     modules = "cm tcd lcm samplers schedules guidance editing latents ode losses curricula models io"
     promised = f"{verbs} {more} {modules} Prediction Trajectory".split()

@@ -27,7 +27,8 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     References:
       Vaswani et al., Attention Is All You Need, 2017, equation 1.
     """
-    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= _WEIGHTS:
+    batch = q.shape[0] if isinstance(q.shape[0], int) else 1  # of any size (`jax.export`): then one picture decides
+    if batch * q.shape[1] * q.shape[2] * k.shape[2] <= _WEIGHTS:
         return _all_heads(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_all_heads)
 

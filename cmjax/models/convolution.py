@@ -79,7 +79,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding
     plain = kind == ((3, 3), (1, 1), ((1, 1), (1, 1)))
     if kind == ((1, 1), (1, 1), ((0, 0), (0, 0))):
         on_cpu = pixelwise
-    elif kernel.size > _KERNEL_PER_PIXEL * x.shape[0] * height * width:
+    elif _are_few(x.shape[0], height, width, kernel):
         on_cpu = one_product
     elif plain and _is_wide(x, kernel):
         on_cpu = _minimal_filtering
@@ -134,6 +134,11 @@ def _as_a_call(convolution: Callable[[Array, Array], Array]) -> Callable[[Array,
             return jitted(x, kernel)
 
     return call
+
+
+def _are_few(batch: Any, height: int, width: int, kernel: Array) -> bool:
+    """Whether there are few pixels for the numbers of the kernel. A batch of any size (`jax.export`) has many."""
+    return isinstance(batch, int) and kernel.size > _KERNEL_PER_PIXEL * batch * height * width
 
 
 def _is_wide(x: Array, kernel: Array) -> bool:

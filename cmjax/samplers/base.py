@@ -13,7 +13,7 @@ import numpy as np
 
 from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
 from cmjax._random import noise, noise_if
-from cmjax._struct import Struct
+from cmjax._struct import Struct, static
 from cmjax._typed import mistyped
 from cmjax.types import Array, Edit, Key
 
@@ -64,14 +64,16 @@ class SamplerState(Struct, abc.ABC):
     Attributes:
       index: i32[], the next step, from 0.
       timesteps: f32[n] or i32[n], what the network is told of each level.
+      padded: whether the path lies at the end of longer tables, and began at another index than 0: see `cmjax.pad`.
     """
 
     index: Array
     timesteps: Array
+    padded: bool = static(default=False, kw_only=True, repr=False)
 
     @property
     def num_steps(self) -> int:
-        """The number of model calls on the whole path, n."""
+        """The number of model calls on the whole path, n; of a padded path, the most that it has room for."""
         return self.timesteps.shape[-1]
 
     @property
@@ -107,7 +109,8 @@ class SamplerState(Struct, abc.ABC):
         text = super().__repr__()
         if is_traced(self.index) or not isinstance(self.index, jax.Array | np.ndarray) or self.index.ndim:
             return text
-        return text.replace("index=i32[]", f"index={int(self.index)}/{self.num_steps}", 1)
+        place = f"index={int(self.index)}/{self.num_steps}" + (" (padded)" if self.padded else "")
+        return text.replace("index=i32[]", place, 1)
 
 
 def build(state: type[StateT], **fields: Any) -> StateT:

@@ -1,0 +1,335 @@
+"""A whole sampler with its network as one program that outlives the Python that made it: `jax.export`, and a folder.
+
+    artifact.json         what it is: platforms, versions, the images' size, the classes, the sampler's config
+    sampler.bin           the program: StableHLO, as `jax.export` writes it
+    state.npz             the path that it was exported with
+    weights.safetensors   unless the weights are inside the program
+
+The program is a function of plain dictionaries and arrays, call(weights, state, keys, cond) -> f32[B, H, W, C], for any
+batch size B: it runs where there is only jax (and flatbuffers, with which `jax.export` reads). Its state is padded
+(`cmjax.pad`), so that the number of steps is a value too.
+
+An artifact is a program. Unlike a folder of weights, run it only if you trust its maker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io as bytes_io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+import cmjax
+from cmjax._version import __version__
+from cmjax.io import config_dict, read_config, read_safetensors, write_safetensors
+from cmjax.io.atomic import atomic_folder
+from cmjax.io.configs import read_json, write_json
+from cmjax.samplers.base import SamplerConfig, SamplerState
+
+__all__ = ["PLATFORMS", "Artifact", "export", "load", "save", "tables"]
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_GPUS = {"cuda", "rocm"}
+_FORMAT, _VERSION = "cmjax artifact", 1
+_PROGRAM, _STATE, _WEIGHTS, _ABOUT = "sampler.bin", "state.npz", "weights.safetensors", "artifact.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artifact:
+    """An exported sampler and what belongs to it.
+
+    Attributes:
+      program: the exported function, `program.call(weights, state, keys, cond)`.
+      state: the path that it was exported with, arrays by name; others of the same shapes will do.
+      weights: arrays by name, or nothing where they are inside the program.
+      config: of the sampler: `init` of its module and `cmjax.pad` make other paths.
+      image: (H, W, C), or another shape of one sample.
+      classes: how many the model has; None for a model without.
+      label_names: of the classes, if they have names.
+    """
+
+    program: jax_export.Exported
+    state: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray]
+    config: SamplerConfig
+    image: tuple[int, ...]
+    classes: int | None = None
+    label_names: tuple[str, ...] | None = None
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps that the program can take."""
+        return self.state["timesteps"].shape[-1]
+
+    def __call__(self, state: SamplerState | Mapping[str, Any], keys: Any, cond: Any = None) -> jax.Array:
+        """Draw one image for each key. Crosses `jit`.
+
+        Args:
+          state: a path of the config, padded to `max_steps`, or its tables.
+          keys: key[B] (threefry, JAX's default), or their data, u32[B, 2].
+          cond: of the shapes that it was exported with: i32[B] of classes, or None.
+
+        Returns:
+          f32[B, H, W, C].
+        """
+        given = tables(state) if isinstance(state, SamplerState) else dict(state)
+        self._check_state(given)
+        data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+        return self.program.call(dict(self.weights), given, data, cond)
+
+    def _check_state(self, given: Mapping[str, Any]) -> None:
+        for name, table in self.state.items():
+            shape = jnp.shape(given[name]) if name in given else None
+            if shape != table.shape:
+                raise ValueError(
+                    f"state must be a path padded to {self.max_steps} steps, cmjax.pad(state, {self.max_steps}); "
+                    + (f"it has no {name}." if shape is None else f"its {name} has shape {shape}, not {table.shape}.")
+                )
+
+
+def tables(state: SamplerState) -> dict[str, jax.Array]:
+    """A path's leaves by name: what an exported program takes."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if not f.metadata.get("static")}
+
+
+def export(
+    model: Any,
+    state: SamplerState,
+    image: tuple[int, ...],
+    cond: Any = None,
+    *,
+    platforms: Sequence[str] = PLATFORMS,
+    weights: Literal["inside", "beside"] = "inside",
+) -> jax_export.Exported:
+    """Export `cmjax.generate` with its network, for any batch size, one key for each image.
+
+    Args:
+      model: a callable pytree `model(x, t, cond)`.
+      state: a path, from `cmjax.pad` if the number of steps is to be a value. Its values are inputs of the program;
+        what it chooses (the prediction type, clipping) is fixed.
+      image: the shape of one sample, (H, W, C).
+      cond: what one image is conditioned on: a pytree (of dicts, lists and tuples) of arrays or
+        `jax.ShapeDtypeStruct`, without the batch; None for nothing.
+      platforms: of "cpu", "cuda", "rocm" and "tpu".
+      weights: "inside" the program, or an argument, "beside" it.
+
+    Returns:
+      The exported function (weights, state, keys, cond) -> f32[B, *image]: `weights` are arrays by name (none, {}, when
+      they are inside), `state` is `tables(state)`, `keys` the keys' data u32[B, 2], `cond` has the batch in front.
+
+    Raises:
+      ValueError: a platform has another name, or `weights` does.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.pad(cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2), 4)
+      >>> program = export(jax.tree_util.Partial(lambda x, t, cond: 0.5 * x), state, (4, 4, 1), platforms=["cpu"])
+      >>> keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
+      >>> program.call({}, tables(state), keys, None).shape
+      (3, 4, 4, 1)
+    """
+    _check_platforms(platforms)
+    if weights not in ("inside", "beside"):
+        raise ValueError(f"weights must be 'inside' or 'beside', got {weights!r}.")
+    names, leaves, structure = _named(model)
+
+    def draw(weights: dict[str, Any], tables: dict[str, Any], keys: Any, cond: Any) -> Any:
+        own = jax.tree.unflatten(structure, [weights[name] for name in names] if weights else leaves)
+        shape = (keys.shape[0], *image)
+        return cmjax.generate(own, state.replace(**tables), jax.random.wrap_key_data(keys), shape, cond)
+
+    (batch,) = jax_export.symbolic_shape("b")
+    given = dict(zip(names, leaves, strict=True)) if weights == "beside" else {}
+    with_batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype), cond)
+    return jax_export.export(jax.jit(draw), platforms=tuple(platforms))(
+        *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (given, tables(state))),
+        jax.ShapeDtypeStruct((batch, 2), jnp.uint32),
+        with_batch,
+    )
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    known = (*PLATFORMS, "rocm")
+    if not platforms or (unknown := [name for name in platforms if name not in known]):
+        got = f"got {unknown[0]!r}" if platforms else "got none"
+        raise ValueError(f"platforms must be of {', '.join(known)}, {got}.")
+
+
+def _named(model: Any) -> tuple[list[str], list[Any], Any]:
+    """A model's weights, a name for each, and how they make the model."""
+    found, structure = jax.tree_util.tree_flatten_with_path(model)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in found]
+    if len(set(names)) < len(names):  # a tree of its own making, whose paths do not tell its leaves apart
+        names = [f"{i}" for i in range(len(found))]
+    return names, [leaf for _, leaf in found], structure
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    path: str | Path,
+    model: Any,
+    config: SamplerConfig,
+    state: SamplerState,
+    image: tuple[int, ...],
+    *,
+    classes: int | None = None,
+    label_names: Sequence[str] | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+    weights: Literal["inside", "beside"] = "inside",
+) -> None:
+    """Export a sampler and write its folder, which appears whole or not at all.
+
+    Args:
+      path: the folder; an artifact that is there is replaced, anything else refused.
+      model: as for `export`.
+      config: what `state` was made of.
+      state: a padded path.
+      image: as for `export`.
+      classes: how many the model has; None for a model that is not told any.
+      label_names: of the classes.
+      platforms: as for `export`.
+      weights: as for `export`.
+
+    Raises:
+      ValueError: as `export`.
+      FileExistsError: the folder holds something else.
+      ModuleNotFoundError: flatbuffers is not installed.
+      OSError: it cannot be written.
+    """
+    path = Path(path)
+    refuse_other_files(path)
+    _need_flatbuffers()
+    cond = None if classes is None else jax.ShapeDtypeStruct((), jnp.int32)
+    program = export(model, state, image, cond, platforms=platforms, weights=weights)
+    written, path_bytes = bytes(program.serialize()), _npz(tables(state))
+    about = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "cmjax": __version__,
+        "jax": jax.__version__,
+        "calling_convention": program.calling_convention_version,
+        "platforms": list(platforms),
+        "image": list(image),
+        "classes": classes,
+        "label_names": None if label_names is None else list(label_names),
+        "max_steps": state.num_steps,
+        "weights": weights,
+        "scheduler": config_dict(config),
+        "sha256": {_PROGRAM: hashlib.sha256(written).hexdigest(), _STATE: hashlib.sha256(path_bytes).hexdigest()},
+    }
+    with atomic_folder(path) as folder:
+        (folder / _PROGRAM).write_bytes(written)
+        (folder / _STATE).write_bytes(path_bytes)
+        if weights == "beside":
+            names, leaves, _ = _named(model)
+            write_safetensors(dict(zip(names, map(np.asarray, leaves), strict=True)), folder / _WEIGHTS)
+        write_json(about, folder / _ABOUT)
+
+
+def load(path: str | Path) -> Artifact:
+    """Read an artifact. Its program is not run, but whoever calls it runs it: only if you trust its maker.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, or of a version or for platforms that this machine cannot run.
+      ModuleNotFoundError: flatbuffers is not installed.
+
+    Args:
+      path: the folder.
+    """
+    path = Path(path)
+    if not (path / _ABOUT).is_file():
+        raise FileNotFoundError(f"{path} is no artifact: it has no {_ABOUT}. cmjax export MODEL {path} makes one.")
+    about = read_json(path / _ABOUT)
+    _check_about(about, path)
+    _need_flatbuffers()
+    held = {name: _read_whole(path / name, about["sha256"]) for name in (_PROGRAM, _STATE)}
+    try:
+        program = jax_export.deserialize(bytearray(held[_PROGRAM]))
+        with np.load(bytes_io.BytesIO(held[_STATE]), allow_pickle=False) as file:
+            state = dict(file)
+        names, classes = about["label_names"], about["classes"]
+        weights = read_safetensors(path / _WEIGHTS) if about["weights"] == "beside" else {}
+        return Artifact(
+            program,
+            state,
+            weights,
+            read_config(about["scheduler"]),
+            tuple(about["image"]),
+            classes,
+            None if names is None else tuple(names),
+        )
+    except (KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}. Export it again.") from error
+
+
+def refuse_other_files(path: Path) -> None:
+    """Refuse a folder that holds something other than an artifact.
+
+    Raises:
+      FileExistsError: It does.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / _ABOUT).exists():
+        raise FileExistsError(f"{path} holds other files than an artifact's; choose a new or empty folder.")
+
+
+def _check_about(about: Any, path: Path) -> None:
+    """Refuse what this program, or this machine, cannot run."""
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise ValueError(f"{path / _ABOUT} does not describe an artifact of cmjax.")
+    wanted = {"calling_convention": int, "platforms": list, "sha256": dict, "jax": str, "image": list}
+    if wrong := [name for name, kind in wanted.items() if not isinstance(about.get(name), kind)]:
+        raise ValueError(f"{path / _ABOUT} is damaged: {wrong[0]} is missing. Export it again.")
+    if about.get("version") != _VERSION:
+        raise ValueError(f"{path} is an artifact of version {about.get('version')}; this cmjax reads {_VERSION}.")
+    convention = about["calling_convention"]
+    oldest, newest = (
+        jax_export.minimum_supported_calling_convention_version,
+        jax_export.maximum_supported_calling_convention_version,
+    )
+    if not oldest <= convention <= newest:
+        raise ValueError(
+            f"{path} was exported by jax {about['jax']} with calling convention {convention}, but jax "
+            f"{jax.__version__} here reads {oldest} to {newest}: export it again, or install a jax "
+            f"{'of its time' if convention < oldest else 'as new'}."
+        )
+    here = _GPUS if jax.default_backend() == "gpu" else {jax.default_backend()}
+    if not here & set(about["platforms"]):
+        raise ValueError(
+            f"{path} was exported for {', '.join(about['platforms'])}, but this machine is {jax.default_backend()}: "
+            f"export it again with --platforms {sorted(here)[0]}."
+        )
+
+
+def _read_whole(path: Path, digests: Mapping[str, str]) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}. Export it again.")
+    held = path.read_bytes()
+    if hashlib.sha256(held).hexdigest() != digests.get(path.name):
+        raise ValueError(f"{path} is damaged: it is not what was exported. Export it again.")
+    return held
+
+
+def _npz(arrays: Mapping[str, Any]) -> bytes:
+    file = bytes_io.BytesIO()
+    np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
+
+
+def _need_flatbuffers() -> None:
+    try:
+        import flatbuffers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "artifacts are read and written with flatbuffers, which is not installed: pip install 'cmjax[export]'."
+        ) from error

@@ -1,0 +1,162 @@
+"""Exported samplers: this room runs them as a stranger would, in a process that has no cmjax, and damages them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import cmjax
+from cmjax import artifact
+
+STRANGER = """
+import json, sys
+from importlib import abc
+from pathlib import Path
+
+class Nothing(abc.MetaPathFinder):  # none of these may be imported
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("cmjax", "flax", "optax", "chex", "orbax", "safetensors", "PIL", "rich"):
+            raise ModuleNotFoundError(f"{name} is not to be here")
+
+sys.meta_path.insert(0, Nothing())
+import jax, numpy as np
+from jax import export
+
+folder = Path(sys.argv[1])
+sampler = export.deserialize(bytearray((folder / "sampler.bin").read_bytes()))
+state = dict(np.load(folder / "state.npz"))
+keys = jax.random.key_data(jax.random.split(jax.random.key(0), 5))
+labels = np.arange(5, dtype=np.int32) % 3
+np.save(sys.argv[2], jax.jit(sampler.call)({}, state, keys, labels))
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny.checkpoint().model
+
+
+@pytest.fixture(scope="module")
+def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifacts") / "sampler"
+    config = cmjax.cm.CMConfig()
+    state = cmjax.pad(cmjax.cm.init(config, num_steps=2), 4)
+    artifact.save(path, model, config, state, (8, 8, 1), classes=3, label_names=["a", "b", "c"])
+    return path
+
+
+def drawn(model: Any, state: Any, batch: int) -> jax.Array:
+    keys, labels = jax.random.split(jax.random.key(0), batch), jnp.arange(batch) % 3
+    return jax.jit(cmjax.generate, static_argnames="shape")(model, state, keys, shape=(batch, 8, 8, 1), cond=labels)
+
+
+def test_a_stranger_draws_the_same_pictures_with_jax_and_numpy_alone(model: Any, folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(STRANGER), str(folder), str(tmp_path / "x.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), drawn(model, state, 5), rtol=0, atol=2e-5)
+
+
+def test_any_batch_and_any_number_of_steps_up_to_the_most(model: Any, folder: Path) -> None:
+    found = artifact.load(folder)
+    assert (found.max_steps, found.image, found.classes, found.label_names) == (4, (8, 8, 1), 3, ("a", "b", "c"))
+    for batch, steps in ((1, 1), (2, 3), (7, 4)):
+        state = cmjax.cm.init(found.config, num_steps=steps)
+        keys, labels = jax.random.split(jax.random.key(0), batch), jnp.arange(batch) % 3
+        got = jax.jit(found)(cmjax.pad(state, 4), keys, labels)
+        np.testing.assert_allclose(got, drawn(model, state, batch), rtol=0, atol=2e-5)
+
+
+def test_it_is_for_cpu_gpu_and_tpu_and_holds_no_callback(folder: Path) -> None:
+    found = artifact.load(folder)
+    assert found.program.platforms == ("cpu", "cuda", "tpu")
+    text = found.program.mlir_module()
+    assert "callback" not in text
+    assert "f64" not in text
+
+
+def test_weights_beside_the_program_may_be_others(tmp_path: Path) -> None:
+    config = cmjax.tcd.TCDConfig(prediction_type="sample")
+    first, second = (tiny.checkpoint(classes=None, seed=seed).model for seed in (0, 1))
+    state = cmjax.pad(cmjax.tcd.init(config, 2, eta=0.3), 3)
+    artifact.save(tmp_path / "a", first, config, state, (8, 8, 1), platforms=["cpu"], weights="beside")
+    found = artifact.load(tmp_path / "a")
+    keys = jax.random.split(jax.random.key(0), 2)
+    for model in (first, second):
+        names, leaves, _ = artifact._named(model)
+        own = dataclasses.replace(found, weights=dict(zip(names, leaves, strict=True)))
+        live = jax.jit(cmjax.generate, static_argnames="shape")(model, state, keys, shape=(2, 8, 8, 1))
+        np.testing.assert_allclose(jax.jit(own)(state, keys), live, rtol=0, atol=2e-5)
+    assert found.program.mlir_module_serialized  # and is small: no weights in it
+    assert (tmp_path / "a" / "sampler.bin").stat().st_size < sum(leaf.nbytes for leaf in jax.tree.leaves(first)) * 20
+
+
+def test_what_cannot_run_here_is_refused_before_it_is_read(folder: Path, tmp_path: Path) -> None:
+    def changed(**changes: Any) -> Path:
+        copy = tmp_path / str(len(list(tmp_path.iterdir())))
+        copy.mkdir()
+        for file in folder.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        about = json.loads((copy / "artifact.json").read_text()) | changes
+        (copy / "artifact.json").write_text(json.dumps(about))
+        return copy
+
+    for changes, message in (
+        (
+            {"platforms": ["tpu"]},
+            r"was exported for tpu, but this machine is cpu: export it again with --platforms cpu",
+        ),
+        ({"calling_convention": 3}, r"with calling convention 3, but jax .* here reads \d+ to \d+: export it again"),
+        ({"calling_convention": 99}, r"calling convention 99, .* or install a jax as new"),
+        ({"version": 2}, r"is an artifact of version 2; this cmjax reads 1"),
+        ({"format": "other"}, r"does not describe an artifact of cmjax"),
+        ({"sha256": {}}, r"sampler.bin is damaged: it is not what was exported"),
+        ({"image": None}, r"artifact.json is damaged: image is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            artifact.load(changed(**changes))
+    cut = changed()
+    held = (cut / "sampler.bin").read_bytes()
+    (cut / "sampler.bin").write_bytes(held[: len(held) // 2])
+    with pytest.raises(ValueError, match=r"sampler.bin is damaged"):
+        artifact.load(cut)
+    (cut / "state.npz").unlink()
+    (cut / "sampler.bin").write_bytes(held)
+    with pytest.raises(FileNotFoundError, match=r"has no state\.npz"):
+        artifact.load(cut)
+    with pytest.raises(FileNotFoundError, match=r"is no artifact: it has no artifact.json. cmjax export MODEL"):
+        artifact.load(tmp_path / "nowhere")
+
+
+def test_a_path_of_another_kind_or_length_is_refused(folder: Path) -> None:
+    found, keys, labels = artifact.load(folder), jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
+    for state in (cmjax.cm.init(found.config, 2), cmjax.pad(cmjax.cm.init(found.config, 2), 5)):
+        with pytest.raises(ValueError, match=r"state must be a path padded to 4 steps, cmjax.pad\(state, 4\); its"):
+            found(state, keys, labels)
+    with pytest.raises(ValueError, match="it has no sigmas"):
+        found({"timesteps": np.zeros(4), "index": np.zeros((), np.int32)}, keys, labels)
+
+
+def test_other_files_are_not_written_over(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    config = cmjax.cm.CMConfig()
+    state = cmjax.pad(cmjax.cm.init(config, 2), 4)
+    with pytest.raises(FileExistsError, match="holds other files than an artifact's"):
+        artifact.save(tmp_path, model, config, state, (8, 8, 1), classes=3)
+    with pytest.raises(ValueError, match=r"platforms must be of cpu, cuda, tpu, rocm, got 'gpu'"):
+        artifact.export(model, state, (8, 8, 1), platforms=["gpu"])
+    with pytest.raises(ValueError, match="weights must be 'inside' or 'beside', got 'near'"):
+        artifact.export(model, state, (8, 8, 1), weights="near")  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
