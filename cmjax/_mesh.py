@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh
 
-__all__ = ["batch_mesh"]
+__all__ = ["Device", "batch_mesh", "dividing"]
+
+Device = Any  # a `jax.Device`, which type checkers take for no class
 
 
-def batch_mesh(batch_size: int) -> Mesh:
-    """Line up the most local devices that the batch divides among, as one axis, "batch"."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+def batch_mesh(batch_size: int, devices: Sequence[Device] | None = None) -> Mesh:
+    """Line up the most devices (of those given, or local) that the batch divides among, as one axis, "batch"."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    count = dividing(batch_size, len(devices))
     return jax.make_mesh((count,), ("batch",), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def dividing(size: int, most: int) -> int:
+    """Find the largest number, up to `most`, that divides `size`.
+
+    Example:
+      >>> dividing(6, 4)
+      3
+    """
+    return max(n for n in range(1, most + 1) if size % n == 0)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 import cmjax
-from cmjax._mesh import batch_mesh
+from cmjax._mesh import Device, batch_mesh
 from cmjax._random import split
 from cmjax.cli.errors import bad_input
 from cmjax.io.images import grid
@@ -73,8 +73,10 @@ def compile_draw(
     classes: Sequence[int] | None,
     seed: int,
     every_step: bool = False,
+    devices: Sequence[Device] | None = None,
+    generate: Callable[..., Any] = cmjax.generate,
 ) -> Callable[[int, Any], Drawn]:
-    """Compile the call that draws one batch of images, sharded over the local devices.
+    """Compile the call that draws one batch of images, sharded over devices.
 
     Image i gets a key of its own, the seed's folded with i, and the i-th class in turn; it depends on nothing else.
 
@@ -85,6 +87,8 @@ def compile_draw(
       classes: the classes drawn in turn, or None for a model without classes.
       seed: which images.
       every_step: keep the estimates x0 of all steps.
+      devices: of this process; None for all.
+      generate: what draws, (model, state, keys, shape, cond) -> images.
 
     Returns:
       A function (first, model) -> the images first ... first + B - 1, for any weights of the same network.
@@ -94,17 +98,22 @@ def compile_draw(
         (state, key), (indices, cond) = shared, rows
         keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
         if not every_step:
-            return Drawn(cmjax.generate(model, state, keys, shape, cond))
+            return Drawn(generate(model, state, keys, shape, cond))
         return _generate_with_steps(model, state, keys, shape, cond)
 
     shared = state, jax.random.key(seed)
-    return compile_batches(draw, model, shared, shape[0], lambda i: (i, class_of(i, classes)))
+    return compile_batches(draw, model, shared, shape[0], lambda i: (i, class_of(i, classes)), devices)
 
 
 def compile_batches(
-    draw: Callable[[Any, Any, Any], Any], model: Any, shared: Any, size: int, rows: Callable[[np.ndarray], Any]
+    draw: Callable[[Any, Any, Any], Any],
+    model: Any,
+    shared: Any,
+    size: int,
+    rows: Callable[[np.ndarray], Any],
+    devices: Sequence[Device] | None = None,
 ) -> Callable[[int, Any], Any]:
-    """Compile a function of whole batches, sharded over the local devices.
+    """Compile a function of whole batches, sharded over devices.
 
     Args:
       draw: (model, shared, rows) -> arrays [B, ...], pure.
@@ -112,11 +121,12 @@ def compile_batches(
       shared: a pytree that all images share: the path, keys.
       size: B; the largest number of devices that divides it is used.
       rows: i32[B], the numbers of images -> a pytree of what belongs to each, arrays [B, ...].
+      devices: of this process; None for all.
 
     Returns:
       A function (first, model) -> what draw returns for the images first ... first + B - 1, on the host.
     """
-    mesh = batch_mesh(size)
+    mesh = batch_mesh(size, devices)
     everywhere, split_up = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
     def arguments(first: int):

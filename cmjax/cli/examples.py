@@ -2,7 +2,7 @@
 
 from cmjax import recipes
 
-__all__ = ["CONVERT", "EDIT", "EVALUATE", "INSPECT", "SAMPLE", "TASKS", "train"]
+__all__ = ["CONVERT", "EDIT", "EVALUATE", "EXPORT", "INSPECT", "SAMPLE", "TASKS", "train"]
 
 SAMPLE = """\
 examples:
@@ -14,6 +14,9 @@ examples:
   cmjax sample --trajectory                       every step of every image, side by side
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
+  cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; killed, the same command goes on
+  cmjax sample --num 50000 --out drawn/ --distributed host0:9876 4 0     and on three more hosts, 1 2 3
+  cmjax sample --artifact exported/ --steps 4     what cmjax export wrote
 
 Image i depends on the seed and on i alone, its label included: more images, another batch size
 or more devices change none of those that were there before.
@@ -139,6 +142,18 @@ checkpoint), run.json (recipe, network, noise levels), log.jsonl and curves.png,
 (what --resume goes on from, to the same bits as a run that never stopped).
 
 On a CPU each core, up to eight, is a device with a copy of the weights: JAX_NUM_CPU_DEVICES=1 for one.
+"""
+
+EXPORT = """\
+examples:
+  cmjax export fashion-mnist-cm drawer                      for CPU, NVIDIA GPU and TPU, up to 8 steps
+  cmjax export fashion-mnist-tcd drawer --steps 4 --max-steps 16
+  cmjax export openai/diffusers-cd_imagenet64_l2 penguins --weights beside --dtype bfloat16
+  cmjax sample --artifact drawer --steps 3                  draw with it
+
+The program takes any batch size, one key for each image, and any number of steps up to --max-steps; it
+runs without cmjax, with jax and flatbuffers alone (the README shows how). JAX keeps such programs
+readable for at least six months. An artifact is a program: run one only if you trust its maker.
 """
 
 INSPECT = """\

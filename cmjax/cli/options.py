@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     _add_edit(command("edit", "Fill, colour, enlarge, clean or redraw pictures with a model", examples.EDIT))
     _add_train(command("train", "Train a few-step model on images", examples.train()))
     _add_evaluate(command("evaluate", "Measure how good a model's images are, beside real ones", examples.EVALUATE))
+    _add_export(
+        command("export", "Write a model and its sampler as one program, for CPU, GPU and TPU", examples.EXPORT)
+    )
     _add_inspect(command("inspect", "Show a model's configs, its size, and the path a sampler takes", examples.INSPECT))
     _add_convert(command("convert", "Read weights of PyTorch (.pt, .bin) and write a model's folder", examples.CONVERT))
     return top
@@ -67,9 +70,17 @@ def _add_path_options(command: argparse.ArgumentParser, steps: str = "2") -> Any
     return path
 
 
-def _add_model_options(command: argparse.ArgumentParser) -> None:
+def _add_model_options(command: argparse.ArgumentParser, *, or_artifact: bool = False) -> None:
     """Add which weights are read, and how they are run."""
-    command.add_argument(
+    source: Any = command
+    if or_artifact:
+        source = command.add_mutually_exclusive_group()
+        source.add_argument(
+            "--artifact",
+            metavar="DIR",
+            help="in the model's place: what cmjax export wrote (a program: only if you trust its maker)",
+        )
+    source.add_argument(
         "--model",
         default=_DEFAULT_MODEL,
         metavar="M",
@@ -89,13 +100,16 @@ def _add_variant(command: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(command: argparse.ArgumentParser) -> None:
-    _add_model_options(command)
+    _add_model_options(command, or_artifact=True)
     _add_path_options(command)
     command.add_argument(
         "--labels", nargs="+", metavar="L", help="classes by name or number (default: all, or the first ten)"
     )
     command.add_argument("--num", type=_count, metavar="N", help="images in all (default: 8 of each class)")
-    command.add_argument("--batch", type=_count, metavar="B", help="images computed at once (default: up to 128)")
+    command.add_argument(
+        "--batch", type=_count, metavar="B", help="images computed at once, on all devices (default: up to 128 on each)"
+    )
+    command.add_argument("--devices", type=_count, metavar="D", help="draw on the first D local devices (default: all)")
     command.add_argument("--seed", type=_seed, default=0, metavar="S", help="which images (default %(default)s)")
     command.add_argument(
         "--out",
@@ -106,6 +120,21 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--trajectory", action="store_true", help="show x0 after every step: each image becomes a strip"
+    )
+    many = command.add_argument_group(
+        "many images (--out is a folder; the same command again goes on with what is missing)"
+    )
+    many.add_argument("--shard-size", type=_count, metavar="K", help="write numbered shards of K images (default 1000)")
+    many.add_argument("--shard-format", choices=("npz", "png"), help="arrays, or a folder of pictures (default npz)")
+    many.add_argument(
+        "--distributed",
+        nargs="*",
+        metavar="WHO",
+        help="be one of several processes, which share the shards: HOST:PORT of the first one, how many there are, and "
+        "which this is, from 0; or nothing where Slurm, Open MPI or a TPU pod says so",
+    )
+    many.add_argument(
+        "--wait", type=_count, default=300, metavar="S", help="seconds to wait for the others (default %(default)s)"
     )
 
 
@@ -269,6 +298,33 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "--dtype", choices=_DTYPES, default="float32", help="what the network computes in (default %(default)s)"
     )
     command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs between runs")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="a folder, a model of the package, or a hub id")
+    command.add_argument("out", type=_path, metavar="OUT", help="the folder to write")
+    _add_variant(command)
+    _add_path_options(command)
+    command.add_argument(
+        "--max-steps", type=_count, metavar="N", help="the most steps that may be asked of it (default: 8, or --steps)"
+    )
+    command.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=("cpu", "cuda", "rocm", "tpu"),
+        default=["cpu", "cuda", "tpu"],
+        metavar="P",
+        help="what it will run on: %(choices)s (default: cpu cuda tpu)",
+    )
+    command.add_argument(
+        "--weights",
+        choices=("inside", "beside"),
+        default="inside",
+        help="in the program, or in a safetensors file beside it (default %(default)s; large ones are better beside)",
+    )
+    command.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="what the network computes in (default %(default)s)"
+    )
 
 
 def _add_inspect(command: argparse.ArgumentParser) -> None:

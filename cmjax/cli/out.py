@@ -54,9 +54,9 @@ def report(args: argparse.Namespace, setup: Setup, run: Run, speed: str, notes: 
       notes: what else is to be said of it.
     """
     rows = (
-        ("model", args.model),
+        ("artifact", args.artifact) if getattr(args, "artifact", None) else ("model", args.model),
         ("sampler", setup.sampler),
-        ("steps", f"{setup.state.num_steps}{setup.note}"),
+        ("steps", f"{setup.state.num_steps - int(setup.state.index)}{setup.note}"),
         ("compile", f"{run.compile_seconds:.2f} s"),
         ("speed", speed),
         *(("note", note) for note in dict.fromkeys(notes)),

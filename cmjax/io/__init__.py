@@ -1,7 +1,7 @@
 """Files in and out: models in diffusers' layout, sampler configs, pictures."""
 
 from cmjax.io.assembly import Checkpoint
-from cmjax.io.checkpoint import embedded_models, label_names, load, load_unet, save
+from cmjax.io.checkpoint import digest, embedded_models, label_names, load, load_unet, save
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
 from cmjax.io.original import load_original
@@ -14,6 +14,7 @@ __all__ = [
     "ImageData",
     "Picture",
     "config_dict",
+    "digest",
     "embedded_models",
     "fit_picture",
     "grid",

@@ -1,0 +1,65 @@
+"""`cmjax export`: a model and its sampler as one program for several platforms."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import cmjax
+from cmjax import artifact
+from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.sampler import open_model, prepare
+from cmjax.io.atomic import check_writable
+
+__all__ = ["run"]
+
+_ROOM = 8  # steps, at least
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export what `args` asks for, write it, and print what it is."""
+    out = Path(args.out)
+    with bad_input("OUT"):
+        check_writable(out)
+        artifact.refuse_other_files(out)
+    opened = open_model(args, pictures=False)
+    setup = prepare(opened.checkpoint, args)
+    steps = setup.state.num_steps
+    room = args.max_steps or max(_ROOM, steps)
+    if room < steps:
+        raise UsageError(f"--max-steps must be at least the {steps} steps of the path, got {room}.")
+    with bad_input():
+        model = setup.with_weights(opened.load())
+    start = time.perf_counter()
+    with bad_input():
+        artifact.save(
+            out,
+            model,
+            setup.config,
+            cmjax.pad(setup.state, room),
+            opened.shape,
+            classes=opened.classes,
+            label_names=opened.names,
+            platforms=args.platforms,
+            weights=args.weights,
+        )
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    size = sum(file.stat().st_size for file in out.iterdir())
+    for name, value in (
+        ("model", args.model),
+        ("sampler", setup.sampler),
+        ("steps", f"{steps} unless asked for others, up to {room}{setup.note}"),
+        ("platforms", ", ".join(args.platforms)),
+        ("weights", f"{args.weights} the program"),
+        ("export", f"{time.perf_counter() - start:.2f} s"),
+        ("artifact", f"{out} ({size / 2**20:.1f} MiB)"),
+    ):
+        table.add_row(name, escape(str(value)))
+    Console().print(table)

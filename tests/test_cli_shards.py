@@ -1,0 +1,274 @@
+"""Many images on many hosts: this room starts several processes, kills them, and compares every byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+import cmjax
+from cmjax.cli import main
+
+NUM, SIZE, BATCH = 23, 4, 2  # six shards, the last with three images
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    cmjax.save(tiny.checkpoint(), folder, label_names=["a", "b", "c"])
+    return folder
+
+
+def command(model: Path, out: Path, *more: str) -> list[str]:
+    options = ["--model", str(model), "--num", str(NUM), "--shard-size", str(SIZE), "--out", str(out)]
+    return [sys.executable, "-m", "cmjax", "sample", *options, "--no-compile-cache", *more]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    held = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    return held | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def start(model: Path, out: Path, *more: str, devices: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(model, out, *more),
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen[str]) -> str:
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return "".join(out for out, _ in said)
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process on one device draws, never interrupted."""
+    out = tmp_path_factory.mktemp("alone") / "drawn"
+    finish(start(model, out, "--batch", str(BATCH)))
+    return out
+
+
+def test_shards_are_numbered_labelled_and_whole(model: Path, alone: Path, tmp_path: Path) -> None:
+    assert sorted(path.name for path in alone.iterdir()) == ["run.json"] + [
+        f"shard-0000{i}-of-00006.npz" for i in range(6)
+    ]
+    shards = [np.load(alone / f"shard-0000{i}-of-00006.npz") for i in range(6)]
+    indices = np.concatenate([shard["indices"] for shard in shards])
+    np.testing.assert_array_equal(indices, np.arange(NUM))
+    np.testing.assert_array_equal(np.concatenate([shard["labels"] for shard in shards]), np.arange(NUM) % 3)
+    images = np.concatenate([shard["images"] for shard in shards])
+    assert images.shape == (NUM, 8, 8, 1)
+    out = tmp_path / "one.npz"
+    options = ["--num", str(NUM), "--batch", str(BATCH), "--devices", "1", "--no-compile-cache"]
+    assert main(["sample", "--model", str(model), "--out", str(out), *options]) == 0
+    np.testing.assert_array_equal(np.load(out)["images"], images)  # image i is the same in one file
+
+
+def test_two_processes_draw_what_one_does(model: Path, alone: Path, tmp_path: Path) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    more = ("--batch", str(BATCH), "--distributed", who, "2")
+    said = finish(*(start(model, out, *more, str(i)) for i in range(2)))
+    assert said.count("3 of 6 shards drawn here") == 2
+    assert held(out) == held(alone)
+
+
+def test_killed_a_third_of_the_way_another_number_of_hosts_and_devices_goes_on(
+    model: Path, alone: Path, tmp_path: Path
+) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    first = [start(model, out, "--batch", str(BATCH), "--distributed", who, "2", str(i)) for i in range(2)]
+    deadline = time.monotonic() + 200
+    while len(list(out.glob("shard-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for process in first:
+        process.kill()
+        process.communicate()
+    there = len(list(out.glob("shard-*")))
+    assert there >= 2
+    (out / ".shard-00005-of-00006-half.npz").write_bytes(b"half")  # what a kill leaves
+    said = finish(start(model, out, devices=3))  # one host with three devices: so many images on each as before
+    assert f"{there} were there" in " ".join(said.split())
+    assert held(out) == held(alone)
+    assert "nothing was left to draw" in finish(start(model, out))
+
+
+def test_one_host_that_dies_takes_no_other_with_it(model: Path, alone: Path, tmp_path: Path) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    both = [start(model, out, "--batch", str(BATCH), "--distributed", who, "2", str(i)) for i in range(2)]
+    deadline = time.monotonic() + 200
+    while not (out / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.5)  # they have parted
+    both[0].kill()  # the first: the one that the other came to
+    both[0].communicate()
+    finish(both[1])
+    assert {"shard-00001-of-00006.npz", "shard-00003-of-00006.npz"} <= set(held(out))
+    finish(start(model, out))
+    assert held(out) == held(alone)
+
+
+def test_pictures_in_folders(model: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    finish(start(model, out, "--batch", str(BATCH), "--shard-format", "png"))
+    folder = out / "shard-00005-of-00006"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{i:08}-class{i % 3}.png" for i in (20, 21, 22)]
+    picture = cmjax.io.read_images(folder).images
+    np.testing.assert_array_equal(picture, np.load(alone / "shard-00005-of-00006.npz")["images"])
+
+
+def test_a_folder_of_another_run_is_left_alone(
+    model: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = held(alone)
+    for more, message in (
+        (("--seed", "1"), "holds images of another run (seed is 0 there and 1 now): choose another --out"),
+        (("--steps", "3"), "holds images of another run"),
+        (("--batch", "24"), "(images_a_device is 2 there and 3 now)"),
+        (("--labels", "a"), "(classes is [0, 1, 2] there and [0] now)"),
+        (("--dtype", "bfloat16"), '(dtype is "float32" there and "bfloat16" now)'),
+    ):
+        said = refused(capsys, *command(model, alone, *more)[3:])
+        assert message in said
+    assert held(alone) == before
+    (tmp_path / "letter.txt").write_text("dear")
+    assert "holds other files (letter.txt): choose a new or empty folder" in refused(
+        capsys, *command(model, tmp_path)[3:]
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("[1")
+    assert "is not valid JSON" in refused(capsys, *command(model, tmp_path / "run")[3:])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1
+    return said.err
+
+
+def test_a_host_that_never_comes_is_given_up(model: Path, tmp_path: Path) -> None:
+    for index in ("0", "1"):
+        who = f"127.0.0.1:{free_port()}"
+        lonely = start(model, tmp_path / "drawn", "--distributed", who, "2", index, "--wait", "3")
+        _, err = lonely.communicate(timeout=200)
+        assert lonely.returncode == 2, err
+        assert "cmjax sample: --distributed: not all processes came at 127.0.0.1" in err
+        assert "nobody within 3 s (--wait)" in err
+        assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_one_that_refuses_tells_the_others(model: Path, tmp_path: Path) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    both = [
+        start(model, out, *more, "--distributed", who, "2", str(i)) for i, more in enumerate(((), ("--labels", "z")))
+    ]
+    said = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert "process 1 refused what it was asked for, and says why" in said[0]
+    assert "unknown label 'z'" in said[1]
+    assert not out.exists()
+
+
+def test_without_a_cluster_one_must_say_who_takes_part(model: Path, tmp_path: Path) -> None:
+    process = start(model, tmp_path / "drawn", "--distributed")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2, err
+    assert "--distributed: no cluster (Slurm, Open MPI, a TPU pod) says who takes part: give HOST:PORT" in err
+
+
+def test_hosts_that_were_asked_for_different_things_do_not_begin(model: Path, tmp_path: Path) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    both = [start(model, out, "--seed", str(i), "--distributed", who, "2", str(i)) for i in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 2, err
+        assert "process 1 was started with another model or other options than process 0" in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ("--distributed", "localhost:1", "2"),
+            "--distributed takes HOST:PORT, the number of processes, and which one",
+        ),
+        (
+            ("--distributed", "localhost", "2", "0"),
+            "the first value must be HOST:PORT of the first process, got localhost",
+        ),
+        (("--distributed", "localhost:99999", "2", "0"), "must be HOST:PORT of the first process"),
+        (("--distributed", "localhost:1", "2", "2"), "of 2 processes, one is from 0 to that number less one, got 2"),
+        (("--devices", "64"), "--devices 64: this process has 8 of kind cpu (on a CPU, JAX_NUM_CPU_DEVICES=64 makes"),
+        (("--devices", "4", "--batch", "6"), "--batch 6 does not divide among 4 devices: give a multiple of 4"),
+        (("--batch", "6"), "--batch 6 does not divide among 8 devices"),
+        (("--trajectory",), "--trajectory shows every step of a few images; shards hold images alone"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(capsys, *command(model, tmp_path / "drawn", *more)[3:])
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_shards_go_into_folders(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, *command(model, tmp_path / "drawn.npz")[3:])
+    assert "shards go into a folder, not into a .npz file" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_are_chosen_for_one_file_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = []
+    for devices in ("1", "2", "8"):
+        out = tmp_path / f"{devices}.npz"
+        options = ["--num", "16", "--devices", devices, "--no-compile-cache"]
+        assert main(["sample", "--model", str(model), "--out", str(out), *options]) == 0
+        images.append(np.load(out)["images"].astype(int))
+    for other in images[1:]:
+        assert np.abs(other - images[0]).max() <= 1  # a grey level: other batch sizes round differently
+    said = refused(capsys, "sample", "--model", model, "--devices", "3", "--batch", "4", "--out", tmp_path / "x.png")
+    assert "--batch 4 does not divide among 3 devices" in said
+
+
+def test_run_json_says_all_that_the_images_depend_on(alone: Path) -> None:
+    said = json.loads((alone / "run.json").read_text())
+    assert {
+        "model",
+        "seed",
+        "num",
+        "path",
+        "sampler",
+        "classes",
+        "class_names",
+        "dtype",
+        "images_a_device",
+    } <= said.keys()
+    assert said["class_names"] == ["a", "b", "c"]
