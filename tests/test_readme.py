@@ -26,7 +26,7 @@ def session():
 
 
 def test_all_programs_are_there():
-    assert len(PROGRAMS) == 11
+    assert len(PROGRAMS) == 14
 
 
 def test_one_step_gives_ten_pictures(session):
@@ -50,6 +50,22 @@ def test_inpainting_keeps_what_is_known(session):
     known = ~np.broadcast_to(session["hole"], session["photo"].shape)
     np.testing.assert_allclose(np.asarray(session["restored"])[known], np.asarray(session["photo"])[known], atol=1e-6)
     assert float(jnp.abs(session["restored"] - session["photo"]).max()) > 0.01  # the hole was filled anew
+
+
+def test_a_model_is_sharded_by_its_weights_too(session):
+    kernels = [leaf for leaf in jax.tree.leaves(session["spread"]) if leaf.ndim == 4]
+    assert any(leaf.addressable_shards[0].data.size * jax.device_count() == leaf.size for leaf in kernels)
+    np.testing.assert_allclose(session["fully_sharded"], session["images"][:8], rtol=0, atol=2e-3)
+
+
+def test_chunks_change_no_picture(session):
+    np.testing.assert_allclose(session["images_in_chunks"][:8], session["fully_sharded"], rtol=0, atol=2e-3)
+    assert session["images_in_chunks"].shape == (40, 28, 28, 1)
+
+
+def test_the_number_of_steps_is_a_value(session):
+    assert session["drawn"].shape == (4, 28, 28, 1)
+    assert bool(jnp.isfinite(session["drawn"]).all())
 
 
 def test_the_training_step_trains(session):
