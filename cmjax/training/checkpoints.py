@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cmjax._version import __version__
 from cmjax.io.configs import config_dict, read_config
-from cmjax.training.recipe import Recipe
+from cmjax.training.recipe import OPTAX, Recipe
 
 if TYPE_CHECKING:
     from cmjax.samplers.base import SamplerConfig
@@ -79,7 +80,7 @@ def restore(
             meta = checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != _FORMAT:
             raise ValueError(f"it is of format {meta['format']}, not {_FORMAT}")
-        followed = _followed(Recipe().changed(meta["recipe"], str(path)), read_config(meta["config"]))
+        followed = _followed(_read_recipe(meta["recipe"], path), read_config(meta["config"]))
     except Exception as error:  # whatever the damage: files that are missing, cut short or not JSON
         raise ValueError(f"{path} is not a whole checkpoint of this version of cmjax ({error}). {_REMEDY}") from error
     for part, now in _followed(recipe, config).items():
@@ -119,6 +120,13 @@ def environment() -> dict[str, str]:
         "device": f"{jax.local_device_count()} x {device.device_kind}",
         "machine": platform.machine(),
     }
+
+
+def _read_recipe(said: dict[str, Any], path: Path) -> Recipe:
+    if said["optimizer"] != OPTAX:
+        return Recipe().changed(said, str(path))
+    some = Recipe(optimizer=optax.identity())  # which one, its state will tell
+    return some.changed({name: value for name, value in said.items() if name != "optimizer"}, str(path))
 
 
 def _followed(recipe: Recipe, config: SamplerConfig) -> dict[str, dict[str, Any]]:

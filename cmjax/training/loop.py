@@ -39,6 +39,7 @@ class Progress:
       loss: its mean since the last report.
       figures: what the method has to say beside it, such as the gap.
       images_per_second: over the same steps.
+      learning_rate: of the last of them; None for an optax transformation, which does not say.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Progress:
     loss: float
     figures: Mapping[str, float]
     images_per_second: float
+    learning_rate: float | None = None
 
     def entry(self) -> dict[str, float]:
         """The line of the log."""
@@ -53,6 +55,7 @@ class Progress:
             "step": self.step,
             "loss": self.loss,
             **self.figures,
+            **({} if self.learning_rate is None else {"learning_rate": self.learning_rate}),
             "images_per_second": round(self.images_per_second, 2),
         }
 
@@ -98,7 +101,7 @@ def train(
     Raises:
       ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, a config
         of another kind than the method's, a teacher too many, too few or of other noise levels, or a checkpoint of
-        another network, recipe or teacher.
+        another network, recipe or teacher; or in one of several processes.
       FileNotFoundError: when resuming with no checkpoint there.
       FileExistsError: when not resuming, and `out` holds the checkpoints of a run.
       FloatingPointError: the loss or the weights are not finite any more; the last checkpoint is from before that.
@@ -112,6 +115,11 @@ def train(
       >>> int(state.step)
       3
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "train runs in one process, on all of its devices: for several, put a loss (cmjax.losses) in a loop of "
+            "your own, whose batches lie on the devices of all."
+        )
     for name, every in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
         if every < 1:
             raise ValueError(f"{name} must be at least 1, got {every}.")
@@ -158,7 +166,8 @@ def train(
                     f"by step {step} the loss is {mean}: lower the learning_rate, if the data is finite."
                 )
             speed = (step - last) * recipe.batch_size / (time.perf_counter() - since)
-            progress = Progress(step, recipe.steps, mean, recipe.method.figures(step - 1, recipe.steps), speed)
+            figures = recipe.method.figures(step - 1, recipe.steps)
+            progress = Progress(step, recipe.steps, mean, figures, speed, recipe.learning_rate(step - 1))
             if folder is not None:
                 log.append(folder / "log.jsonl", progress.entry())
             if on_progress is not None:

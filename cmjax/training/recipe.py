@@ -26,8 +26,9 @@ from cmjax.training.methods import METHODS, EasyConsistencyTuning, Method
 if TYPE_CHECKING:
     from cmjax.types import Array
 
-__all__ = ["Optimizer", "Recipe"]
+__all__ = ["OPTAX", "Optimizer", "Recipe"]
 
+OPTAX = "optax"  # what is said of a transformation
 _OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam, "adamw": optax.adamw}
 
 
@@ -110,7 +111,8 @@ class Recipe:
       ema_stds: the widths of power-function averages, as shares of the run so far (`curricula.power_ema_decay`). Of all
         averages, the decays' first, the first is the one that samples.
       seed: of everything that is random: data order, flips, noise, dropout.
-      optimizer: how gradients become steps.
+      optimizer: how gradients become steps: an `Optimizer`, or any optax transformation with its own learning rate. Of
+        the latter a checkpoint holds the state, but cannot say what it was: resume with the same.
     """
 
     method: Method = EasyConsistencyTuning()  # noqa: RUF009 (frozen)
@@ -121,7 +123,7 @@ class Recipe:
     ema_decays: tuple[float, ...] = (0.999,)
     ema_stds: tuple[float, ...] = ()
     seed: int = 0
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer | optax.GradientTransformation = Optimizer()
 
     def __post_init__(self) -> None:
         for name in ("ema_decays", "ema_stds"):
@@ -129,10 +131,13 @@ class Recipe:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if fault := mistyped(self):
             raise ValueError(fault)
-        for name, kind in (("method", Method), ("optimizer", Optimizer)):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise ValueError(f"{name} must be a training.{kind.__name__}, got {value!r:.60}.")
+        if not isinstance(self.method, Method):
+            raise ValueError(f"method must be a training.Method, got {self.method!r:.60}.")
+        if not isinstance(self.optimizer, Optimizer | optax.GradientTransformation):
+            raise ValueError(
+                "optimizer must be a training.Optimizer or an optax.GradientTransformation, "
+                f"got {self.optimizer!r:.60}."
+            )
         for name in ("steps", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -159,16 +164,27 @@ class Recipe:
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimizer's optax transformation over this run."""
-        return self.optimizer.transformation(*self.method.spans(self.steps))
+        if isinstance(self.optimizer, Optimizer):
+            return self.optimizer.transformation(*self.method.spans(self.steps))
+        return self.optimizer
+
+    def learning_rate(self, step: int) -> float | None:
+        """The learning rate at a step; None for an optax transformation, which does not say."""
+        if isinstance(self.optimizer, Optimizer):
+            return float(self.optimizer.schedule(*self.method.spans(self.steps))(step))
+        return None
 
     def to_dict(self) -> dict[str, Any]:
-        """What a file says: `changed` reads it back.
+        """What a file says: `changed` reads it back. Of an optax transformation, only that it was one.
 
         Raises:
           ValueError: for a method that is not one of `METHODS`, or an optimizer of another class.
         """
-        if type(self.optimizer) is not Optimizer:
-            raise ValueError(f"{type(self.optimizer).__name__} cannot be written down: optimizer must be an Optimizer.")
+        if isinstance(self.optimizer, Optimizer) and type(self.optimizer) is not Optimizer:
+            raise ValueError(
+                f"{type(self.optimizer).__name__} cannot be written down: "
+                "give an Optimizer, or an optax transformation."
+            )
         name = next((name for name, kind in METHODS.items() if type(self.method) is kind), None)
         if name is None:
             kind = type(self.method).__name__
@@ -178,7 +194,7 @@ class Recipe:
             **{key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
             "method": name,
             name: {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.method).items()},
-            "optimizer": dataclasses.asdict(self.optimizer),
+            "optimizer": dataclasses.asdict(self.optimizer) if isinstance(self.optimizer, Optimizer) else OPTAX,
         }
 
     def changed(self, changes: dict[str, Any], source: str) -> Recipe:
@@ -203,7 +219,8 @@ class Recipe:
                 raise ValueError(unknown_names(unknown, known, f"{source}{part}"))
         try:
             method = METHODS[name](**{**(old[name] if name == old["method"] else {}), **settings})
-            optimizer = Optimizer(**{**old["optimizer"], **optimizer})
+            own = dataclasses.asdict(self.optimizer) if isinstance(self.optimizer, Optimizer) else {}
+            optimizer = Optimizer(**{**own, **optimizer}) if own or optimizer else self.optimizer
             return dataclasses.replace(self, method=method, optimizer=optimizer, **changes)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error

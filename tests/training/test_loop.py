@@ -8,6 +8,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from toy import CONFIG, IMAGES, LABELS, RECIPE, bits
@@ -353,3 +354,41 @@ def test_a_number_of_python_is_a_weight_too():
     start = jax.tree_util.Partial(lambda w, x, t, cond, **_: w * x, 0.5)
     state = training.train(start, CONFIG, IMAGES, recipe=RECIPE)
     assert state.model.args[0] != 0.5
+
+
+def test_any_optax_transformation_trains_and_resumes_to_the_same_bits(tmp_path):
+    recipe = dataclasses.replace(RECIPE, optimizer=optax.chain(optax.clip(1.0), optax.sgd(1e-2, momentum=0.9)))
+    given = toy_model(), CONFIG, IMAGES, LABELS
+    every = {"recipe": recipe, "report_every": 7, "checkpoint_every": 7}
+    whole = training.train(*given, **every, out=tmp_path / "whole")
+    stopped = []
+
+    def stop(progress):
+        stopped.append(progress)
+        if len(stopped) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(*given, **every, out=tmp_path / "half", on_progress=stop)
+    resumed = training.train(*given, **every, out=tmp_path / "half", resume=True)
+    assert bits(resumed) == bits(whole)
+    assert stopped[0].learning_rate is None
+    with pytest.raises(ValueError, match="followed a recipe with optimizer"):
+        training.train(*given, **{**every, "recipe": RECIPE}, out=tmp_path / "half", resume=True)
+    other = dataclasses.replace(RECIPE, optimizer=optax.adam(1e-3))
+    with pytest.raises(ValueError, match="is of another network or optimizer"):
+        training.train(*given, **{**every, "recipe": other}, out=tmp_path / "half", resume=True)
+
+
+def test_the_log_has_the_learning_rate(tmp_path):
+    reports = []
+    training.train(toy_model(), CONFIG, IMAGES, LABELS, recipe=RECIPE, report_every=1, on_progress=reports.append)
+    rates = [report.entry()["learning_rate"] for report in reports]
+    np.testing.assert_allclose(rates, [float(RECIPE.optimizer.schedule(14)(k)) for k in range(14)])
+    assert rates[0] == 0.0
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="train runs in one process, on all of its devices: for several, put a loss"):
+        training.train(toy_model(), CONFIG, IMAGES, LABELS, recipe=RECIPE)

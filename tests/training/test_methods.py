@@ -38,7 +38,7 @@ def test_a_run_of_every_method_moves_the_weights_stays_finite_and_is_traced_once
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(before, after, strict=True))
     entries = training.read_log(tmp_path / "log.jsonl")
     assert [entry["step"] for entry in entries] == [8, 16]
-    assert entries[0].keys() == {"step", "loss", "images_per_second", *method.figures(0, 16)}
+    assert entries[0].keys() == {"step", "loss", "images_per_second", "learning_rate", *method.figures(0, 16)}
 
 
 @pytest.mark.parametrize("name", [name for name, method in RUNS.items() if method.needs_teacher])
