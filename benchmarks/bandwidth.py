@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from common import conclude, interleaved, machine, parser, print_table, ratio
+from common import conclude, interleaved, machine, parser, print_table, ratio, target
 
 import cmjax
 
@@ -74,7 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
             for r in rows
         ],
     )
-    conclude({"program": "bandwidth", "bytes_per_array": size, "rows": rows}, args.json, here)
+    targets = [
+        target(row["share_of_copy"], 0.8, f"{row['program']}: share of the bandwidth of a copy", at_least=True)
+        for row in rows
+        if row["arrays_moved"] == 4
+    ]
+    conclude({"program": "bandwidth", "bytes_per_array": size, "rows": rows, "targets": targets}, args.json, here)
 
 
 if __name__ == "__main__":

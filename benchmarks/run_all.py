@@ -27,6 +27,11 @@ PROGRAMS = (
     "unet_forward",
     "published_models",
     "training",
+    "runtime_steps",
+    "scaling",
+    "precision",
+    "throughput",
+    "estimate",
 )
 WITH_DATA = ("sample_quality", "editing_quality")
 
@@ -73,12 +78,20 @@ def main(arguments: list[str] | None = None) -> None:
         "unet_forward": ["--batches", "1", "--rounds", "1", "--no-compiled"],
         "published_models": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
         "training": ["--quick"],
+        "runtime_steps": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
+        "scaling": ["--batch", "8", "--rounds", "1", "--processes", "1", "2", "--seconds", "1"],
+        "precision": ["--batch", "10", "--rounds", "1"],
+        "throughput": ["--batches", "1", "--rounds", "1", "--no-compiled"],
+        "estimate": ["--batches", "1"],
     }
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
     if device == "gpu":
         commands["step_overhead"] += ["--torch-device", "cuda"]
     for name in ("loop_cost", "editing", "start_up"):
         commands[name] += ["--model", args.model]
+    if not args.quick:
+        for name in ("precision", "throughput", "estimate"):
+            commands[name] += ["--imagenet64"]
     if args.quick:
         for name, extra in commands.items():
             extra += few.get(name, ["--rounds", "3"])

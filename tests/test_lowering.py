@@ -134,13 +134,22 @@ def test_a_step_is_few_kernels(sampler: Any) -> None:
 
 @each_platform
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
 @pytest.mark.parametrize("name", ["fashion-mnist-cm", "fashion-mnist-tcd"])
-def test_whole_networks_lower(platform: str, dtype: str, name: str) -> None:
+def test_whole_networks_lower(platform: str, dtype: str, under: str, name: str) -> None:
     model, config = cmjax.load(name, dtype=dtype, abstract=True)
     state = cmjax.samplers.sampler_of(config).init(config, 4)
-    keys, labels = jax.random.split(KEY, 2), jnp.zeros(2, jnp.int32)
-    draw = jax.jit(cmjax.generate, static_argnames="shape")
-    text = lowered(draw, model, state, keys, shape=(2, 28, 28, 1), cond=labels, platform=platform)
+    keys, labels = jax.random.split(KEY, 8), jnp.zeros(8, jnp.int32)
+
+    def draw(model: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        return cmjax.generate(model, state, keys, (len(keys), 28, 28, 1), labels)
+
+    if under == "vmap":  # of single images
+        draw = jax.vmap(lambda *given, draw=draw: draw(given[0], given[1][None], given[2][None]), in_axes=(None, 0, 0))
+    if under == "shard_map":
+        mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+        draw = jax.shard_map(draw, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"))
+    text = lowered(draw, model, keys, labels, platform=platform)
     holds(text, loops=1, draws=2)
     kinds = set(re.findall(r"stablehlo\.convolution\(.*-> tensor<[\dx]*x(\w+)>", text))
     assert kinds == {"f32" if dtype == "float32" else "bf16"}
@@ -169,6 +178,40 @@ def test_training_steps_lower(platform: str, name: str) -> None:
         teacher_config=config_of_teacher,
         platform=platform,
     )
+    for word in ("callback", "infeed", "outfeed", "stablehlo.send"):
+        assert word not in text
+    assert not re.search(r"\bf64\b|xf64>", text)
+
+
+@each_platform
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
+@pytest.mark.parametrize("name", training.METHODS)
+def test_losses_lower(platform: str, dtype: Any, under: str, name: str) -> None:
+    method = training.METHODS[name]()
+    config, teacher_config = method.config_type(), method.teacher_type() if method.needs_teacher else None
+
+    def half(params: Any, x: jax.Array, t: jax.Array, cond: Any, key: Any = None) -> jax.Array:
+        return (params.astype(x.dtype) * x).astype(x.dtype)
+
+    def loss(params: jax.Array, x0: jax.Array, key: jax.Array) -> jax.Array:
+        model = jax.tree_util.Partial(half, params)
+        teacher = None if teacher_config is None else (model, teacher_config)
+        learner = training.Learner(model, model, config, teacher)
+        return method.loss(learner, x0, None, key, jnp.int32(3), 64)
+
+    x0, params = jnp.zeros((8, 4, 4, 1), dtype), jnp.float32(0.1)
+    if under == "vmap":  # over several runs
+        text = lowered(jax.vmap(loss, in_axes=(0, None, 0)), params[None], x0, KEY[None], platform=platform)
+    elif under == "shard_map":
+        mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+        spread = jax.shard_map(
+            lambda params, x0, keys: loss(params, x0, keys[0]),
+            mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"),
+        )  # fmt: skip
+        text = lowered(spread, params, x0, jax.random.split(KEY, 8), platform=platform)
+    else:
+        text = lowered(jax.grad(lambda *given: loss(*given).mean()), params, x0, KEY, platform=platform)
     for word in ("callback", "infeed", "outfeed", "stablehlo.send"):
         assert word not in text
     assert not re.search(r"\bf64\b|xf64>", text)
