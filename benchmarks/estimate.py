@@ -3,8 +3,9 @@
 The network is lowered for a TPU from whatever machine this is (`jax.export`), and its program is read: the arithmetic
 of convolutions and matrix products, and the bytes that go in and out of every convolution, matrix product and sum (the
 weights among them), as if nothing stayed on the chip between them. Beside them stand the public ceilings of chips (from
-memory of their makers' pages): arithmetic takes at least operations over the peak, and those bytes, if they all move,
-bytes over the bandwidth; the larger of the two is given, and which it is. Real programs reach a part of it.
+memory of their makers' pages): operations over the peak, and those bytes over the bandwidth; the larger of the two is
+given, and which it is. It is no bound: a compiler that keeps arrays on the chip moves fewer bytes, and real programs
+reach a part of either ceiling.
 
     gcloud compute tpus tpu-vm create NAME --zone ZONE --accelerator-type v5litepod-1 --version v2-alpha-tpuv5-lite
     gcloud compute tpus tpu-vm ssh NAME --zone ZONE
@@ -73,9 +74,9 @@ def estimate(name: str, batch: int, steps: int = 2) -> dict[str, Any]:
     for chip, (peak, bandwidth) in CHIPS.items():
         arithmetic, memory = steps * flop / peak, steps * moved / bandwidth
         chips[chip] = {
-            "seconds_at_least": max(arithmetic, memory),
+            "seconds_at_the_ceilings": max(arithmetic, memory),
             "bound": "arithmetic" if arithmetic > memory else "memory",
-            "images_per_second_at_most": batch / max(arithmetic, memory),
+            "images_per_second_at_the_ceilings": batch / max(arithmetic, memory),
         }
     return {
         "network": name, "batch": batch, "steps": steps, "flop_a_call": flop, "bytes_a_call": moved,
@@ -92,14 +93,14 @@ def main(arguments: list[str] | None = None) -> None:
     names = ["embedded", *(["imagenet64"] if args.imagenet64 else [])]
     rows = [estimate(name, batch) for name in names for batch in args.batches]
     print_table(
-        "Two steps in bfloat16, ON PAPER: images a second at most, and what bounds them",
+        "Two steps in bfloat16, ON PAPER: images a second at the ceilings, if all bytes move, and which ceiling",
         ["", "GFLOP a call", "MB a call", *CHIPS],
         [
             [
                 f"{r['network']}, batch {r['batch']}",
                 f"{r['flop_a_call'] / 1e9:.1f}",
                 f"{r['bytes_a_call'] / 1e6:.0f}",
-                *(f"{c['images_per_second_at_most']:,.0f} ({c['bound']})" for c in r["chips"].values()),
+                *(f"{c['images_per_second_at_the_ceilings']:,.0f} ({c['bound']})" for c in r["chips"].values()),
             ]
             for r in rows
         ],

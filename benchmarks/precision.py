@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import conclude, interleaved, machine, parser, print_table
+from common import conclude, interleaved, machine, parser, print_table, ratio
 
 import cmjax
 
@@ -48,7 +48,9 @@ def compare(
         state = cmjax.cm.init(config, **options)
         programs = {kind: draw(model, state, batch, image, classes) for kind, model in models.items()}
         images = {kind: np.asarray(program()) for kind, program in programs.items()}
-        timing, _ = interleaved(programs, rounds=rounds)
+        if wrong := [kind for kind, found in images.items() if not np.isfinite(found).all()]:
+            raise SystemExit(f"{name}, {path}: not all values are finite in {', '.join(wrong)}")
+        _, seconds = interleaved(programs, rounds=rounds)
         for kind, found in images.items():
             apart = np.abs(found - images["float32"])
             grey = [cmjax.io.to_uint8(picture).astype(int) for picture in (found, images["float32"])]
@@ -60,8 +62,7 @@ def compare(
                     "largest": float(apart.max()),
                     "mean": float(apart.mean()),
                     "flips": float((grey[0] != grey[1]).mean()),
-                    "finite": bool(np.isfinite(found).all()),
-                    "over_float32": timing[kind].median / timing["float32"].median,
+                    "over_float32": ratio(seconds[kind], seconds["float32"]),
                     "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(models[kind])),
                 }
             )

@@ -1,11 +1,12 @@
 """More devices, more processes: how many images a second they draw together.
 
-*Strong*: one batch over 1, 2, 4, 8 devices. *Weak*: as many images on each. *Processes*: 1, 2 or 4 of them, as `cmjax
-sample --distributed` starts them, each with its share of the cores and of the images.
+*Strong*: one batch over 1, 2, 4, 8 devices. *Weak*: as many images on each. *Processes*: 1, 2 or 4 of them that
+know nothing of each other, as those of `cmjax sample --distributed` once they have parted, each on its cores.
 
 On a CPU the devices are simulated: they share the cores, so that more devices than cores show what splitting costs, not
 what it gains, and one device has all the cores to itself already. The figures then say that nothing is lost (the sum of
-images a second stays), which is all they can say. On GPUs or TPUs the same program measures what is gained.
+images a second stays), which is all they can say; weak scaling compares batches of other sizes as well, and has no
+target there. On GPUs or TPUs the same program measures what is gained, and holds it to 0.9 of each device.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ index, count, batch = map(int, sys.argv[1:4])
 seconds, folder = float(sys.argv[4]), sys.argv[5]
 if hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[index::count] or cores)
+    os.sched_setaffinity(0, cores[index::count] or [cores[index % len(cores)]])
 import jax, cmjax
 model, config = cmjax.load("fashion-mnist-cm")
 state, labels = cmjax.cm.init(config, num_steps=2), jax.numpy.arange(batch) % 10
@@ -49,8 +50,11 @@ def images(i):
     return jax.block_until_ready(draw(model, state, keys, shape=(batch, 28, 28, 1), cond=labels))
 images(0)
 open(f"{folder}/{index}", "w").close()
+waiting = time.perf_counter()
 while len(os.listdir(folder)) < count:
     time.sleep(0.01)
+    if time.perf_counter() - waiting > 300:
+        raise SystemExit("another process did not begin")
 drawn, start = 0, time.perf_counter()
 while time.perf_counter() - start < seconds:
     images(drawn + 1)
@@ -135,13 +139,14 @@ def main(arguments: list[str] | None = None) -> None:
             ["processes", "images at once, each", "images/s in all"],
             [[r["processes"], r["batch"], f"{r['images_per_second']:.1f}"] for r in together],
         )
-    rule = "images a second of {} devices over those of one, {} scaling"
-    cores = here["cores"] if jax.default_backend() == "cpu" else len(jax.local_devices())
+    rule, simulated = "images a second of {} devices over those of one, {} scaling", jax.default_backend() == "cpu"
     verdicts = [
-        target(row["of_one"], 0.9, rule.format(row["devices"], kind), at_least=True)
+        target(
+            row["of_one"], 0.9 if simulated else 0.9 * row["devices"], rule.format(row["devices"], kind), at_least=True
+        )
         for kind, rows in found.items()
         for row in rows
-        if 1 < row["devices"] <= cores
+        if row["devices"] > 1 and (not simulated or (kind == "strong" and row["devices"] <= here["cores"]))
     ]
     conclude({"program": "scaling", **found, "processes": together, "targets": verdicts}, args.json, here)
 

@@ -88,7 +88,7 @@ def measure(
     classes = network.num_class_embeds
     cond, key = None if classes is None else jnp.arange(batch) % classes, jax.random.key(0)
     sample, forward = jax.jit(cmjax.sample), jax.jit(lambda model, x, t, cond: model(x, t, cond))
-    x = jax.random.normal(key, shape, jnp.dtype(dtype))
+    x = jax.random.normal(key, shape)  # float32, as `prior` draws: the network computes in dtype
     programs: dict[str, Callable[[], Any]] = {"forward": lambda: forward(model, x, jnp.float32(200.0), cond)}
     for n in STEPS:
         state = cmjax.cm.init(config, num_steps=n)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 __all__ = ["Device", "batch_mesh", "dividing"]
@@ -14,10 +15,17 @@ Device = Any  # a `jax.Device`, which type checkers take for no class
 
 
 def batch_mesh(batch_size: int, devices: Sequence[Device] | None = None) -> Mesh:
-    """Line up the most devices (of those given, or local) that the batch divides among, as one axis, "batch"."""
+    """Line up the most devices that the batch divides among, as one axis, "batch".
+
+    Args:
+      batch_size: images at once.
+      devices: to choose from, the first ones first; None for all of this process.
+    """
     devices = jax.local_devices() if devices is None else list(devices)
     count = dividing(batch_size, len(devices))
-    return jax.make_mesh((count,), ("batch",), axis_types=(AxisType.Auto,), devices=devices[:count])
+    return Mesh(
+        np.array(devices[:count]), ("batch",), axis_types=(AxisType.Auto,)
+    )  # nothing is sent: any order will do
 
 
 def dividing(size: int, most: int) -> int:

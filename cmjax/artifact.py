@@ -28,49 +28,67 @@ import numpy as np
 from jax import export as jax_export
 
 import cmjax
+from cmjax._struct import Struct, static
 from cmjax._version import __version__
 from cmjax.io import config_dict, read_config, read_safetensors, write_safetensors
 from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_json, write_json
 from cmjax.samplers.base import SamplerConfig, SamplerState
 
-__all__ = ["PLATFORMS", "Artifact", "export", "load", "save", "tables"]
+__all__ = ["PLATFORMS", "Artifact", "Held", "export", "load", "save", "tables"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_GPUS = {"cuda", "rocm"}
 _FORMAT, _VERSION = "cmjax artifact", 1
+_NONE = type(None)
+_KINDS: dict[str, Any] = {
+    "calling_convention": int, "platforms": list, "sha256": dict, "jax": str, "image": list, "scheduler": dict,
+    "classes": (int, _NONE), "label_names": (list, _NONE), "weights": str, "notes": dict,
+}  # fmt: skip
+_ITEMS = {"platforms": str, "image": int}
 _PROGRAM, _STATE, _WEIGHTS, _ABOUT = "sampler.bin", "state.npz", "weights.safetensors", "artifact.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Artifact:
-    """An exported sampler and what belongs to it.
+class Held:
+    """What an artifact holds beside weights.
 
     Attributes:
       program: the exported function, `program.call(weights, state, keys, cond)`.
       state: the path that it was exported with, arrays by name; others of the same shapes will do.
-      weights: arrays by name, or nothing where they are inside the program.
       config: of the sampler: `init` of its module and `cmjax.pad` make other paths.
       image: (H, W, C), or another shape of one sample.
       classes: how many the model has; None for a model without.
       label_names: of the classes, if they have names.
+      notes: what else its maker wrote down.
     """
 
     program: jax_export.Exported
     state: Mapping[str, np.ndarray]
-    weights: Mapping[str, np.ndarray]
     config: SamplerConfig
     image: tuple[int, ...]
     classes: int | None = None
     label_names: tuple[str, ...] | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def max_steps(self) -> int:
         """The most steps that the program can take."""
         return self.state["timesteps"].shape[-1]
 
+
+class Artifact(Struct):
+    """An exported sampler: a callable pytree whose leaves are its weights.
+
+    Attributes:
+      weights: arrays by name, or nothing where they are inside the program.
+      held: all else.
+    """
+
+    weights: Mapping[str, Any]
+    held: Held = static()
+
     def __call__(self, state: SamplerState | Mapping[str, Any], keys: Any, cond: Any = None) -> jax.Array:
-        """Draw one image for each key. Crosses `jit`.
+        """Draw one image for each key.
 
         Args:
           state: a path of the config, padded to `max_steps`, or its tables.
@@ -79,20 +97,39 @@ class Artifact:
 
         Returns:
           f32[B, H, W, C].
+
+        Raises:
+          ValueError: the path has other shapes, or keys are not one for each image.
+          TypeError: keys are of another kind.
         """
         given = tables(state) if isinstance(state, SamplerState) else dict(state)
         self._check_state(given)
-        data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
-        return self.program.call(dict(self.weights), given, data, cond)
+        return self.held.program.call(dict(self.weights), given, _key_data(keys), cond)
 
     def _check_state(self, given: Mapping[str, Any]) -> None:
-        for name, table in self.state.items():
+        most = self.held.max_steps
+        for name, table in self.held.state.items():
             shape = jnp.shape(given[name]) if name in given else None
             if shape != table.shape:
                 raise ValueError(
-                    f"state must be a path padded to {self.max_steps} steps, cmjax.pad(state, {self.max_steps}); "
+                    f"state must be a path padded to {most} steps, cmjax.pad(state, {most}); "
                     + (f"it has no {name}." if shape is None else f"its {name} has shape {shape}, not {table.shape}.")
                 )
+
+
+def _key_data(keys: Any) -> Any:
+    """The data of threefry keys, u32[B, 2]."""
+    if hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if str(jax.random.key_impl(keys)) != "threefry2x32":
+            raise TypeError(f"keys must be threefry keys, JAX's default, got {jax.random.key_impl(keys)}.")
+        keys = jax.random.key_data(keys)
+    shape, dtype = jnp.shape(keys), getattr(keys, "dtype", None)
+    if dtype != jnp.uint32 or len(shape) != 2 or shape[1] != 2:
+        raise ValueError(
+            "keys must be one for each image, as of jax.random.split(key, 16), or their data u32[B, 2], "
+            f"got {'one key' if shape == (2,) else f'{dtype}{list(shape)}'}."
+        )
+    return keys
 
 
 def tables(state: SamplerState) -> dict[str, jax.Array]:
@@ -186,6 +223,7 @@ def save(
     label_names: Sequence[str] | None = None,
     platforms: Sequence[str] = PLATFORMS,
     weights: Literal["inside", "beside"] = "inside",
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Export a sampler and write its folder, which appears whole or not at all.
 
@@ -199,19 +237,32 @@ def save(
       label_names: of the classes.
       platforms: as for `export`.
       weights: as for `export`.
+      notes: anything of JSON's types, kept with it.
 
     Raises:
-      ValueError: as `export`.
+      ValueError: as `export`, or state is not padded.
       FileExistsError: the folder holds something else.
       ModuleNotFoundError: flatbuffers is not installed.
       OSError: it cannot be written.
+
+    Example:
+      >>> import pathlib, tempfile, cmjax
+      >>> model, config = cmjax.load("fashion-mnist-cm")
+      >>> folder = pathlib.Path(tempfile.mkdtemp()) / "drawer"
+      >>> state = cmjax.pad(cmjax.cm.init(config, num_steps=2), 4)
+      >>> save(folder, model, config, state, (28, 28, 1), classes=10, platforms=["cpu"])
+      >>> keys, labels = jax.random.split(jax.random.key(0), 2), jnp.array([7, 8])
+      >>> jax.jit(load(folder).__call__)(state, keys, labels).shape
+      (2, 28, 28, 1)
     """
     path = Path(path)
+    if not state.padded:
+        raise ValueError(f"state must be padded, so that its steps are a value: cmjax.pad(state, {state.num_steps}).")
     refuse_other_files(path)
     _need_flatbuffers()
     cond = None if classes is None else jax.ShapeDtypeStruct((), jnp.int32)
     program = export(model, state, image, cond, platforms=platforms, weights=weights)
-    written, path_bytes = bytes(program.serialize()), _npz(tables(state))
+    files = {_PROGRAM: bytes(program.serialize()), _STATE: _npz(tables(state))}
     about = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -225,27 +276,33 @@ def save(
         "max_steps": state.num_steps,
         "weights": weights,
         "scheduler": config_dict(config),
-        "sha256": {_PROGRAM: hashlib.sha256(written).hexdigest(), _STATE: hashlib.sha256(path_bytes).hexdigest()},
+        "notes": dict(notes or {}),
     }
     with atomic_folder(path) as folder:
-        (folder / _PROGRAM).write_bytes(written)
-        (folder / _STATE).write_bytes(path_bytes)
+        for name, held in files.items():
+            (folder / name).write_bytes(held)
         if weights == "beside":
             names, leaves, _ = _named(model)
             write_safetensors(dict(zip(names, map(np.asarray, leaves), strict=True)), folder / _WEIGHTS)
+        about["sha256"] = {file.name: _digest(file) for file in folder.iterdir()}
         write_json(about, folder / _ABOUT)
+    if weights == "inside":
+        (path / _WEIGHTS).unlink(missing_ok=True)  # of the artifact that was here before
 
 
 def load(path: str | Path) -> Artifact:
     """Read an artifact. Its program is not run, but whoever calls it runs it: only if you trust its maker.
 
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is damaged, or of a version or for platforms that this machine cannot run.
-      ModuleNotFoundError: flatbuffers is not installed.
-
     Args:
       path: the folder.
+
+    Returns:
+      The artifact, a callable pytree.
+
+    Raises:
+      FileNotFoundError: there is none, or it lacks a file.
+      ValueError: it is damaged, or of a version or for platforms that this machine cannot run.
+      ModuleNotFoundError: flatbuffers is not installed.
     """
     path = Path(path)
     if not (path / _ABOUT).is_file():
@@ -253,24 +310,24 @@ def load(path: str | Path) -> Artifact:
     about = read_json(path / _ABOUT)
     _check_about(about, path)
     _need_flatbuffers()
-    held = {name: _read_whole(path / name, about["sha256"]) for name in (_PROGRAM, _STATE)}
+    files = (_PROGRAM, _STATE, *((_WEIGHTS,) if about["weights"] == "beside" else ()))
+    for name in files:
+        _check_whole(path / name, about["sha256"])
     try:
-        program = jax_export.deserialize(bytearray(held[_PROGRAM]))
-        with np.load(bytes_io.BytesIO(held[_STATE]), allow_pickle=False) as file:
+        with np.load(path / _STATE, allow_pickle=False) as file:
             state = dict(file)
-        names, classes = about["label_names"], about["classes"]
-        weights = read_safetensors(path / _WEIGHTS) if about["weights"] == "beside" else {}
-        return Artifact(
-            program,
-            state,
-            weights,
-            read_config(about["scheduler"]),
-            tuple(about["image"]),
-            classes,
-            None if names is None else tuple(names),
+        held = Held(
+            program=jax_export.deserialize(bytearray((path / _PROGRAM).read_bytes())),
+            state=state,
+            config=read_config(about["scheduler"]),
+            image=tuple(about["image"]),
+            classes=about["classes"],
+            label_names=None if about["label_names"] is None else tuple(about["label_names"]),
+            notes=about["notes"],
         )
     except (KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}. Export it again.") from error
+    return Artifact(read_safetensors(path / _WEIGHTS) if _WEIGHTS in files else {}, held)
 
 
 def refuse_other_files(path: Path) -> None:
@@ -287,11 +344,14 @@ def _check_about(about: Any, path: Path) -> None:
     """Refuse what this program, or this machine, cannot run."""
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise ValueError(f"{path / _ABOUT} does not describe an artifact of cmjax.")
-    wanted = {"calling_convention": int, "platforms": list, "sha256": dict, "jax": str, "image": list}
-    if wrong := [name for name, kind in wanted.items() if not isinstance(about.get(name), kind)]:
-        raise ValueError(f"{path / _ABOUT} is damaged: {wrong[0]} is missing. Export it again.")
     if about.get("version") != _VERSION:
-        raise ValueError(f"{path} is an artifact of version {about.get('version')}; this cmjax reads {_VERSION}.")
+        raise ValueError(f"{path} is an artifact of version {about.get('version')!r:.20}; this cmjax reads {_VERSION}.")
+    for name, kinds in _KINDS.items():
+        value: Any = about.get(name)
+        items: list[Any] = value if isinstance(value, list) else []
+        kind = _ITEMS.get(name, object)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not all(isinstance(i, kind) for i in items):
+            raise ValueError(f"{path / _ABOUT} is damaged: its {name} is {value!r:.40}. Export it again.")
     convention = about["calling_convention"]
     oldest, newest = (
         jax_export.minimum_supported_calling_convention_version,
@@ -303,21 +363,31 @@ def _check_about(about: Any, path: Path) -> None:
             f"{jax.__version__} here reads {oldest} to {newest}: export it again, or install a jax "
             f"{'of its time' if convention < oldest else 'as new'}."
         )
-    here = _GPUS if jax.default_backend() == "gpu" else {jax.default_backend()}
-    if not here & set(about["platforms"]):
+    if (here := _platform()) not in about["platforms"]:
         raise ValueError(
-            f"{path} was exported for {', '.join(about['platforms'])}, but this machine is {jax.default_backend()}: "
-            f"export it again with --platforms {sorted(here)[0]}."
+            f"{path} was exported for {', '.join(about['platforms'])}, but this machine is {here}: "
+            f"export it again with --platforms {here}."
         )
 
 
-def _read_whole(path: Path, digests: Mapping[str, str]) -> bytes:
+def _platform() -> str:
+    """What this machine is to `jax.export`."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
+
+
+def _check_whole(path: Path, digests: Mapping[str, str]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}. Export it again.")
-    held = path.read_bytes()
-    if hashlib.sha256(held).hexdigest() != digests.get(path.name):
+    if _digest(path) != digests.get(path.name):
         raise ValueError(f"{path} is damaged: it is not what was exported. Export it again.")
-    return held
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax._numerics import f32, floating, is_traced, whole
+from cmjax._numerics import f32, floating, is_traced, read, whole
 from cmjax._random import noise, split
 from cmjax.samplers.base import SamplerConfig, SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
@@ -129,10 +129,12 @@ def skip(state: StateT, k: int) -> StateT:
 def pad(state: StateT, max_steps: int) -> StateT:
     """Make the number of steps a value: paths of 1 to max_steps steps have one shape, and share one compilation.
 
-    The tables grow at their beginning, where the first level is repeated, and the index starts that much later. So the
-    verbs work as on any path; `sample` and `generate` then are a loop that ends where the path ends, and draw the same
-    pictures. Such a loop has no gradient (of reverse mode): JAX differentiates loops of known length. Stacked paths may
-    differ in length: under `vmap` each image has its own number of steps, and the loop goes on for the longest.
+    The tables grow at their beginning, where the first level is repeated, and the index starts that much later. So
+    `prior`, `add_noise`, `model_input` and `step` work as on any path; `sample` and `generate` then are a loop that
+    ends where the path ends, and draw the same pictures: step k takes the k-th of `jax.random.split(key, max_steps)`,
+    which with JAX's default, partitionable keys are the first of as many as one likes. Such a loop has no gradient (of
+    reverse mode): JAX differentiates loops of known length. Stacked paths may differ in length: under `vmap` each image
+    has its own number of steps, and the loop goes on for the longest.
 
     Args:
       state: a path that has not been stepped.
@@ -180,8 +182,8 @@ def pad(state: StateT, max_steps: int) -> StateT:
         widths = [(0, 0)] * (leaf.ndim - 1) + [(room, 0)]
         return jnp.pad(leaf, widths, "edge") if is_traced(leaf) else np.pad(leaf, widths, "edge")  # compiles nothing
 
-    longer_state = jax.tree.map(longer, state).replace(index=state.index + np.int32(room), padded=True)
-    return longer_state if is_traced(longer_state) else jax.device_put(longer_state)
+    padded = jax.tree.map(longer, state).replace(index=state.index + np.int32(room), padded=True)
+    return jax.tree.map(jnp.asarray, padded) if is_traced(padded) else jax.device_put(padded)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ def sample(
     edit: Edit | None = None,
     remat: bool = False,
 ) -> Array:
-    """Walk the whole path. Equal to the loop by hand over `jax.random.split(key, state.num_steps)`.
+    """Walk the whole path. Equal to the loop by hand over `jax.random.split(key, state.num_steps)` (see `pad`).
 
     Call it under `jax.jit`: outside, the loop is compiled anew at every call.
 
@@ -372,6 +374,7 @@ def _walk(
 def _until_the_end(body: Callable[..., Any], state: SamplerState, x: Array, keys: Key) -> Array:
     """Walk a padded path, whose start is a value: step k takes the key that step k of a path of known length takes."""
     start, end = state.index, state.num_steps
+    fresh = read(state.timesteps, start) == state.timesteps[0]
 
     def goes_on(carry: tuple[SamplerState, Array]) -> Array:
         return carry[0].index < end
@@ -379,7 +382,8 @@ def _until_the_end(body: Callable[..., Any], state: SamplerState, x: Array, keys
     def one(carry: tuple[SamplerState, Array]) -> tuple[SamplerState, Array]:
         return body(carry, keys[carry[0].index - start])[0]
 
-    return jax.lax.while_loop(goes_on, one, (state, x))[1]
+    walked = jax.lax.while_loop(goes_on, one, (state, x))[1]
+    return jnp.where(fresh, walked, jnp.nan)  # as what is read past the end of any path
 
 
 def _refuse_config(state: Any) -> None:
@@ -391,7 +395,15 @@ def _refuse_config(state: Any) -> None:
 
 def _refuse_used(state: SamplerState, verb: str) -> None:
     """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
-    if not state.padded and not is_traced(state.index) and np.any(np.asarray(state.index)):
+    if is_traced(state):
+        return
+    index, timesteps = np.asarray(state.index), np.asarray(state.timesteps)
+    if state.padded:  # before it starts, the first level is repeated
+        place = np.minimum(index, state.num_steps - 1)[..., None]
+        used = (index >= state.num_steps) | (np.take_along_axis(timesteps, place, -1) != timesteps[..., :1])[..., 0]
+    else:
+        used = index != 0
+    if np.any(used):
         raise ValueError(
             f"{verb} starts at the first step, but this state is at index {state.index} of {state.num_steps}: "
             "call init again, or drop the first steps of a fresh state with skip."

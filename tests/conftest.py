@@ -24,6 +24,7 @@ STRICT = (
     "test_editing",
     "test_guidance",
     "test_latents",
+    "test_padded",
     "test_parameterization",
     "test_random",
     "test_sampling",

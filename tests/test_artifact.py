@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -71,18 +70,19 @@ def test_a_stranger_draws_the_same_pictures_with_jax_and_numpy_alone(model: Any,
 
 def test_any_batch_and_any_number_of_steps_up_to_the_most(model: Any, folder: Path) -> None:
     found = artifact.load(folder)
-    assert (found.max_steps, found.image, found.classes, found.label_names) == (4, (8, 8, 1), 3, ("a", "b", "c"))
+    held = found.held
+    assert (held.max_steps, held.image, held.classes, held.label_names) == (4, (8, 8, 1), 3, ("a", "b", "c"))
     for batch, steps in ((1, 1), (2, 3), (7, 4)):
-        state = cmjax.cm.init(found.config, num_steps=steps)
+        state = cmjax.cm.init(found.held.config, num_steps=steps)
         keys, labels = jax.random.split(jax.random.key(0), batch), jnp.arange(batch) % 3
-        got = jax.jit(found)(cmjax.pad(state, 4), keys, labels)
+        got = jax.jit(found.__call__)(cmjax.pad(state, 4), keys, labels)
         np.testing.assert_allclose(got, drawn(model, state, batch), rtol=0, atol=2e-5)
 
 
 def test_it_is_for_cpu_gpu_and_tpu_and_holds_no_callback(folder: Path) -> None:
     found = artifact.load(folder)
-    assert found.program.platforms == ("cpu", "cuda", "tpu")
-    text = found.program.mlir_module()
+    assert found.held.program.platforms == ("cpu", "cuda", "tpu")
+    text = found.held.program.mlir_module()
     assert "callback" not in text
     assert "f64" not in text
 
@@ -91,16 +91,24 @@ def test_weights_beside_the_program_may_be_others(tmp_path: Path) -> None:
     config = cmjax.tcd.TCDConfig(prediction_type="sample")
     first, second = (tiny.checkpoint(classes=None, seed=seed).model for seed in (0, 1))
     state = cmjax.pad(cmjax.tcd.init(config, 2, eta=0.3), 3)
-    artifact.save(tmp_path / "a", first, config, state, (8, 8, 1), platforms=["cpu"], weights="beside")
-    found = artifact.load(tmp_path / "a")
+    sizes = []
+    for where in ("inside", "beside"):
+        artifact.save(tmp_path / where, first, config, state, (8, 8, 1), platforms=["cpu"], weights=where)
+        sizes.append((tmp_path / where / "sampler.bin").stat().st_size)
+    assert sizes[0] - sizes[1] > 0.7 * sum(leaf.nbytes for leaf in jax.tree.leaves(first))
+    found = artifact.load(tmp_path / "beside")
     keys = jax.random.split(jax.random.key(0), 2)
+    draw = jax.jit(lambda drawer, state, keys: drawer(state, keys))  # the weights are arguments, not constants
     for model in (first, second):
         names, leaves, _ = artifact._named(model)
-        own = dataclasses.replace(found, weights=dict(zip(names, leaves, strict=True)))
+        own = found.replace(weights=dict(zip(names, leaves, strict=True)))
         live = jax.jit(cmjax.generate, static_argnames="shape")(model, state, keys, shape=(2, 8, 8, 1))
-        np.testing.assert_allclose(jax.jit(own)(state, keys), live, rtol=0, atol=2e-5)
-    assert found.program.mlir_module_serialized  # and is small: no weights in it
-    assert (tmp_path / "a" / "sampler.bin").stat().st_size < sum(leaf.nbytes for leaf in jax.tree.leaves(first)) * 20
+        np.testing.assert_allclose(draw(own, state, keys), live, rtol=0, atol=2e-5)
+    weights = bytearray((tmp_path / "beside" / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "beside" / "weights.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"weights.safetensors is damaged: it is not what was exported"):
+        artifact.load(tmp_path / "beside")
 
 
 def test_what_cannot_run_here_is_refused_before_it_is_read(folder: Path, tmp_path: Path) -> None:
@@ -123,7 +131,11 @@ def test_what_cannot_run_here_is_refused_before_it_is_read(folder: Path, tmp_pat
         ({"version": 2}, r"is an artifact of version 2; this cmjax reads 1"),
         ({"format": "other"}, r"does not describe an artifact of cmjax"),
         ({"sha256": {}}, r"sampler.bin is damaged: it is not what was exported"),
-        ({"image": None}, r"artifact.json is damaged: image is missing"),
+        ({"image": None}, r"artifact.json is damaged: its image is None"),
+        ({"image": [8, "8", 1]}, r"is damaged: its image is"),
+        ({"platforms": [3]}, r"is damaged: its platforms is"),
+        ({"label_names": 7}, r"is damaged: its label_names is 7"),
+        ({"calling_convention": True}, r"is damaged: its calling_convention is True"),
     ):
         with pytest.raises(ValueError, match=message):
             artifact.load(changed(**changes))
@@ -142,11 +154,34 @@ def test_what_cannot_run_here_is_refused_before_it_is_read(folder: Path, tmp_pat
 
 def test_a_path_of_another_kind_or_length_is_refused(folder: Path) -> None:
     found, keys, labels = artifact.load(folder), jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
-    for state in (cmjax.cm.init(found.config, 2), cmjax.pad(cmjax.cm.init(found.config, 2), 5)):
+    for state in (cmjax.cm.init(found.held.config, 2), cmjax.pad(cmjax.cm.init(found.held.config, 2), 5)):
         with pytest.raises(ValueError, match=r"state must be a path padded to 4 steps, cmjax.pad\(state, 4\); its"):
             found(state, keys, labels)
     with pytest.raises(ValueError, match="it has no sigmas"):
         found({"timesteps": np.zeros(4), "index": np.zeros((), np.int32)}, keys, labels)
+
+
+def test_keys_of_another_kind_are_refused(folder: Path) -> None:
+    found, labels = artifact.load(folder), jnp.zeros(2, jnp.int32)
+    state = cmjax.pad(cmjax.cm.init(found.held.config, 2), 4)
+    for keys, kind, message in (
+        (jax.random.key(0), ValueError, "keys must be one for each image, as of .*, got one key"),
+        (jax.random.PRNGKey(0), ValueError, "got one key"),
+        (np.zeros((2, 2), np.int32), ValueError, r"or their data u32\[B, 2\], got int32\[2, 2\]"),
+        (
+            jax.random.split(jax.random.key(0, impl="rbg"), 2),
+            TypeError,
+            "keys must be threefry keys, JAX's default, got",
+        ),
+    ):
+        with pytest.raises(kind, match=message):
+            found(state, keys, labels)
+
+
+def test_a_path_must_be_padded(model: Any, tmp_path: Path) -> None:
+    config = cmjax.cm.CMConfig()
+    with pytest.raises(ValueError, match=r"state must be padded, so that its steps are a value: cmjax.pad\(state, 2\)"):
+        artifact.save(tmp_path / "a", model, config, cmjax.cm.init(config, 2), (8, 8, 1), classes=3)
 
 
 def test_other_files_are_not_written_over(model: Any, tmp_path: Path) -> None:

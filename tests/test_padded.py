@@ -126,6 +126,7 @@ def test_edits_and_image_to_image_work_on_padded_paths() -> None:
 def test_it_says_what_it_is_and_refuses_what_makes_no_sense() -> None:
     state = cmjax.tcd.init(cmjax.tcd.TCDConfig(), 4)
     padded = cmjax.pad(state, 8)
+    used, spent = padded.replace(index=padded.index + 1), padded.replace(index=padded.index + 4)
     assert repr(padded).startswith("TCDState(index=4/8 (padded), timesteps=i32[8]")
     assert "padded" not in repr(state)
     for call, message in (
@@ -135,6 +136,14 @@ def test_it_says_what_it_is_and_refuses_what_makes_no_sense() -> None:
         (lambda: cmjax.pad(state.replace(index=jnp.int32(1)), 8), "pad starts at the first step, but this state"),
         (lambda: cmjax.trajectory(NET, padded, jnp.zeros(SHAPE), KEY), "trajectory needs a path of known length"),
         (lambda: cmjax.pad(state, 0), "max_steps must be at least 1, got 0"),
+        (
+            lambda: cmjax.generate(NET, used, KEY, SHAPE),
+            "sample starts at the first step, but this state is at index 5 of 8",
+        ),
+        (
+            lambda: cmjax.sample(NET, spent, jnp.zeros(SHAPE), KEY),
+            "sample starts at the first step, but this state is at",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -154,3 +163,18 @@ def test_a_padded_path_works_on_both_kinds_of_axes() -> None:
             spread = jax.jit(cmjax.sample)(NET, state, *given)
         assert len(spread.sharding.device_set) == 8
         np.testing.assert_array_equal(spread, alone)
+
+
+def test_what_was_used_is_nan_where_nobody_can_look() -> None:
+    padded = cmjax.pad(cmjax.tcd.init(cmjax.tcd.TCDConfig(), 3), 5)
+    assert np.isfinite(generate(NET, padded, KEY, SHAPE)).all()
+    for steps in (1, 3, 4):
+        assert np.isnan(generate(NET, padded.replace(index=padded.index + steps), KEY, SHAPE)).all()
+
+
+def test_under_vmap_without_jit_all_leaves_are_arrays() -> None:
+    def noised(eta: jax.Array) -> jax.Array:
+        state = cmjax.pad(cmjax.tcd.init(cmjax.tcd.TCDConfig(), 3, eta=eta), MOST)
+        return cmjax.add_noise(state, jnp.ones(SHAPE), KEY)
+
+    assert jax.vmap(noised)(jnp.array([0.0, 1.0])).shape == (2, *SHAPE)

@@ -29,4 +29,8 @@ def model():
 
 def bits(tree):
     """A tree's leaves, bit for bit."""
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+    def raw(leaf):
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    return [np.asarray(raw(leaf)).tobytes() for leaf in jax.tree.leaves(tree)]

@@ -1,4 +1,4 @@
-"""The command `cmjax sample | edit | train | inspect | convert`, and how its mistakes are answered.
+"""The command `cmjax sample | edit | train | evaluate | export | inspect | convert`, and how its mistakes are answered.
 
 Arguments are parsed before JAX is imported, so `--help` and mistakes are answered at once. Each command is one module
 beside this one, with a function `run(args)`.

@@ -52,7 +52,7 @@ def choose_lanes(devices: Sequence[Device], batch: int | None, count: int, each:
       batch: as asked for, on all devices together; None for `each` a device.
       count: images wanted in all: no more than these are drawn at once.
       each: images a device, where nobody says.
-      strict: whether all of the devices must be used: they were asked for.
+      strict: whether a batch that is asked for must divide among all of the devices: those were asked for too.
 
     Raises:
       UsageError: the batch does not divide among devices that must all be used.

@@ -24,6 +24,7 @@ from cmjax.io.images import grid
 from cmjax.models import UNetConfig
 
 __all__ = [
+    "Batches",
     "Drawn",
     "Run",
     "class_grid",
@@ -75,7 +76,7 @@ def compile_draw(
     every_step: bool = False,
     devices: Sequence[Device] | None = None,
     generate: Callable[..., Any] = cmjax.generate,
-) -> Callable[[int, Any], Drawn]:
+) -> Batches:
     """Compile the call that draws one batch of images, sharded over devices.
 
     Image i gets a key of its own, the seed's folded with i, and the i-th class in turn; it depends on nothing else.
@@ -91,18 +92,47 @@ def compile_draw(
       generate: what draws, (model, state, keys, shape, cond) -> images.
 
     Returns:
-      A function (first, model) -> the images first ... first + B - 1, for any weights of the same network.
+      The call, for any weights of the same network.
     """
 
     def draw(model, shared, rows):
         (state, key), (indices, cond) = shared, rows
+        own = (len(indices), *shape[1:])
         keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
         if not every_step:
-            return Drawn(generate(model, state, keys, shape, cond))
-        return _generate_with_steps(model, state, keys, shape, cond)
+            return Drawn(generate(model, state, keys, own, cond))
+        return _generate_with_steps(model, state, keys, own, cond)
 
     shared = state, jax.random.key(seed)
     return compile_batches(draw, model, shared, shape[0], lambda i: (i, class_of(i, classes)), devices)
+
+
+class Batches:
+    """A compiled call of whole batches, each device with its part of them.
+
+    Args:
+      compiled: (model, shared, rows) -> arrays [B, ...].
+      arguments: from the numbers of images, i32[B], to (shared, rows) on the devices.
+      everywhere: how a model lies on them.
+      size: B.
+    """
+
+    def __init__(
+        self, compiled: Callable[..., Any], arguments: Callable[[np.ndarray], Any], everywhere: Any, size: int
+    ):
+        self._compiled, self._arguments, self._everywhere, self.size = compiled, arguments, everywhere, size
+
+    def place(self, model: Any) -> Any:
+        """Put a model on every device, where it is used from then on."""
+        return jax.device_put(model, self._everywhere)
+
+    def __call__(self, first: int, model: Any) -> Any:
+        """What belongs to the images first ... first + B - 1, on the host."""
+        return self.of(np.arange(first, first + self.size, dtype=np.int32), model)
+
+    def of(self, numbers: np.ndarray, model: Any) -> Any:
+        """What belongs to the images of these numbers, i32[B], on the host."""
+        return jax.device_get(self._compiled(self.place(model), *self._arguments(numbers)))
 
 
 def compile_batches(
@@ -112,40 +142,40 @@ def compile_batches(
     size: int,
     rows: Callable[[np.ndarray], Any],
     devices: Sequence[Device] | None = None,
-) -> Callable[[int, Any], Any]:
-    """Compile a function of whole batches, sharded over devices.
+) -> Batches:
+    """Compile a function of batches, so that each device runs it on its part.
+
+    What a device computes then depends on how many images are its own, and not on how many others there are.
 
     Args:
-      draw: (model, shared, rows) -> arrays [B, ...], pure.
+      draw: (model, shared, rows) -> arrays [b, ...], pure, for any b.
       model: a `ModelFn`, or its abstract form.
       shared: a pytree that all images share: the path, keys.
       size: B; the largest number of devices that divides it is used.
       rows: i32[B], the numbers of images -> a pytree of what belongs to each, arrays [B, ...].
       devices: of this process; None for all.
-
-    Returns:
-      A function (first, model) -> what draw returns for the images first ... first + B - 1, on the host.
     """
     mesh = batch_mesh(size, devices)
     everywhere, split_up = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
-    def arguments(first: int):
-        indices = np.arange(first, first + size, dtype=np.int32)
-        return jax.device_put(shared, everywhere), jax.device_put(rows(indices), split_up)
+    def arguments(numbers: np.ndarray) -> Any:
+        return jax.device_put(shared, everywhere), jax.device_put(rows(numbers), split_up)
 
+    parts = P(), P(), P("batch")
+    spread = jax.shard_map(draw, mesh=mesh, in_specs=parts, out_specs=P("batch"), check_vma=False)
     weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), model)
-    compiled = jax.jit(draw).lower(weights, *arguments(0)).compile()
-    return lambda first, model: jax.device_get(compiled(jax.device_put(model, everywhere), *arguments(first)))
+    compiled = jax.jit(spread).lower(weights, *arguments(np.arange(size, dtype=np.int32))).compile()
+    return Batches(compiled, arguments, everywhere, size)
 
 
-def draw_all(compiled: Callable[[], Callable[[int, Any], Any]], load: Callable[[], Any], count: int, batch: int) -> Run:
+def draw_all(compiled: Callable[[], Batches], load: Callable[[], Any], count: int, batch: int) -> Run:
     """Compile, load the weights, and draw batch after batch, with a bar if there are many.
 
     In this order, as compiling takes memory that the weights can have after it. The last batch is full too, and what is
     too much is dropped.
 
     Args:
-      compiled: makes (first, model) -> a pytree of arrays [batch, ...], as `compile_batches` does.
+      compiled: makes the call, as `compile_batches` does.
       load: makes the model.
       count: how many in all.
       batch: how many at once.
@@ -157,7 +187,7 @@ def draw_all(compiled: Callable[[], Callable[[int, Any], Any]], load: Callable[[
     draw = compiled()
     compile_seconds = time.perf_counter() - start
     with bad_input():
-        model = load()
+        model = draw.place(load())
     start = time.perf_counter()
     batches = [draw(first, model) for first in with_bar(range(0, count, batch), "drawing")]
     seconds = time.perf_counter() - start

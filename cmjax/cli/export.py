@@ -13,6 +13,7 @@ from rich.table import Table
 import cmjax
 from cmjax import artifact
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.exported import notes_of
 from cmjax.cli.sampler import open_model, prepare
 from cmjax.io.atomic import check_writable
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
             label_names=opened.names,
             platforms=args.platforms,
             weights=args.weights,
+            notes=notes_of(args, opened.checkpoint),
         )
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

@@ -6,6 +6,7 @@ each draws on its own devices alone: one that dies takes nobody with it, and one
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -23,15 +24,29 @@ from cmjax.cli.errors import UsageError
 
 __all__ = ["Hosts", "meet"]
 
-_REFUSED = np.zeros(32, np.uint8)  # in the place of what was asked for
+_MESSAGE = 32  # bytes
+_REFUSED = np.full(_MESSAGE, 255, np.uint8)  # in the place of any message
+_GONE = "another process has gone"
 
 
 class Hosts:
-    """The processes that have met; one alone, if nobody else was to come."""
+    """The processes that have met; one alone, if nobody else was to come. All exchange the same, in the same order."""
 
     def __init__(self, wait: int, count: int, index: int):
-        self._wait, self._undecided = wait, count > 1
+        self._wait, self._talking = wait, count > 1
         self.count, self.index = count, index
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers, from 0, that the processes have.
+
+        Raises:
+          UsageError: another process has refused.
+        """
+        if self.count == 1:
+            return number
+        message = np.zeros(_MESSAGE, np.uint8)
+        message[:8] = np.frombuffer(np.int64(number).tobytes(), np.uint8)
+        return int(self._exchange(message)[:, :8].copy().view(np.int64).max())
 
     def agree(self, said: Mapping[str, Any], done: np.ndarray) -> np.ndarray:
         """Exchange what every process was asked for, and what it finds done; then part.
@@ -49,38 +64,39 @@ class Hosts:
         if self.count == 1:
             return done
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
-        self._compare(np.frombuffer(digest, np.uint8))
-        with _giving_up(self._wait, "another process has gone"):
-            there = multihost_utils.process_allgather(done).any(axis=0)
-            multihost_utils.sync_global_devices("cmjax sample")
-            jax.distributed.shutdown()
-        return there
-
-    def refuse(self) -> None:
-        """Tell the others, who may be waiting, that this process will not take part."""
-        if self._undecided:
-            with contextlib.suppress(UsageError):
-                self._compare(_REFUSED)
-
-    def _compare(self, digest: np.ndarray) -> None:
-        self._undecided = False
-        if jax.device_count() != self.count * jax.local_device_count():
-            raise UsageError(
-                f"--distributed: this process has {jax.local_device_count()} devices of {jax.device_count()} in all: "
-                f"each of {self.count} processes must have as many."
-            )
-        with _giving_up(self._wait, "another process has gone"):
-            digests = multihost_utils.process_allgather(digest)
-            if not (digests == digests[0]).all():
-                multihost_utils.sync_global_devices("cmjax sample, not")
-                jax.distributed.shutdown()
-        if refused := [i for i, one in enumerate(digests) if np.array_equal(one, _REFUSED)]:
-            raise UsageError(f"--distributed: process {refused[0]} refused what it was asked for, and says why.")
+        digests = self._exchange(np.frombuffer(digest, np.uint8))
         if others := [i for i, one in enumerate(digests) if not np.array_equal(one, digests[0])]:
+            self._part()
             raise UsageError(
                 f"--distributed: process {others[0]} was started with another model or other options than process 0: "
                 "all but --distributed must be the same."
             )
+        with _giving_up(self._wait, _GONE):
+            there = multihost_utils.process_allgather(done).any(axis=0)
+        self._part()
+        return there
+
+    def refuse(self) -> None:
+        """Tell the others, who may be waiting, that this process will not take part; nothing where they have parted."""
+        if self._talking:
+            with contextlib.suppress(UsageError):
+                self._exchange(_REFUSED)
+
+    def _exchange(self, message: np.ndarray) -> np.ndarray:
+        """Send 32 bytes to all, and hear theirs, u8[count, 32]."""
+        with _giving_up(self._wait, _GONE):
+            heard = multihost_utils.process_allgather(message)
+        if refused := [i for i, one in enumerate(heard) if np.array_equal(one, _REFUSED)]:
+            self._part()
+            raise UsageError(f"--distributed: process {refused[0]} refused what it was asked for, and says why.")
+        return heard
+
+    def _part(self) -> None:
+        """Let the others go: from here on, no process needs another."""
+        self._talking = False
+        with _giving_up(self._wait, _GONE):
+            multihost_utils.sync_global_devices("cmjax sample")
+            jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
@@ -101,7 +117,8 @@ def meet(asked: Sequence[str] | None, wait: int) -> Iterator[Hosts]:
     if asked is None:
         yield Hosts(wait, 1, 0)
         return
-    options: dict[str, Any] = {"initialization_timeout": wait + 60}
+    options: dict[str, Any] = {"initialization_timeout": wait + 60, "heartbeat_timeout_seconds": wait + 60}
+    options |= {"shutdown_timeout_seconds": 10}  # after a defect; who parts does so at one moment
     if asked:
         address, count, index = _read(asked)
         options |= {"coordinator_address": address, "num_processes": count, "process_id": index}
@@ -117,6 +134,12 @@ def meet(asked: Sequence[str] | None, wait: int) -> Iterator[Hosts]:
                     "give HOST:PORT of the first process, the number of processes, and which one this is, from 0."
                 ) from error
             raise UsageError(f"--distributed: the processes cannot meet{where}: {_first_line(error)}") from error
+    held = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(held.values())) > 1:  # every process sees that
+        jax.distributed.shutdown()
+        raise UsageError(
+            f"--distributed: the processes have {', '.join(map(str, held.values()))} devices: each must have as many."
+        )
     hosts = Hosts(wait, jax.process_count(), jax.process_index())
     try:
         yield hosts

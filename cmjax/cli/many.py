@@ -36,44 +36,54 @@ def draw_shards(args: argparse.Namespace, work: Work, out: Path, devices: tuple[
         raise UsageError("--trajectory shows every step of a few images; shards hold images alone.")
     size, kind = args.shard_size or _SHARD, args.shard_format or "npz"
     each = min(default_batch(*work.opened.shape[:2]), size)
-    lanes = _lanes(args, devices, recorded(out).get("images_a_device"), each)
+    lanes = _lanes(args, devices, hosts.largest(_recorded(out)), each)
     said = _said(args, work) | {"shard_size": size, "shard_format": kind, "images_a_device": lanes.each}
     shards = Shards(out, work.count, size, kind, said)
+    shards.check()
+    there = hosts.agree(said, shards.done())
     with bad_input("--out"):
-        shards.check()
-        there = hosts.agree(said, shards.done())
         shards.begin()
     mine = np.flatnonzero(~there)[hosts.index :: hosts.count].tolist()
     run, speed = _draw(args, work, lanes, shards, mine) if mine else (Run(None, 0.0, 0.0), "nothing was left to draw")
+    shards.sweep()
     note = f"{len(mine)} of {shards.number} shards drawn here, {int(there.sum())} were there"
     report(args, work.setup, run, speed, [note])
 
 
 def _draw(args: argparse.Namespace, work: Work, lanes: Lanes, shards: Shards, mine: list[int]) -> tuple[Run, str]:
-    """Draw and write these shards."""
+    """Draw these shards' images in whole batches, whatever the shards' size, and write each shard when it is full."""
     start = time.perf_counter()
     draw = work.compile(lanes, args)
     compiled = time.perf_counter()
     with bad_input():
-        model = work.load()
+        model = draw.place(work.load())
     begun = time.perf_counter()
-    for i in with_bar(mine, "drawing shards"):
-        wanted = shards.indices(i)
-        parts = [draw(first, model).images for first in range(wanted.start, wanted.stop, lanes.batch)]
+    wanted = np.concatenate([np.asarray(shards.indices(i), np.int32) for i in mine])
+    held, left = [], list(mine)
+    for first in with_bar(range(0, len(wanted), lanes.batch), "drawing shards"):
+        numbers = wanted[first : first + lanes.batch]
+        full = np.pad(numbers, (0, lanes.batch - len(numbers)), "edge")
         with bad_input("the model"):
-            images = to_uint8(np.concatenate(parts)[: len(wanted)])
-        with bad_input("--out"):
-            shards.write(i, images, class_of(np.asarray(wanted), work.numbers))
+            held.extend(to_uint8(draw.of(full, model).images[: len(numbers)]))
+        while left and len(held) >= len(shards.indices(left[0])):
+            own = shards.indices(left[0])
+            with bad_input("--out"):
+                shards.write(left.pop(0), np.stack(held[: len(own)]), class_of(np.asarray(own), work.numbers))
+            del held[: len(own)]
     seconds = time.perf_counter() - begun
-    count = sum(len(shards.indices(i)) for i in mine)
-    return Run(None, compiled - start, seconds), lanes.speed(count, seconds)
+    return Run(None, compiled - start, seconds), lanes.speed(len(wanted), seconds)
 
 
-def _lanes(args: argparse.Namespace, devices: tuple[Device, ...], recorded: Any, each: int) -> Lanes:
+def _recorded(out: Path) -> int:
+    """How many images a device drew at once in the run that is there; 0 where there is none."""
+    each = recorded(out).get("images_a_device")
+    return each if isinstance(each, int) and 0 < each < 2**31 else 0
+
+
+def _lanes(args: argparse.Namespace, devices: tuple[Device, ...], recorded: int, each: int) -> Lanes:
     """Say how many images each device draws at once: in all of a run as many, since the last bits depend on it."""
     if args.batch is None:
-        each = recorded if isinstance(recorded, int) and recorded > 0 else each
-        return Lanes(devices, each * len(devices))
+        return Lanes(devices, (recorded or each) * len(devices))
     return choose_lanes(devices, args.batch, args.batch, each, strict=True)
 
 
@@ -85,6 +95,7 @@ def _said(args: argparse.Namespace, work: Work) -> dict[str, Any]:
     return {
         "cmjax": "samples",
         "model": digest,
+        "variant": args.variant,
         "dtype": args.dtype,
         "sampler": cmjax.io.config_dict(setup.config),
         "path": {name: np.asarray(table).tolist() for name, table in path.items()},

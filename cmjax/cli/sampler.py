@@ -1,4 +1,4 @@
-"""From options to a model and a path: shared by `cmjax sample`, `cmjax edit` and `cmjax inspect`."""
+"""From options to a model and a path: shared by every command that has a model to draw with."""
 
 from __future__ import annotations
 

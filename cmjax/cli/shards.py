@@ -23,7 +23,7 @@ from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.images import write_npz, write_png
 
-__all__ = ["Shards"]
+__all__ = ["Shards", "recorded"]
 
 _ABOUT = "run.json"
 _HINT = "choose another --out, or ask for the same images to go on with them"
@@ -60,7 +60,7 @@ class Shards(NamedTuple):
         return range(i * self.size, min((i + 1) * self.size, self.count))
 
     def check(self) -> None:
-        """Refuse a folder that holds something else; clear away what a killed process left half-written.
+        """Refuse a folder that holds something else.
 
         Raises:
           UsageError: it holds other files, or the images of another run.
@@ -72,8 +72,6 @@ class Shards(NamedTuple):
                 raise UsageError(f"--out: {self.folder} holds other files ({others[0]}): choose a new or empty folder.")
         else:
             self._compare(recorded(self.folder))
-        for left in (*self.folder.glob(".shard-*"), *self.folder.glob(".run-*.json")):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def _compare(self, there: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(dict(self.said)))
@@ -93,8 +91,21 @@ class Shards(NamedTuple):
         if not (self.folder / _ABOUT).exists():
             write_json(dict(self.said), self.folder / _ABOUT)
 
+    def sweep(self) -> None:
+        """Once all shards are there, clear away what kills left half-written; before, it may be another process's."""
+        if self.done().all():
+            for left in (*self.folder.glob(".shard-*"), *self.folder.glob(".run-*.json")):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
     def write(self, i: int, images: np.ndarray, labels: np.ndarray | None) -> None:
         """Write shard i: images u8[n, H, W, C], labels i32[n] or None."""
+        try:
+            self._write(i, images, labels)
+        except FileNotFoundError:
+            if not self.path(i).exists():  # else another process wrote it as well, and has swept
+                raise
+
+    def _write(self, i: int, images: np.ndarray, labels: np.ndarray | None) -> None:
         indices = np.asarray(self.indices(i), np.int64)
         if self.kind == "npz":
             more = {} if labels is None else {"labels": labels}

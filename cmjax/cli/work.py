@@ -6,10 +6,10 @@ import argparse
 from typing import Any, NamedTuple
 
 import cmjax
-from cmjax.cli import artifacts
 from cmjax.cli.classes import class_names, class_numbers
 from cmjax.cli.devices import Lanes
 from cmjax.cli.drawing import compile_draw
+from cmjax.cli.exported import open_artifact
 from cmjax.cli.sampler import Opened, Setup, open_model, prepare
 
 __all__ = ["Classes", "Work", "plan"]
@@ -64,7 +64,7 @@ def plan(args: argparse.Namespace) -> Work:
         opened, generate = open_model(args, pictures=False), cmjax.generate
         setup = prepare(opened.checkpoint, args)
     else:
-        opened, setup, generate = artifacts.open_artifact(args)
+        opened, setup, generate = open_artifact(args)
     classes = _choose_classes(args.labels, opened.classes, opened.names)
     count = args.num or (_UNCONDITIONAL if classes is None else _IMAGES_A_CLASS * len(classes.numbers))
     return Work(opened, setup, generate, classes, count)

@@ -169,10 +169,12 @@ def load(
 def digest(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> str:
     """Tell a model (or an artifact) from others: the SHA-256 of its files' names and contents, but for its texts.
 
+    All weights count, whichever variant is read.
+
     Args:
       path_or_name: as for `load`, or an artifact's folder.
       revision: as for `load`.
-      variant: as for `load`.
+      variant: as for `load`: which weights to fetch of a hub's repository.
 
     Raises:
       FileNotFoundError: there is no such model.

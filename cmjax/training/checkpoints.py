@@ -46,7 +46,7 @@ def save(
     import orbax.checkpoint as ocp  # takes seconds to import
 
     folder, step = Path(folder).absolute(), int(state.step)
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_named(state)).items()}
     meta = {"format": _FORMAT, **_followed(recipe, config), "teacher": taught, "environment": environment()}
     _sweep(folder)
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
@@ -98,7 +98,11 @@ def restore(
         was, now = (_form(leaves[name]) if name in leaves else None for leaves in (arrays, wanted))
         if was != now:
             raise ValueError(f"{path} is of another network or optimizer: {name} was {was}, but is {now} now.")
-    leaves = [jnp.asarray(arrays[name]) for name in wanted]
+    leaves = [
+        jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=jax.random.key_impl(old)) if _is_key(old)
+        else jnp.asarray(arrays[name])
+        for name, old in zip(wanted, jax.tree.leaves(like), strict=True)
+    ]  # fmt: skip
     return jax.tree.unflatten(jax.tree.structure(like), leaves), meta["environment"]
 
 
@@ -158,7 +162,13 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _named(state: TrainState) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    """A state's leaves by name; of keys, which an optimizer may hold, their data."""
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in found.items()}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _form(leaf: Any) -> str:

@@ -17,6 +17,7 @@ import dataclasses
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optax
 
 from cmjax import curricula
@@ -111,8 +112,9 @@ class Recipe:
       ema_stds: the widths of power-function averages, as shares of the run so far (`curricula.power_ema_decay`). Of all
         averages, the decays' first, the first is the one that samples.
       seed: of everything that is random: data order, flips, noise, dropout.
-      optimizer: how gradients become steps: an `Optimizer`, or any optax transformation with its own learning rate. Of
-        the latter a checkpoint holds the state, but cannot say what it was: resume with the same.
+      optimizer: how gradients become steps: an `Optimizer`, or an optax transformation with its own learning rate that
+        needs no more than gradients, parameters and the loss. Of the latter a checkpoint holds the state, but cannot
+        say what it was: resume with the same.
     """
 
     method: Method = EasyConsistencyTuning()  # noqa: RUF009 (frozen)
@@ -171,7 +173,7 @@ class Recipe:
     def learning_rate(self, step: int) -> float | None:
         """The learning rate at a step; None for an optax transformation, which does not say."""
         if isinstance(self.optimizer, Optimizer):
-            return float(self.optimizer.schedule(*self.method.spans(self.steps))(step))
+            return float(np.asarray(self.optimizer.schedule(*self.method.spans(self.steps))(step)))
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,13 +46,13 @@ class TrainState(Struct):
 def init(model: Any, recipe: Recipe) -> TrainState:
     """Start training: `model` is any callable pytree whose leaves are its parameters."""
 
-    def own() -> Any:  # its own buffers: a step reuses those of its state
-        return jax.tree.map(jnp.copy, model)
+    def own(tree: Any = model) -> Any:  # its own buffers: a step reuses those of its state
+        return jax.tree.map(jnp.copy, tree)
 
     step = jnp.zeros((), jnp.int32)
     target = None if recipe.method.target_decay(step, recipe.steps) is None else own()
     averages = tuple(own() for _ in recipe.decays(step))
-    return TrainState(step, own(), target, averages, recipe.transformation().init(model))
+    return TrainState(step, own(), target, averages, own(recipe.transformation().init(model)))
 
 
 @partial(jax.jit, static_argnames=("recipe", "config", "teacher_config"), donate_argnums=0)
@@ -83,7 +83,8 @@ def train_step(
         return recipe.method.loss(learner, x0, cond, loss_key, state.step, recipe.steps).mean()
 
     loss, grads = _accumulated(jax.value_and_grad(objective), state.model, (images, cond), key, recipe.accumulate)
-    updates, opt_state = recipe.transformation().update(grads, state.opt_state, state.model)
+    update = optax.with_extra_args_support(recipe.transformation()).update
+    updates, opt_state = update(grads, state.opt_state, state.model, value=loss)
     model = optax.apply_updates(state.model, updates)
 
     def averaged(average: Any, decay: Array) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import tiny
 from toy import CONFIG, IMAGES, LABELS, RECIPE, bits
@@ -356,8 +357,17 @@ def test_a_number_of_python_is_a_weight_too():
     assert state.model.args[0] != 0.5
 
 
-def test_any_optax_transformation_trains_and_resumes_to_the_same_bits(tmp_path):
-    recipe = dataclasses.replace(RECIPE, optimizer=optax.chain(optax.clip(1.0), optax.sgd(1e-2, momentum=0.9)))
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.clip(1.0), optax.sgd(1e-2, momentum=0.9)),
+        optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(1e-2)),  # a key in its state
+        optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=2)),  # looks at the loss
+    ],
+    ids=["momentum", "noise", "plateau"],
+)
+def test_an_optax_transformation_trains_and_resumes_to_the_same_bits(tmp_path, optimizer):
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer)
     given = toy_model(), CONFIG, IMAGES, LABELS
     every = {"recipe": recipe, "report_every": 7, "checkpoint_every": 7}
     whole = training.train(*given, **every, out=tmp_path / "whole")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import cmjax
 from cmjax._random import split
 from cmjax.cli import compile_cache
 from cmjax.cli.classes import needed_classes
-from cmjax.cli.drawing import compile_batches, default_batch, draw_all
+from cmjax.cli.drawing import Batches, compile_batches, default_batch, draw_all
 from cmjax.cli.edit import interpolate
 from cmjax.cli.edit.given import read
 from cmjax.cli.edit.results import check_apart, name_files, write
@@ -88,14 +87,14 @@ def _plan_stroke(strength: float | None, sampler: str, asked: dict[str, Any]) ->
 
 def _compile(
     setup: Setup, task: Task, labels: np.ndarray | None, size: int, shape: tuple[int, ...], args: argparse.Namespace
-) -> Callable[[int, Any], Any]:
+) -> Batches:
     """Compile the walk of a batch. Variant v of any picture has the seed's key folded with v, whatever is beside it."""
 
     def draw(model, shared, rows):
         (state, key), (variants, data, cond) = shared, rows
         k_x, k_z = split(jax.vmap(partial(jax.random.fold_in, key))(variants), 2)
         edit = None if task.edit is None else task.edit(*data)
-        x = task.start(state, edit, data, k_x, (size, *shape))
+        x = task.start(state, edit, data, k_x, (len(variants), *shape))
         return cmjax.sample(model, state, x, k_z, cond, edit=edit)
 
     def rows(indices: np.ndarray) -> Any:

@@ -82,12 +82,12 @@ def draw_and_measure(
     def draw(networks, shared, rows):
         (model, extractor), (state, keys), (seed, index, cond) = networks, shared, rows
         own = jax.vmap(lambda seed, index: jax.random.fold_in(keys[seed], index))(seed, index)  # as `cmjax sample`
-        return _judge(extractor, cmjax.generate(model, state, own, (batch, *opened.shape), cond))
+        return _judge(extractor, cmjax.generate(model, state, own, (len(index), *opened.shape), cond))
 
     keys = jnp.stack([jax.random.key(seed) for seed in args.seed])
     compiled = compile_batches(draw, (setup.model, eye.extractor), (setup.state, keys), batch, rows)
     with bad_input():
-        networks = setup.with_weights(opened.load()), eye.extractor
+        networks = compiled.place((setup.with_weights(opened.load()), eye.extractor))
     keep = 0 if real.manifold is None else len(real.manifold)
     sets = _look_at_sets(compiled, networks, [count] * len(args.seed), batch, eye, keep, "the model")
     labels = class_of(np.arange(count), classes) if opened.classes == eye.classes else None
