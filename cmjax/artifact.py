@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io as bytes_io
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +27,15 @@ import numpy as np
 from jax import export as jax_export
 
 import cmjax
+from cmjax._numerics import as_array, refuse_no_function
 from cmjax._struct import Struct, static
 from cmjax._version import __version__
 from cmjax.io import config_dict, read_config, read_safetensors, write_safetensors
-from cmjax.io.atomic import atomic_folder
+from cmjax.io.atomic import atomic_folder, check_writable
 from cmjax.io.configs import read_json, write_json
+from cmjax.samplers import sampler_of
 from cmjax.samplers.base import SamplerConfig, SamplerState
+from cmjax.sampling import refuse_used
 
 __all__ = ["PLATFORMS", "Artifact", "Held", "export", "load", "save", "tables"]
 
@@ -44,7 +46,12 @@ _KINDS: dict[str, Any] = {
     "calling_convention": int, "platforms": list, "sha256": dict, "jax": str, "image": list, "scheduler": dict,
     "classes": (int, _NONE), "label_names": (list, _NONE), "weights": str, "notes": dict,
 }  # fmt: skip
-_ITEMS = {"platforms": str, "image": int}
+_ITEMS = {"platforms": str, "image": int, "label_names": str}
+_ALLOWED: dict[str, Any] = {
+    "weights": lambda value: value in ("inside", "beside"),
+    "classes": lambda value: value is None or 0 < value < 2**31,
+    "platforms": len,
+}
 _PROGRAM, _STATE, _WEIGHTS, _ABOUT = "sampler.bin", "state.npz", "weights.safetensors", "artifact.json"
 
 
@@ -102,12 +109,39 @@ class Artifact(Struct):
           ValueError: the path has other shapes, or keys are not one for each image.
           TypeError: keys are of another kind.
         """
-        given = tables(state) if isinstance(state, SamplerState) else dict(state)
-        self._check_state(given)
-        return self.held.program.call(dict(self.weights), given, _key_data(keys), cond)
+        given = self._tables(state)
+        data = _key_data(keys)
+        return self.held.program.call(dict(self.weights), given, data, self._labels(cond, data.shape[0]))
 
-    def _check_state(self, given: Mapping[str, Any]) -> None:
+    def _labels(self, cond: Any, batch: int) -> Any:
+        """Classes as the program takes them."""
+        if self.held.classes is None:
+            if cond is not None:
+                raise ValueError("cond must be None: the exported model is told no class.")
+            return None
+        labels = None if cond is None else as_array("cond", cond, f"i32[{batch}], a class for each image")
+        if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != (batch,):
+            got = "None" if labels is None else f"{labels.dtype}{list(labels.shape)}"
+            raise ValueError(f"cond must be i32[{batch}], a class for each image, got {got}.")
+        return labels.astype(jnp.int32)
+
+    def _tables(self, state: Any) -> dict[str, Any]:
+        """A path's tables, as the program takes them."""
+        if isinstance(state, SamplerState):
+            refuse_used(state, "an artifact")
+            own = cmjax.pad(sampler_of(self.held.config).init(self.held.config, 1), self.held.max_steps)
+            if state.padded and jax.tree.structure(state) != jax.tree.structure(own):
+                raise ValueError(f"state must be a path of the artifact's config, such as {own!r}, got {state!r}.")
+            state = tables(state)
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a path, padded, or its tables by name, got a {type(state).__name__}.")
+        self._check_shapes(state)
+        return dict(state)
+
+    def _check_shapes(self, given: Mapping[str, Any]) -> None:
         most = self.held.max_steps
+        if more := sorted(given.keys() - self.held.state.keys()):
+            raise ValueError(f"state must hold {', '.join(self.held.state)}, but it holds {more[0]} too.")
         for name, table in self.held.state.items():
             shape = jnp.shape(given[name]) if name in given else None
             if shape != table.shape:
@@ -163,7 +197,8 @@ def export(
       they are inside), `state` is `tables(state)`, `keys` the keys' data u32[B, 2], `cond` has the batch in front.
 
     Raises:
-      ValueError: a platform has another name, or `weights` does.
+      TypeError: state is no path, or model no function or no pytree of arrays.
+      ValueError: a platform has another name, or `weights` does; image is no shape; the path has already stepped.
 
     Example:
       >>> import cmjax
@@ -176,7 +211,15 @@ def export(
     _check_platforms(platforms)
     if weights not in ("inside", "beside"):
         raise ValueError(f"weights must be 'inside' or 'beside', got {weights!r}.")
+    if not isinstance(state, SamplerState):
+        raise TypeError(f"state must be a path, as init(config, num_steps=...) makes it, got a {type(state).__name__}.")
+    refuse_used(state, "export")
+    refuse_no_function("model", model, "(x, t, cond) -> what the network says")
+    if not isinstance(image, tuple) or not all(type(size) is int and size > 0 for size in image):
+        raise ValueError(f"image must be the shape of one sample, such as (28, 28, 1), got {image!r:.60}.")
     names, leaves, structure = _named(model)
+    if any(not isinstance(leaf, jax.Array | np.ndarray | float | int) for leaf in leaves):
+        raise TypeError("model must be a pytree of arrays, as jax.tree_util.Partial(function, arrays) is.")
 
     def draw(weights: dict[str, Any], tables: dict[str, Any], keys: Any, cond: Any) -> Any:
         own = jax.tree.unflatten(structure, [weights[name] for name in names] if weights else leaves)
@@ -195,6 +238,8 @@ def export(
 
 def _check_platforms(platforms: Sequence[str]) -> None:
     known = (*PLATFORMS, "rocm")
+    if isinstance(platforms, str):
+        raise ValueError(f"platforms must be a list, of {', '.join(known)}, got {platforms!r}.")
     if not platforms or (unknown := [name for name in platforms if name not in known]):
         got = f"got {unknown[0]!r}" if platforms else "got none"
         raise ValueError(f"platforms must be of {', '.join(known)}, {got}.")
@@ -240,7 +285,8 @@ def save(
       notes: anything of JSON's types, kept with it.
 
     Raises:
-      ValueError: as `export`, or state is not padded.
+      TypeError: as `export`, or config is of another sampler than state.
+      ValueError: as `export`, or state is not padded, or there is not one name for each class.
       FileExistsError: the folder holds something else.
       ModuleNotFoundError: flatbuffers is not installed.
       OSError: it cannot be written.
@@ -256,8 +302,16 @@ def save(
       (2, 28, 28, 1)
     """
     path = Path(path)
+    if not isinstance(config, SamplerConfig) or not isinstance(state, sampler_of(config).State):
+        kinds = type(config).__name__, type(state).__name__
+        raise TypeError(f"config must be what the state was made of, got a {kinds[0]} for a {kinds[1]}.")
     if not state.padded:
         raise ValueError(f"state must be padded, so that its steps are a value: cmjax.pad(state, {state.num_steps}).")
+    if classes is not None and (type(classes) is not int or classes < 1):
+        raise ValueError(f"classes must be a whole number of at least 1, or None, got {classes!r:.40}.")
+    if label_names is not None and (isinstance(label_names, str) or len(label_names) != classes):
+        raise ValueError(f"label_names must be one text for each of {classes} classes, got {label_names!r:.60}.")
+    check_writable(path)
     refuse_other_files(path)
     _need_flatbuffers()
     cond = None if classes is None else jax.ShapeDtypeStruct((), jnp.int32)
@@ -313,21 +367,29 @@ def load(path: str | Path) -> Artifact:
     files = (_PROGRAM, _STATE, *((_WEIGHTS,) if about["weights"] == "beside" else ()))
     for name in files:
         _check_whole(path / name, about["sha256"])
+    config = read_config(about["scheduler"])
     try:
         with np.load(path / _STATE, allow_pickle=False) as file:
             state = dict(file)
-        held = Held(
-            program=jax_export.deserialize(bytearray((path / _PROGRAM).read_bytes())),
-            state=state,
-            config=read_config(about["scheduler"]),
-            image=tuple(about["image"]),
-            classes=about["classes"],
-            label_names=None if about["label_names"] is None else tuple(about["label_names"]),
-            notes=about["notes"],
-        )
-    except (KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}. Export it again.") from error
-    return Artifact(read_safetensors(path / _WEIGHTS) if _WEIGHTS in files else {}, held)
+        program = jax_export.deserialize(bytearray((path / _PROGRAM).read_bytes()))
+    except Exception as error:  # what was exported would be read: it is something else, whatever that does to readers
+        raise ValueError(f"{path} is damaged: {type(error).__name__}. Export it again.") from error
+    weights, image, classes = (
+        read_safetensors(path / _WEIGHTS) if _WEIGHTS in files else {},
+        about["image"],
+        about["classes"],
+    )
+    inputs = len(weights) + len(state) + 1 + (classes is not None)
+    names = about["label_names"]
+    if (
+        "timesteps" not in state
+        or len(program.in_avals) != inputs
+        or program.out_avals[0].shape[1:] != tuple(image)
+        or (names is not None and len(names) != classes)
+    ):
+        raise ValueError(f"{path} is damaged: {_ABOUT} and {_PROGRAM} do not belong together. Export it again.")
+    names = None if names is None else tuple(names)
+    return Artifact(weights, Held(program, state, config, tuple(image), classes, names, about["notes"]))
 
 
 def refuse_other_files(path: Path) -> None:
@@ -336,8 +398,16 @@ def refuse_other_files(path: Path) -> None:
     Raises:
       FileExistsError: It does.
     """
-    if path.is_dir() and any(path.iterdir()) and not (path / _ABOUT).exists():
+    if path.is_dir() and any(path.iterdir()) and not _is_artifact(path):
         raise FileExistsError(f"{path} holds other files than an artifact's; choose a new or empty folder.")
+
+
+def _is_artifact(path: Path) -> bool:
+    try:
+        about = read_json(path / _ABOUT)
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("format") == _FORMAT
 
 
 def _check_about(about: Any, path: Path) -> None:
@@ -349,8 +419,9 @@ def _check_about(about: Any, path: Path) -> None:
     for name, kinds in _KINDS.items():
         value: Any = about.get(name)
         items: list[Any] = value if isinstance(value, list) else []
-        kind = _ITEMS.get(name, object)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not all(isinstance(i, kind) for i in items):
+        kind, allowed = _ITEMS.get(name, object), _ALLOWED.get(name, lambda value: True)
+        fits = isinstance(value, kinds) and not isinstance(value, bool) and all(isinstance(i, kind) for i in items)
+        if not (fits and allowed(value)):
             raise ValueError(f"{path / _ABOUT} is damaged: its {name} is {value!r:.40}. Export it again.")
     convention = about["calling_convention"]
     oldest, newest = (

@@ -18,6 +18,9 @@ from cmjax.types import Array, Cond, Edit, Key, ModelFn
 
 __all__ = ["Trajectory", "add_noise", "generate", "model_input", "pad", "prior", "sample", "skip", "step", "trajectory"]
 
+_MOST_STEPS = 1 << 16
+_NO_PATH = "state must be a path, as init(config, num_steps=...) makes it, got the {}."
+
 StateT = TypeVar("StateT", bound=SamplerState)
 
 
@@ -122,7 +125,7 @@ def skip(state: StateT, k: int) -> StateT:
     if not 0 <= k < state.num_steps:
         raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
     _refuse_padded(state, "skip")
-    _refuse_used(state, "skip")
+    refuse_used(state, "skip")
     return jax.tree.map(lambda leaf: leaf[..., k:] if leaf.ndim > state.index.ndim else leaf, state)
 
 
@@ -144,8 +147,8 @@ def pad(state: StateT, max_steps: int) -> StateT:
       A path of the same steps, from index N - n on, in tables for N.
 
     Raises:
-      TypeError: max_steps is not a Python int: it decides shapes.
-      ValueError: the path is longer than max_steps, padded already, or has already stepped.
+      TypeError: max_steps is not a Python int: it decides shapes; or state is no path.
+      ValueError: max_steps is too large, or the path is longer, padded already, or has already stepped.
 
     Example:
       >>> import cmjax
@@ -166,9 +169,13 @@ def pad(state: StateT, max_steps: int) -> StateT:
       >>> jax.jit(jax.vmap(lambda state, key: generate(model, state, key, (1, 4, 4, 1))))(states, keys).shape
       (3, 1, 4, 4, 1)
     """
+    if not isinstance(state, SamplerState):
+        raise TypeError(_NO_PATH.format(type(state).__name__))
     max_steps = whole("max_steps", max_steps, 1)
+    if max_steps > _MOST_STEPS:
+        raise ValueError(f"max_steps must be at most {_MOST_STEPS}, got {max_steps}: the tables would be too large.")
     _refuse_padded(state, "pad")
-    _refuse_used(state, "pad")
+    refuse_used(state, "pad")
     room = max_steps - state.num_steps
     if room < 0:
         raise ValueError(
@@ -350,7 +357,7 @@ def _walk(
     remat: bool,
 ) -> tuple[Array, Any]:
     _refuse_config(state)
-    _refuse_used(state, "sample")
+    refuse_used(state, "sample")
     if is_traced(remat):
         raise TypeError('remat must be static under jit: jax.jit(sample, static_argnames="remat").')
 
@@ -388,12 +395,10 @@ def _until_the_end(body: Callable[..., Any], state: SamplerState, x: Array, keys
 
 def _refuse_config(state: Any) -> None:
     if isinstance(state, SamplerConfig):
-        raise TypeError(
-            f"state must be a path, as init(config, num_steps=...) makes it, got the {type(state).__name__}."
-        )
+        raise TypeError(_NO_PATH.format(type(state).__name__))
 
 
-def _refuse_used(state: SamplerState, verb: str) -> None:
+def refuse_used(state: SamplerState, verb: str) -> None:
     """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
     if is_traced(state):
         return

@@ -135,6 +135,12 @@ def test_what_cannot_run_here_is_refused_before_it_is_read(folder: Path, tmp_pat
         ({"image": [8, "8", 1]}, r"is damaged: its image is"),
         ({"platforms": [3]}, r"is damaged: its platforms is"),
         ({"label_names": 7}, r"is damaged: its label_names is 7"),
+        ({"classes": 0}, r"is damaged: its classes is 0"),
+        ({"classes": None}, r"artifact.json and sampler.bin do not belong together"),
+        ({"image": [4, 4, 1]}, r"artifact.json and sampler.bin do not belong together"),
+        ({"label_names": ["a"]}, r"artifact.json and sampler.bin do not belong together"),
+        ({"weights": "near"}, r"is damaged: its weights is 'near'"),
+        ({"platforms": []}, r"is damaged: its platforms is"),
         ({"calling_convention": True}, r"is damaged: its calling_convention is True"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -176,6 +182,60 @@ def test_keys_of_another_kind_are_refused(folder: Path) -> None:
     ):
         with pytest.raises(kind, match=message):
             found(state, keys, labels)
+
+
+def test_what_is_asked_of_a_call_is_checked(folder: Path) -> None:
+    found, keys = artifact.load(folder), jax.random.split(jax.random.key(0), 2)
+    config, labels = found.held.config, jnp.zeros(2, jnp.int32)
+    state = cmjax.pad(cmjax.cm.init(config, 2), 4)
+    unclipped = cmjax.pad(cmjax.cm.init(cmjax.cm.CMConfig(clip_denoised=False), 2), 4)
+    for path, cond, message in (
+        (state, None, r"cond must be i32\[2\], a class for each image, got None"),
+        (state, jnp.zeros(3, jnp.int32), r"cond must be i32\[2\], a class for each image, got int32\[3\]"),
+        (state, jnp.zeros(2), r"got float32\[2\]"),
+        (
+            state.replace(index=state.index + 1),
+            labels,
+            "an artifact starts at the first step, but this state is at index 3",
+        ),
+        (unclipped, labels, "state must be a path of the artifact's config, such as"),
+        (
+            artifact.tables(state) | {"more": labels},
+            labels,
+            "state must hold index, timesteps, .* but it holds more too",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found(path, keys, cond)
+    assert found(state, keys, np.zeros(2, np.int64)).shape == (2, 8, 8, 1)
+
+
+def test_what_cannot_be_exported_is_refused_first(model: Any, tmp_path: Path) -> None:
+    config = cmjax.cm.CMConfig()
+    state, out, size = cmjax.pad(cmjax.cm.init(config, 2), 4), tmp_path / "a", (8, 8, 1)
+    used, export, save = state.replace(index=state.index + 1), artifact.export, artifact.save
+    for kind, message, call in (
+        (TypeError, "state must be a path, as init", lambda: export(model, config, size)),
+        (ValueError, "export starts at the first step", lambda: export(model, used, size)),
+        (ValueError, "image must be the shape of one sample, such as .*, got 8", lambda: export(model, state, 8)),
+        (TypeError, "model must be a function", lambda: export(None, state, size)),
+        (TypeError, "model must be a pytree of arrays", lambda: export(lambda x, t, c: x, state, size)),
+        (ValueError, "platforms must be a list, of cpu", lambda: export(model, state, size, platforms="cpu")),
+        (TypeError, "config must be what the state was made of, got a TCDConfig for a CMState",
+         lambda: save(out, model, cmjax.tcd.TCDConfig(), state, size)),
+        (ValueError, "classes must be a whole number of at least 1, or None, got '3'",
+         lambda: save(out, model, config, state, size, classes="3")),
+        (ValueError, "label_names must be one text for each of 3 classes",
+         lambda: save(out, model, config, state, size, classes=3, label_names=["a"])),
+        (FileNotFoundError, "the folder .* does not exist",
+         lambda: save(tmp_path / "no" / "a", model, config, state, size, classes=3)),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            call()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "artifact.json").write_text("notes of mine")
+    with pytest.raises(FileExistsError, match="holds other files than an artifact's"):
+        artifact.save(tmp_path / "mine", model, config, state, (8, 8, 1), classes=3)
 
 
 def test_a_path_must_be_padded(model: Any, tmp_path: Path) -> None:

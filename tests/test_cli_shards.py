@@ -115,7 +115,7 @@ def test_killed_a_third_of_the_way_another_number_of_hosts_and_devices_goes_on(
         process.communicate()
     there = len(list(out.glob("shard-*")))
     assert 2 <= there < 6
-    (out / ".shard-00005-of-00006-half.npz").write_bytes(b"half")  # what a kill leaves
+    (out / ".shard-00005-of-00006-h4lf_1ab.npz").write_bytes(b"half")  # what a kill leaves
     said = finish(start(model, out, devices=3))  # one host with three devices: so many images on each as before
     assert f"{there} were there" in " ".join(said.split())
     assert held(out) == held(alone)
@@ -232,7 +232,10 @@ def test_hosts_that_were_asked_for_different_things_do_not_begin(model: Path, tm
             "the first value must be HOST:PORT of the first process, got localhost",
         ),
         (("--distributed", "localhost:99999", "2", "0"), "must be HOST:PORT of the first process"),
-        (("--distributed", "localhost:1", "2", "2"), "of 2 processes, one is from 0 to that number less one, got 2"),
+        (("--distributed", "localhost:1", "2", "2"), "of 2 processes, one is from 0 to 1, got 2"),
+        (("--distributed", "localhost:1", "9" * 20, "0"), "the number of processes must be from 1 to 65536, got 9999"),
+        (("--distributed", "localhost:1", "-1", "0"), "the number of processes must be from 1 to 65536, got -1"),
+        (("--distributed", "localhost:1", "2", "0", "--wait", "90000"), "--wait must be at most 86400 s, a day"),
         (("--devices", "64"), "--devices 64: this process has 8 of kind cpu (on a CPU, JAX_NUM_CPU_DEVICES=64 makes"),
         (("--devices", "4", "--batch", "6"), "--batch 6 does not divide among 4 devices: give a multiple of 4"),
         (("--batch", "6"), "--batch 6 does not divide among 8 devices"),
@@ -263,6 +266,43 @@ def test_devices_are_chosen_for_one_file_too(model: Path, tmp_path: Path, capsys
         assert np.abs(other - images[0]).max() <= 1  # a grey level: other batch sizes round differently
     said = refused(capsys, "sample", "--model", model, "--devices", "3", "--batch", "4", "--out", tmp_path / "x.png")
     assert "--batch 4 does not divide among 3 devices" in said
+
+
+def test_a_damaged_shard_is_drawn_again_and_foreign_files_stay(
+    model: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "drawn"
+    shutil.copytree(alone, out)
+    (out / ".shard-mine.txt").write_text("mine")
+    for i, damage in enumerate((b"", b"PK", (out / "shard-00002-of-00006.npz").read_bytes()[:300])):
+        (out / f"shard-0000{i}-of-00006.npz").write_bytes(damage)
+    shutil.copy(alone / "shard-00005-of-00006.npz", out / "shard-00004-of-00006.npz")  # three images, not four
+    assert "4 of 6 shards drawn here, 2 were there" in finish(start(model, out))
+    assert held(out) == held(alone) | {".shard-mine.txt": b"mine"}
+    shard = out / "shard-00001-of-00006.npz"
+    shard.unlink()
+    shard.mkdir()
+    assert "is no shard of this run: move it away" in refused(capsys, *command(model, out, "--devices", "1")[3:])
+
+
+def test_a_folder_of_too_few_pictures_is_drawn_again(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    finish(start(model, out, "--shard-format", "png"))
+    whole = held(out)
+    next((out / "shard-00003-of-00006").glob("*.png")).unlink()
+    assert "1 of 6 shards drawn here, 5 were there" in finish(start(model, out, "--shard-format", "png"))
+    assert held(out) == whole
+
+
+def test_a_count_that_is_not_the_first_ones_is_refused(model: Path, tmp_path: Path) -> None:
+    who = f"127.0.0.1:{free_port()}"
+    both = [
+        start(model, tmp_path / "drawn", "--distributed", who, n, i, "--wait", "30")
+        for n, i in (("2", "0"), ("3", "1"))
+    ]
+    said = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert "process 0 waited for 2 processes, this one for 3" in said[1]
 
 
 def test_another_variant_of_the_weights_is_another_run(

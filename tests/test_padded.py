@@ -147,6 +147,10 @@ def test_it_says_what_it_is_and_refuses_what_makes_no_sense() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(ValueError, match=r"max_steps must be at most 65536, got 2147483648"):
+        cmjax.pad(state, 2**31)
+    with pytest.raises(TypeError, match=r"state must be a path, as init.* got the TCDConfig"):
+        cmjax.pad(cmjax.tcd.TCDConfig(), 4)  # type: ignore[type-var]
     with pytest.raises(TypeError, match=r"max_steps must be a Python int, since it decides shapes, got 8\.5"):
         cmjax.pad(state, 8.5)  # type: ignore[arg-type]
 

@@ -54,8 +54,8 @@ def bad_input(argument: str | None = None) -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     """What an error says, in one line; of the system's own, without its number."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__
 
 

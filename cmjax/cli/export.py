@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     with bad_input("OUT"):
         check_writable(out)
+        if (out.exists() or out.is_symlink()) and not out.is_dir():
+            raise UsageError(f"OUT: {out} is not a folder: name a new one.")
         artifact.refuse_other_files(out)
     opened = open_model(args, pictures=False)
     setup = prepare(opened.checkpoint, args)
@@ -34,15 +36,17 @@ def run(args: argparse.Namespace) -> None:
     room = args.max_steps or max(_ROOM, steps)
     if room < steps:
         raise UsageError(f"--max-steps must be at least the {steps} steps of the path, got {room}.")
+    with bad_input("--max-steps"):
+        path = cmjax.pad(setup.state, room)
     with bad_input():
         model = setup.with_weights(opened.load())
     start = time.perf_counter()
-    with bad_input():
+    with bad_input("OUT"):
         artifact.save(
             out,
             model,
             setup.config,
-            cmjax.pad(setup.state, room),
+            path,
             opened.shape,
             classes=opened.classes,
             label_names=opened.names,

@@ -26,6 +26,7 @@ __all__ = ["Hosts", "meet"]
 
 _MESSAGE = 32  # bytes
 _REFUSED = np.full(_MESSAGE, 255, np.uint8)  # in the place of any message
+_MOST, _LONGEST = 1 << 16, 86_400  # processes; seconds
 _GONE = "another process has gone"
 
 
@@ -117,6 +118,8 @@ def meet(asked: Sequence[str] | None, wait: int) -> Iterator[Hosts]:
     if asked is None:
         yield Hosts(wait, 1, 0)
         return
+    if wait > _LONGEST:
+        raise UsageError(f"--wait must be at most {_LONGEST} s, a day, got {wait}.")
     options: dict[str, Any] = {"initialization_timeout": wait + 60, "heartbeat_timeout_seconds": wait + 60}
     options |= {"shutdown_timeout_seconds": 10}  # after a defect; who parts does so at one moment
     if asked:
@@ -133,7 +136,8 @@ def meet(asked: Sequence[str] | None, wait: int) -> Iterator[Hosts]:
                     "--distributed: no cluster (Slurm, Open MPI, a TPU pod) says who takes part: "
                     "give HOST:PORT of the first process, the number of processes, and which one this is, from 0."
                 ) from error
-            raise UsageError(f"--distributed: the processes cannot meet{where}: {_first_line(error)}") from error
+            hint = " Is the port in use? Choose another." if "start RPC server" in str(error) else ""
+            raise UsageError(f"--distributed: the processes cannot meet{where}: {_first_line(error)}{hint}") from error
     held = collections.Counter(device.process_index for device in jax.devices())
     if len(set(held.values())) > 1:  # every process sees that
         jax.distributed.shutdown()
@@ -142,6 +146,8 @@ def meet(asked: Sequence[str] | None, wait: int) -> Iterator[Hosts]:
         )
     hosts = Hosts(wait, jax.process_count(), jax.process_index())
     try:
+        if asked and hosts.count != int(asked[1]):
+            raise UsageError(f"--distributed: process 0 waited for {hosts.count} processes, this one for {asked[1]}.")
         yield hosts
     except UsageError:
         hosts.refuse()
@@ -158,8 +164,10 @@ def _read(asked: Sequence[str]) -> tuple[str, int, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError(f"--distributed: the first value must be HOST:PORT of the first process, got {address}.")
-    if not count.isdecimal() or not index.isdecimal() or not int(index) < int(count):
-        raise UsageError(f"--distributed: of {count} processes, one is from 0 to that number less one, got {index}.")
+    if not (count.isascii() and count.isdecimal() and 0 < int(count) <= _MOST):
+        raise UsageError(f"--distributed: the number of processes must be from 1 to {_MOST}, got {count:.20}.")
+    if not (index.isascii() and index.isdecimal() and int(index) < int(count)):
+        raise UsageError(f"--distributed: of {count} processes, one is from 0 to {int(count) - 1}, got {index:.20}.")
     return address, int(count), int(index)
 
 

@@ -23,6 +23,7 @@ from cmjax.io.images import to_uint8
 __all__ = ["draw_shards"]
 
 _SHARD = 1000  # images
+_MOST = 1 << 16  # images that a device may draw at once
 
 
 def draw_shards(args: argparse.Namespace, work: Work, out: Path, devices: tuple[Device, ...], hosts: Hosts) -> None:
@@ -77,7 +78,7 @@ def _draw(args: argparse.Namespace, work: Work, lanes: Lanes, shards: Shards, mi
 def _recorded(out: Path) -> int:
     """How many images a device drew at once in the run that is there; 0 where there is none."""
     each = recorded(out).get("images_a_device")
-    return each if isinstance(each, int) and 0 < each < 2**31 else 0
+    return each if type(each) is int and 0 < each <= _MOST else 0
 
 
 def _lanes(args: argparse.Namespace, devices: tuple[Device, ...], recorded: int, each: int) -> Lanes:

@@ -77,6 +77,7 @@ def _add_model_options(command: argparse.ArgumentParser, *, or_artifact: bool = 
         source = command.add_mutually_exclusive_group()
         source.add_argument(
             "--artifact",
+            type=_path,
             metavar="DIR",
             help="in the model's place: what cmjax export wrote (a program: only if you trust its maker)",
         )
@@ -301,7 +302,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="MODEL", help="a folder, a model of the package, or a hub id")
+    command.add_argument("model", type=_path, metavar="MODEL", help="a folder, a model of the package, or a hub id")
     command.add_argument("out", type=_path, metavar="OUT", help="the folder to write")
     _add_variant(command)
     _add_path_options(command)

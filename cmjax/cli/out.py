@@ -31,12 +31,13 @@ def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
     Raises:
       UsageError: it is neither, or of another kind than what is there, or its place cannot be written.
     """
-    is_file = out.suffix.lower() in suffixes
-    if out.suffix and not is_file and not out.is_dir():
+    with bad_input("--out"):  # a name may be too long even to be looked at
+        is_file, there, is_folder = out.suffix.lower() in suffixes, out.exists() or out.is_symlink(), out.is_dir()
+    if out.suffix and not is_file and not is_folder:
         raise UsageError(f"--out must end in {' or '.join(suffixes)}, or be a folder, got {out}.")
-    if is_file and out.is_dir():
+    if is_file and is_folder:
         raise UsageError(f"--out: {out} is a folder, not a file.")
-    if not is_file and (out.exists() or out.is_symlink()) and not out.is_dir():
+    if not is_file and there and not is_folder:
         raise UsageError(f"--out: {out} is not a folder.")
     with bad_input("--out"):
         check_writable(out)

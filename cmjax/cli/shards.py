@@ -11,7 +11,10 @@ took (on one kind of machine, with one version of JAX).
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +29,7 @@ from cmjax.io.images import write_npz, write_png
 __all__ = ["Shards", "recorded"]
 
 _ABOUT = "run.json"
+_TEMPORARY = re.compile(r"\.(shard-\d{5,}-of-\d{5,}|run)-[a-z0-9_]{8}(\.npz|\.json)?")  # of `io.atomic`
 _HINT = "choose another --out, or ask for the same images to go on with them"
 
 
@@ -68,8 +72,11 @@ class Shards(NamedTuple):
         if not self.folder.is_dir():
             return
         if not (self.folder / _ABOUT).exists():
-            if others := [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]:
-                raise UsageError(f"--out: {self.folder} holds other files ({others[0]}): choose a new or empty folder.")
+            if others := sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(".")):
+                lacks = f", and no {_ABOUT} to say what they are" if others[0].startswith("shard-") else ""
+                raise UsageError(
+                    f"--out: {self.folder} holds other files ({others[0]}){lacks}: choose a new or empty folder."
+                )
         else:
             self._compare(recorded(self.folder))
 
@@ -82,8 +89,27 @@ class Shards(NamedTuple):
                 raise UsageError(f"--out: {self.folder} holds images of another run ({differs}): {_HINT}.")
 
     def done(self) -> np.ndarray:
-        """Which shards are there, bool[number]."""
-        return np.array([self.path(i).exists() for i in range(self.number)], bool)
+        """Which shards are there, and whole, bool[number].
+
+        Raises:
+          UsageError: something else has the name of a shard.
+        """
+        return np.array([self._is_whole(i) for i in range(self.number)], bool)
+
+    def _is_whole(self, i: int) -> bool:
+        """Whether a shard is there with all of its images; a damaged one is drawn again."""
+        path, wanted = self.path(i), len(self.indices(i))
+        if not (path.exists() or path.is_symlink()):
+            return False
+        if path.is_symlink() or path.is_dir() != (self.kind == "png"):
+            raise UsageError(f"--out: {path} is no shard of this run: move it away.")
+        if self.kind == "png":
+            return sum(file.suffix == ".png" for file in path.iterdir()) == wanted
+        try:
+            with zipfile.ZipFile(path) as held, held.open("indices.npy") as indices:
+                return "images.npy" in held.namelist() and len(np.lib.format.read_array(indices)) == wanted
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+            return False
 
     def begin(self) -> None:
         """Make the folder, and say in it what it is."""
@@ -94,7 +120,7 @@ class Shards(NamedTuple):
     def sweep(self) -> None:
         """Once all shards are there, clear away what kills left half-written; before, it may be another process's."""
         if self.done().all():
-            for left in (*self.folder.glob(".shard-*"), *self.folder.glob(".run-*.json")):
+            for left in [path for path in self.folder.iterdir() if _TEMPORARY.fullmatch(path.name)]:
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def write(self, i: int, images: np.ndarray, labels: np.ndarray | None) -> None:
