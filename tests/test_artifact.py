@@ -100,7 +100,7 @@ def test_weights_beside_the_program_may_be_others(tmp_path: Path) -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     draw = jax.jit(lambda drawer, state, keys: drawer(state, keys))  # the weights are arguments, not constants
     for model in (first, second):
-        names, leaves, _ = artifact._named(model)
+        names, leaves, _ = artifact.program.named(model)
         own = found.replace(weights=dict(zip(names, leaves, strict=True)))
         live = jax.jit(cmjax.generate, static_argnames="shape")(model, state, keys, shape=(2, 8, 8, 1))
         np.testing.assert_allclose(draw(own, state, keys), live, rtol=0, atol=2e-5)

@@ -297,7 +297,7 @@ def test_a_folder_of_too_few_pictures_is_drawn_again(model: Path, tmp_path: Path
 def test_a_count_that_is_not_the_first_ones_is_refused(model: Path, tmp_path: Path) -> None:
     who = f"127.0.0.1:{free_port()}"
     both = [
-        start(model, tmp_path / "drawn", "--distributed", who, n, i, "--wait", "30")
+        start(model, tmp_path / "drawn", "--distributed", who, n, i, "--wait", "120")
         for n, i in (("2", "0"), ("3", "1"))
     ]
     said = [process.communicate(timeout=200)[1] for process in both]

@@ -243,3 +243,24 @@ def test_starting_noise_can_be_given_away() -> None:
     donated = jax.jit(cmjax.sample, donate_argnames="x").lower(NET, state, x, KEY).compile().memory_analysis()
     assert plain.alias_size_in_bytes == 0
     assert donated.alias_size_in_bytes == x.nbytes
+
+
+def test_chunks_take_the_memory_of_a_chunk() -> None:
+    model, config = cmjax.load("fashion-mnist-cm", abstract=True)
+    state, keys = cmjax.cm.init(config, 2), jax.ShapeDtypeStruct((64,), KEY.dtype)
+    labels = jax.ShapeDtypeStruct((64,), jnp.int32)
+
+    def at_once(model: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        return cmjax.generate(model, state, keys, (len(keys), 28, 28, 1), labels)
+
+    def in_chunks(model: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        def one(row: Any) -> jax.Array:
+            return cmjax.generate(model, state, row[0], (1, 28, 28, 1), row[1][None])[0]
+
+        return jax.lax.map(one, (keys, labels), batch_size=8)
+
+    whole, chunked = (
+        jax.jit(draw).lower(model, keys, labels).compile().memory_analysis().temp_size_in_bytes
+        for draw in (at_once, in_chunks)
+    )
+    assert chunked < whole / 3

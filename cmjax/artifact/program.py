@@ -1,0 +1,108 @@
+"""The program: `cmjax.generate` with its network, as a function of plain dictionaries and arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from cmjax._numerics import refuse_no_function
+from cmjax.samplers.base import SamplerState
+from cmjax.sampling import generate, refuse_used
+
+__all__ = ["PLATFORMS", "export", "named", "tables"]
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def tables(state: SamplerState) -> dict[str, jax.Array]:
+    """A path's leaves by name: what an exported program takes."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if not f.metadata.get("static")}
+
+
+def export(
+    model: Any,
+    state: SamplerState,
+    image: tuple[int, ...],
+    cond: Any = None,
+    *,
+    platforms: Sequence[str] = PLATFORMS,
+    weights: Literal["inside", "beside"] = "inside",
+) -> jax_export.Exported:
+    """Export `cmjax.generate` with its network, for any batch size, one key for each image.
+
+    Args:
+      model: a callable pytree `model(x, t, cond)`.
+      state: a path, from `cmjax.pad` if the number of steps is to be a value. Its values are inputs of the program;
+        what it chooses (the prediction type, clipping) is fixed.
+      image: the shape of one sample, (H, W, C).
+      cond: what one image is conditioned on: a pytree (of dicts, lists and tuples) of arrays or
+        `jax.ShapeDtypeStruct`, without the batch; None for nothing.
+      platforms: of "cpu", "cuda", "rocm" and "tpu".
+      weights: "inside" the program, or an argument, "beside" it.
+
+    Returns:
+      The exported function (weights, state, keys, cond) -> f32[B, *image]: `weights` are arrays by name (none, {}, when
+      they are inside), `state` is `tables(state)`, `keys` the keys' data u32[B, 2], `cond` has the batch in front.
+
+    Raises:
+      TypeError: state is no path, or model no function or no pytree of arrays.
+      ValueError: a platform has another name, or `weights` does; image is no shape; the path has already stepped.
+
+    Example:
+      >>> import cmjax
+      >>> state = cmjax.pad(cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2), 4)
+      >>> program = export(jax.tree_util.Partial(lambda x, t, cond: 0.5 * x), state, (4, 4, 1), platforms=["cpu"])
+      >>> keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
+      >>> program.call({}, tables(state), keys, None).shape
+      (3, 4, 4, 1)
+    """
+    _check_platforms(platforms)
+    if weights not in ("inside", "beside"):
+        raise ValueError(f"weights must be 'inside' or 'beside', got {weights!r}.")
+    if not isinstance(state, SamplerState):
+        raise TypeError(f"state must be a path, as init(config, num_steps=...) makes it, got a {type(state).__name__}.")
+    refuse_used(state, "export")
+    refuse_no_function("model", model, "(x, t, cond) -> what the network says")
+    if not isinstance(image, tuple) or not all(type(size) is int and size > 0 for size in image):
+        raise ValueError(f"image must be the shape of one sample, such as (28, 28, 1), got {image!r:.60}.")
+    names, leaves, structure = named(model)
+    if any(not isinstance(leaf, jax.Array | np.ndarray | float | int) for leaf in leaves):
+        raise TypeError("model must be a pytree of arrays, as jax.tree_util.Partial(function, arrays) is.")
+
+    def draw(weights: dict[str, Any], tables: dict[str, Any], keys: Any, cond: Any) -> Any:
+        own = jax.tree.unflatten(structure, [weights[name] for name in names] if weights else leaves)
+        shape = (keys.shape[0], *image)
+        return generate(own, state.replace(**tables), jax.random.wrap_key_data(keys), shape, cond)
+
+    (batch,) = jax_export.symbolic_shape("b")
+    given = dict(zip(names, leaves, strict=True)) if weights == "beside" else {}
+    with_batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype), cond)
+    return jax_export.export(jax.jit(draw), platforms=tuple(platforms))(
+        *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (given, tables(state))),
+        jax.ShapeDtypeStruct((batch, 2), jnp.uint32),
+        with_batch,
+    )
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    known = (*PLATFORMS, "rocm")
+    if isinstance(platforms, str):
+        raise ValueError(f"platforms must be a list, of {', '.join(known)}, got {platforms!r}.")
+    if not platforms or (unknown := [name for name in platforms if name not in known]):
+        got = f"got {unknown[0]!r}" if platforms else "got none"
+        raise ValueError(f"platforms must be of {', '.join(known)}, {got}.")
+
+
+def named(model: Any) -> tuple[list[str], list[Any], Any]:
+    """A model's weights, a name for each, and how they make the model."""
+    found, structure = jax.tree_util.tree_flatten_with_path(model)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in found]
+    if len(set(names)) < len(names):  # a tree of its own making, whose paths do not tell its leaves apart
+        names = [f"{i}" for i in range(len(found))]
+    return names, [leaf for _, leaf in found], structure
