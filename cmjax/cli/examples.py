@@ -18,6 +18,7 @@ examples:
   cmjax sample --num 50000 --out drawn/ --distributed host0:9876 4 0     and on three more hosts, 1 2 3
   cmjax sample --artifact exported/ --steps 4     what cmjax export wrote
 
+In shards, on a CPU, each core is a device, up to eight: JAX_NUM_CPU_DEVICES=1 for one.
 Image i depends on the seed and on i alone, its label included: more images, another batch size
 or more devices change none of those that were there before.
 """
