@@ -22,10 +22,8 @@ def batch_mesh(batch_size: int, devices: Sequence[Device] | None = None) -> Mesh
       devices: to choose from, the first ones first; None for all of this process.
     """
     devices = jax.local_devices() if devices is None else list(devices)
-    count = dividing(batch_size, len(devices))
-    return Mesh(
-        np.array(devices[:count]), ("batch",), axis_types=(AxisType.Auto,)
-    )  # nothing is sent: any order will do
+    chosen = np.array(devices[: dividing(batch_size, len(devices))])  # nothing is sent: any order will do
+    return Mesh(chosen, ("batch",), axis_types=(AxisType.Auto,))
 
 
 def dividing(size: int, most: int) -> int:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax._numerics import f32, floating, is_traced, read, whole
+from cmjax._numerics import f32, floating, is_traced, read
 from cmjax._random import noise, split
-from cmjax.samplers.base import SamplerConfig, SamplerState, advance, step
+from cmjax.paths import pad, refuse_config, refuse_used, skip
+from cmjax.samplers.base import SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
 
 __all__ = ["Trajectory", "add_noise", "generate", "model_input", "pad", "prior", "sample", "skip", "step", "trajectory"]
-
-_MOST_STEPS = 1 << 16
-_NO_PATH = "state must be a path, as init(config, num_steps=...) makes it, got the {}."
-
-StateT = TypeVar("StateT", bound=SamplerState)
 
 
 class Trajectory(NamedTuple):
@@ -61,7 +55,7 @@ def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLik
       >>> prior(state, jax.random.key(0), (1, 8, 8, 3)).std().round(-1)
       Array(80., dtype=float32)
     """
-    _refuse_config(state)
+    refuse_config(state)
     if is_traced(shape):
         raise TypeError('shape must be static under jit: jax.jit(generate, static_argnames="shape").')
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -97,100 +91,6 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
     z = f32(key) if is_noise else noise(key, x0.shape)
     alpha, sigma = state.rates()
     return (alpha * f32(x0) + sigma * z).astype(x0.dtype)
-
-
-def skip(state: StateT, k: int) -> StateT:
-    """Start the path at step k: num_steps - k steps are left, and the index is 0 again.
-
-    Args:
-      state: a path that has not been stepped.
-      k: a Python int in [0, num_steps - 1].
-
-    Returns:
-      A shorter path. `add_noise` then takes an image to its first level: image-to-image.
-
-    Raises:
-      TypeError: k is not a Python int: it changes shapes.
-      ValueError: k is out of range, or the state has already stepped.
-
-    Example:
-      >>> import cmjax
-      >>> skip(cmjax.lcm.init(cmjax.lcm.LCMConfig(), num_steps=4), 1).timesteps
-      Array([759, 499, 259], dtype=int32)
-    """
-    try:
-        k = operator.index(k)
-    except TypeError as error:
-        raise TypeError(f"k must be a Python int, since it changes shapes, got {type(k).__name__}.") from error
-    if not 0 <= k < state.num_steps:
-        raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
-    _refuse_padded(state, "skip")
-    refuse_used(state, "skip")
-    return jax.tree.map(lambda leaf: leaf[..., k:] if leaf.ndim > state.index.ndim else leaf, state)
-
-
-def pad(state: StateT, max_steps: int) -> StateT:
-    """Make the number of steps a value: paths of 1 to max_steps steps have one shape, and share one compilation.
-
-    The tables grow at their beginning, where the first level is repeated, and the index starts that much later. So
-    `prior`, `add_noise`, `model_input` and `step` work as on any path; `sample` and `generate` then are a loop that
-    ends where the path ends, and draw the same pictures: step k takes the k-th of `jax.random.split(key, max_steps)`,
-    which with JAX's default, partitionable keys are the first of as many as one likes. Such a loop has no gradient (of
-    reverse mode): JAX differentiates loops of known length. Stacked paths may differ in length: under `vmap` each image
-    has its own number of steps, and the loop goes on for the longest.
-
-    Args:
-      state: a path that has not been stepped.
-      max_steps: N, a Python int of at least `state.num_steps`.
-
-    Returns:
-      A path of the same steps, from index N - n on, in tables for N.
-
-    Raises:
-      TypeError: max_steps is not a Python int: it decides shapes; or state is no path.
-      ValueError: max_steps is too large, or the path is longer, padded already, or has already stepped.
-
-    Example:
-      >>> import cmjax
-      >>> config = cmjax.tcd.TCDConfig()
-      >>> model = jax.tree_util.Partial(lambda x, t, cond: 0.5 * x)
-      >>> draw = jax.jit(lambda state, key: generate(model, state, key, (2, 4, 4, 1)))
-      >>> for num_steps in (1, 2, 4):
-      ...     state = pad(cmjax.tcd.init(config, num_steps, eta=0.3), 8)
-      ...     x = draw(state, jax.random.key(0))
-      >>> draw._cache_size(), state.timesteps[-4:]
-      (1, Array([999, 759, 499, 259], dtype=int32))
-
-      Three images of 1, 2 and 4 steps, in one call:
-
-      >>> states = [pad(cmjax.tcd.init(config, n), 4) for n in (1, 2, 4)]
-      >>> states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-      >>> keys = jax.random.split(jax.random.key(0), 3)
-      >>> jax.jit(jax.vmap(lambda state, key: generate(model, state, key, (1, 4, 4, 1))))(states, keys).shape
-      (3, 1, 4, 4, 1)
-    """
-    if not isinstance(state, SamplerState):
-        raise TypeError(_NO_PATH.format(type(state).__name__))
-    max_steps = whole("max_steps", max_steps, 1)
-    if max_steps > _MOST_STEPS:
-        raise ValueError(f"max_steps must be at most {_MOST_STEPS}, got {max_steps}: the tables would be too large.")
-    _refuse_padded(state, "pad")
-    refuse_used(state, "pad")
-    room = max_steps - state.num_steps
-    if room < 0:
-        raise ValueError(
-            f"max_steps must be at least the {state.num_steps} steps of the path, got {max_steps}: "
-            "pad more, or plan fewer steps."
-        )
-
-    def longer(leaf: Array) -> Any:
-        if leaf.ndim == state.index.ndim:
-            return leaf
-        widths = [(0, 0)] * (leaf.ndim - 1) + [(room, 0)]
-        return jnp.pad(leaf, widths, "edge") if is_traced(leaf) else np.pad(leaf, widths, "edge")  # compiles nothing
-
-    padded = jax.tree.map(longer, state).replace(index=state.index + np.int32(room), padded=True)
-    return jax.tree.map(jnp.asarray, padded) if is_traced(padded) else jax.device_put(padded)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -356,7 +256,7 @@ def _walk(
     keep: bool,
     remat: bool,
 ) -> tuple[Array, Any]:
-    _refuse_config(state)
+    refuse_config(state)
     refuse_used(state, "sample")
     if is_traced(remat):
         raise TypeError('remat must be static under jit: jax.jit(sample, static_argnames="remat").')
@@ -391,30 +291,3 @@ def _until_the_end(body: Callable[..., Any], state: SamplerState, x: Array, keys
 
     walked = jax.lax.while_loop(goes_on, one, (state, x))[1]
     return jnp.where(fresh, walked, jnp.nan)  # as what is read past the end of any path
-
-
-def _refuse_config(state: Any) -> None:
-    if isinstance(state, SamplerConfig):
-        raise TypeError(_NO_PATH.format(type(state).__name__))
-
-
-def refuse_used(state: SamplerState, verb: str) -> None:
-    """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
-    if is_traced(state):
-        return
-    index, timesteps = np.asarray(state.index), np.asarray(state.timesteps)
-    if state.padded:  # before it starts, the first level is repeated
-        place = np.minimum(index, state.num_steps - 1)[..., None]
-        used = (index >= state.num_steps) | (np.take_along_axis(timesteps, place, -1) != timesteps[..., :1])[..., 0]
-    else:
-        used = index != 0
-    if np.any(used):
-        raise ValueError(
-            f"{verb} starts at the first step, but this state is at index {state.index} of {state.num_steps}: "
-            "call init again, or drop the first steps of a fresh state with skip."
-        )
-
-
-def _refuse_padded(state: SamplerState, verb: str) -> None:
-    if state.padded:
-        raise ValueError(f"{verb} takes a path before it is padded: pad comes last.")

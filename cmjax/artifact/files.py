@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from cmjax.artifact.program import PLATFORMS, export, named, tables
 from cmjax.io import config_dict, read_config, read_safetensors, write_safetensors
 from cmjax.io.atomic import atomic_folder, check_writable
 from cmjax.io.configs import read_json, write_json
+from cmjax.io.digests import file_digest
 from cmjax.samplers import sampler_of
 from cmjax.samplers.base import SamplerConfig, SamplerState
 
@@ -120,7 +120,7 @@ def save(
         if weights == "beside":
             names, leaves, _ = named(model)
             write_safetensors(dict(zip(names, map(np.asarray, leaves), strict=True)), folder / _WEIGHTS)
-        about["sha256"] = {file.name: _digest(file) for file in folder.iterdir()}
+        about["sha256"] = {file.name: file_digest(file) for file in folder.iterdir()}
         write_json(about, folder / _ABOUT)
     if weights == "inside":
         (path / _WEIGHTS).unlink(missing_ok=True)  # of the artifact that was here before
@@ -234,13 +234,8 @@ def _platform() -> str:
 def _check_whole(path: Path, digests: Mapping[str, str]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}. Export it again.")
-    if _digest(path) != digests.get(path.name):
+    if file_digest(path) != digests.get(path.name):
         raise ValueError(f"{path} is damaged: it is not what was exported. Export it again.")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:

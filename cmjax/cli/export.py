@@ -6,14 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 import cmjax
 from cmjax import artifact
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.exported import notes_of
+from cmjax.cli.out import print_rows
 from cmjax.cli.sampler import open_model, prepare
 from cmjax.io.atomic import check_writable
 
@@ -54,18 +51,15 @@ def run(args: argparse.Namespace) -> None:
             weights=args.weights,
             notes=notes_of(args, opened.checkpoint),
         )
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     size = sum(file.stat().st_size for file in out.iterdir())
-    for name, value in (
-        ("model", args.model),
-        ("sampler", setup.sampler),
-        ("steps", f"{steps} unless asked for others, up to {room}{setup.note}"),
-        ("platforms", ", ".join(args.platforms)),
-        ("weights", f"{args.weights} the program"),
-        ("export", f"{time.perf_counter() - start:.2f} s"),
-        ("artifact", f"{out} ({size / 2**20:.1f} MiB)"),
-    ):
-        table.add_row(name, escape(str(value)))
-    Console().print(table)
+    print_rows(
+        (
+            ("model", args.model),
+            ("sampler", setup.sampler),
+            ("steps", f"{steps} unless asked for others, up to {room}{setup.note}"),
+            ("platforms", ", ".join(args.platforms)),
+            ("weights", f"{args.weights} the program"),
+            ("export", f"{time.perf_counter() - start:.2f} s"),
+            ("artifact", f"{out} ({size / 2**20:.1f} MiB)"),
+        )
+    )

@@ -15,7 +15,7 @@ from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.sampler import Setup
 from cmjax.io.atomic import check_writable
 
-__all__ = ["check_out", "report"]
+__all__ = ["check_out", "print_rows", "report"]
 
 
 def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
@@ -63,6 +63,11 @@ def report(args: argparse.Namespace, setup: Setup, run: Run, speed: str, notes: 
         *(("note", note) for note in dict.fromkeys(notes)),
         ("file", args.out),
     )
+    print_rows(rows)
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and what belongs to each."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -1,8 +1,9 @@
 """Files in and out: models in diffusers' layout, sampler configs, pictures."""
 
 from cmjax.io.assembly import Checkpoint
-from cmjax.io.checkpoint import digest, embedded_models, label_names, load, load_unet, save
+from cmjax.io.checkpoint import embedded_models, label_names, load, load_unet, save
 from cmjax.io.configs import config_dict, read_config, write_config
+from cmjax.io.digests import digest
 from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
 from cmjax.io.original import load_original
 from cmjax.io.pictures import Picture, fit_picture, on_white, read_picture

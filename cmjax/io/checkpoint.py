@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
-    "digest",
     "embedded_models",
     "label_names",
     "load",
@@ -43,7 +41,6 @@ __all__ = [
 ]
 
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
-_DIGESTED = {".json", ".safetensors", ".bin", ".npz"}
 _CONFIGS = ("unet/config.json", "scheduler/scheduler_config.json")
 _PIPELINES = {
     "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
@@ -164,35 +161,6 @@ def load(
         tensors = read_weights(path / "unet", variant)
     model = assemble(unet_config, tensors, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
     return Checkpoint(model, config)
-
-
-def digest(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> str:
-    """Tell a model (or an artifact) from others: the SHA-256 of its files' names and contents, but for its texts.
-
-    All weights count, whichever variant is read.
-
-    Args:
-      path_or_name: as for `load`, or an artifact's folder.
-      revision: as for `load`.
-      variant: as for `load`: which weights to fetch of a hub's repository.
-
-    Raises:
-      FileNotFoundError: there is no such model.
-      ModuleNotFoundError: as `load`.
-
-    Example:
-      >>> import cmjax
-      >>> cmjax.io.digest("fashion-mnist-cm") == cmjax.io.digest("fashion-mnist-tcd")
-      False
-    """
-    path = resolve(path_or_name, revision=revision, variant=variant)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _DIGESTED and p.is_file())
-    sums = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            held = hashlib.file_digest(opened, "sha256").hexdigest()
-        sums.update(f"{file.relative_to(path) if path.is_dir() else ''} {held}\n".encode())
-    return sums.hexdigest()
 
 
 def refuse_other_files(path: Path) -> None:

@@ -1,0 +1,45 @@
+"""What tells files, and models, from others: their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from cmjax.io.checkpoint import resolve
+
+__all__ = ["digest", "file_digest"]
+
+_DIGESTED = {".json", ".safetensors", ".bin", ".npz"}
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> str:
+    """Tell a model (or an artifact) from others: the SHA-256 of its files' names and contents, but for its texts.
+
+    All weights count, whichever variant is read.
+
+    Args:
+      path_or_name: as for `load`, or an artifact's folder.
+      revision: as for `load`.
+      variant: as for `load`: which weights to fetch of a hub's repository.
+
+    Raises:
+      FileNotFoundError: there is no such model.
+      ModuleNotFoundError: as `load`.
+
+    Example:
+      >>> import cmjax
+      >>> cmjax.io.digest("fashion-mnist-cm") == cmjax.io.digest("fashion-mnist-tcd")
+      False
+    """
+    path = resolve(path_or_name, revision=revision, variant=variant)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _DIGESTED and p.is_file())
+    sums = hashlib.sha256()
+    for file in files:
+        sums.update(f"{file.relative_to(path) if path.is_dir() else ''} {file_digest(file)}\n".encode())
+    return sums.hexdigest()
