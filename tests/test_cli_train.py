@@ -12,8 +12,8 @@ from commands import compiled_programs_kept, complaint, go_to
 
 import cmjax
 from cmjax.cli import main, parser, train
-from cmjax.cli.settle import compute_dtype
-from cmjax.cli.settle import settle as settled
+from cmjax.cli.run_config import compute_dtype
+from cmjax.cli.run_config import run_config as settled
 from cmjax.io import Checkpoint, read_images
 
 
@@ -84,9 +84,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(data, monkeypatch):
         if int(state.step) == 5:
             raise KeyboardInterrupt
 
-    keep = train._Keeper.__call__
+    keep = train._CheckpointWriter.__call__
     with monkeypatch.context() as patch:
-        patch.setattr(train._Keeper, "__call__", stop)
+        patch.setattr(train._CheckpointWriter, "__call__", stop)
         assert main(["train", "--data", data, "--out", "parts", *TINY, *options]) == 130
     assert main(["train", "--data", data, "--out", "parts", "--resume", *options]) == 0
     whole, parts = (

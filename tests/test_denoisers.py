@@ -12,7 +12,7 @@ from tiny import checkpoint
 
 import cmjax
 from cmjax.cli.errors import UsageError
-from cmjax.cli.sampler import own_path, prepare
+from cmjax.cli.open_model import own_path, prepare
 from cmjax.io import Checkpoint, config_dict, read_config
 from cmjax.parameterization import c_in, c_out, c_skip
 from cmjax.training.methods import METHODS

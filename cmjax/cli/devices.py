@@ -10,10 +10,10 @@ import jax
 from cmjax._mesh import Device, dividing
 from cmjax.cli.errors import UsageError
 
-__all__ = ["Lanes", "choose_devices", "choose_lanes"]
+__all__ = ["BatchPlan", "choose_devices", "plan_batch"]
 
 
-class Lanes(NamedTuple):
+class BatchPlan(NamedTuple):
     """The devices that share a batch, and its size: each draws `batch / len(devices)` images at a time."""
 
     devices: tuple[Device, ...]
@@ -44,7 +44,7 @@ def choose_devices(count: int | None) -> tuple[Device, ...]:
     return tuple(local[:count])
 
 
-def choose_lanes(devices: Sequence[Device], batch: int | None, count: int, each: int, *, strict: bool) -> Lanes:
+def plan_batch(devices: Sequence[Device], batch: int | None, count: int, each: int, *, strict: bool) -> BatchPlan:
     """Say how many images are drawn at once.
 
     Args:
@@ -59,10 +59,10 @@ def choose_lanes(devices: Sequence[Device], batch: int | None, count: int, each:
     """
     if batch is None:
         devices = devices[: min(len(devices), count)]
-        return Lanes(tuple(devices), len(devices) * min(each, -(-count // len(devices))))
+        return BatchPlan(tuple(devices), len(devices) * min(each, -(-count // len(devices))))
     batch = batch if strict else min(batch, count)
     if strict and batch % len(devices):
         raise UsageError(
             f"--batch {batch} does not divide among {len(devices)} devices: give a multiple of {len(devices)}."
         )
-    return Lanes(tuple(devices[: dividing(batch, len(devices))]), batch)
+    return BatchPlan(tuple(devices[: dividing(batch, len(devices))]), batch)

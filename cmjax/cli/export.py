@@ -9,9 +9,9 @@ from pathlib import Path
 import cmjax
 from cmjax import artifact
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.exported import notes_of
-from cmjax.cli.out import print_rows
-from cmjax.cli.sampler import open_model, prepare
+from cmjax.cli.open_artifact import notes_of
+from cmjax.cli.open_model import open_model, prepare
+from cmjax.cli.output import print_rows
 from cmjax.io.atomic import check_writable
 
 __all__ = ["run"]

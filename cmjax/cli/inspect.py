@@ -13,7 +13,7 @@ from rich.table import Table
 
 import cmjax
 from cmjax.cli.errors import bad_input
-from cmjax.cli.sampler import Setup, prepare
+from cmjax.cli.open_model import SamplerSetup, prepare
 
 __all__ = ["run"]
 
@@ -54,7 +54,7 @@ def _config_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def _path_table(setup: Setup) -> Table:
+def _path_table(setup: SamplerSetup) -> Table:
     """One row a model call: where x is, what the network is told, and where TCD lands before it adds noise."""
     state = setup.state
     landings = getattr(state, "landings", None)

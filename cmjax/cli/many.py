@@ -11,11 +11,11 @@ import numpy as np
 
 import cmjax
 from cmjax._mesh import Device
-from cmjax.cli.devices import Lanes, choose_lanes
+from cmjax.cli.devices import BatchPlan, plan_batch
 from cmjax.cli.drawing import Run, class_of, default_batch, with_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.hosts import Hosts
-from cmjax.cli.out import report
+from cmjax.cli.output import report
 from cmjax.cli.shards import Shards, recorded
 from cmjax.cli.work import Work
 from cmjax.io.images import to_uint8
@@ -51,7 +51,7 @@ def draw_shards(args: argparse.Namespace, work: Work, out: Path, devices: tuple[
     report(args, work.setup, run, speed, [note])
 
 
-def _draw(args: argparse.Namespace, work: Work, lanes: Lanes, shards: Shards, mine: list[int]) -> tuple[Run, str]:
+def _draw(args: argparse.Namespace, work: Work, lanes: BatchPlan, shards: Shards, mine: list[int]) -> tuple[Run, str]:
     """Draw these shards' images in whole batches, whatever the shards' size, and write each shard when it is full."""
     start = time.perf_counter()
     draw = work.compile(lanes, args)
@@ -81,11 +81,11 @@ def _recorded(out: Path) -> int:
     return each if type(each) is int and 0 < each <= _MOST else 0
 
 
-def _lanes(args: argparse.Namespace, devices: tuple[Device, ...], recorded: int, each: int) -> Lanes:
+def _lanes(args: argparse.Namespace, devices: tuple[Device, ...], recorded: int, each: int) -> BatchPlan:
     """Say how many images each device draws at once: in all of a run as many, since the last bits depend on it."""
     if args.batch is None:
-        return Lanes(devices, (recorded or each) * len(devices))
-    return choose_lanes(devices, args.batch, args.batch, each, strict=True)
+        return BatchPlan(devices, (recorded or each) * len(devices))
+    return plan_batch(devices, args.batch, args.batch, each, strict=True)
 
 
 def _said(args: argparse.Namespace, work: Work) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from cmjax._version import __version__
-from cmjax.cli import examples
+from cmjax.cli import help_texts
 
 __all__ = ["parser"]
 
@@ -40,15 +40,19 @@ def parser() -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
         return commands.add_parser(name, help=text, description=f"{text}.", epilog=shown, formatter_class=formatter)
 
-    _add_sample(command("sample", "Draw images from a model in one compiled call", examples.SAMPLE))
-    _add_edit(command("edit", "Fill, colour, enlarge, clean or redraw pictures with a model", examples.EDIT))
-    _add_train(command("train", "Train a few-step model on images", examples.train()))
-    _add_evaluate(command("evaluate", "Measure how good a model's images are, beside real ones", examples.EVALUATE))
+    _add_sample(command("sample", "Draw images from a model in one compiled call", help_texts.SAMPLE))
+    _add_edit(command("edit", "Fill, colour, enlarge, clean or redraw pictures with a model", help_texts.EDIT))
+    _add_train(command("train", "Train a few-step model on images", help_texts.train()))
+    _add_evaluate(command("evaluate", "Measure how good a model's images are, beside real ones", help_texts.EVALUATE))
     _add_export(
-        command("export", "Write a model and its sampler as one program, for CPU, GPU and TPU", examples.EXPORT)
+        command("export", "Write a model and its sampler as one program, for CPU, GPU and TPU", help_texts.EXPORT)
     )
-    _add_inspect(command("inspect", "Show a model's configs, its size, and the path a sampler takes", examples.INSPECT))
-    _add_convert(command("convert", "Read weights of PyTorch (.pt, .bin) and write a model's folder", examples.CONVERT))
+    _add_inspect(
+        command("inspect", "Show a model's configs, its size, and the path a sampler takes", help_texts.INSPECT)
+    )
+    _add_convert(
+        command("convert", "Read weights of PyTorch (.pt, .bin) and write a model's folder", help_texts.CONVERT)
+    )
     return top
 
 
@@ -142,7 +146,7 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
 def _add_edit(command: argparse.ArgumentParser) -> None:
     tasks = command.add_subparsers(dest="task", metavar="TASK", required=True, parser_class=_Parser)
     formatter = argparse.RawDescriptionHelpFormatter
-    for name, (text, shown) in examples.TASKS.items():
+    for name, (text, shown) in help_texts.TASKS.items():
         task = tasks.add_parser(name, help=text, description=f"{text}.", epilog=shown, formatter_class=formatter)
         if name == "interpolate":
             _add_interpolate(task)

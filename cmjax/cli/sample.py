@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.cli import compile_cache, cores
-from cmjax.cli.devices import choose_devices, choose_lanes
+from cmjax.cli.devices import choose_devices, plan_batch
 from cmjax.cli.drawing import Drawn, class_grid, class_of, default_batch, draw_all, strips
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.hosts import meet
 from cmjax.cli.many import draw_shards
-from cmjax.cli.out import check_out, report
+from cmjax.cli.output import check_out, report
 from cmjax.cli.work import Classes, Work, plan
 from cmjax.io.images import to_uint8, write_npz, write_png
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 def _draw(args: argparse.Namespace, work: Work, out: Path, kind: str) -> None:
     """Draw all images, and write them to one file or one folder."""
     each, strict = default_batch(*work.opened.shape[:2]), args.devices is not None
-    lanes = choose_lanes(choose_devices(args.devices), args.batch, work.count, each, strict=strict)
+    lanes = plan_batch(choose_devices(args.devices), args.batch, work.count, each, strict=strict)
     run = draw_all(lambda: work.compile(lanes, args), work.load, work.count, lanes.batch)
     with bad_input("the model"):  # NaN, which is not for any picture
         drawn = Drawn(*(None if part is None else to_uint8(part) for part in run.images))

@@ -20,8 +20,8 @@ from cmjax import training
 from cmjax.cli import compile_cache, cores
 from cmjax.cli.drawing import class_grid, compile_draw, image_shape
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.sampler import own_path
-from cmjax.cli.settle import RUN, Settled, compute_dtype, settle
+from cmjax.cli.open_model import own_path
+from cmjax.cli.run_config import RUN, RunConfig, compute_dtype, run_config
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         dtype = compute_dtype(args, before)
         start = None if args.init is None else cmjax.load(args.init, dtype=dtype)
         teacher = None if args.teacher is None else cmjax.load(args.teacher, dtype=dtype)
-        settled = settle(args, data, before, start, teacher)
+        settled = run_config(args, data, before, start, teacher)
     recipe = settled.recipe
     _check_fit(data, settled, teacher)
     with bad_input("--out"):
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             said = f"loss {progress.loss:.4f}{figures}, {progress.images_per_second:.0f} images/s"
             bar.update(task, completed=progress.step, figures=said)
 
-        keep = _Keeper(out, model, settled, names, console)
+        keep = _CheckpointWriter(out, model, settled, names, console)
         try:
             training.train(
                 model,
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}{steps}")
 
 
-def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint | None) -> tuple[Any, str]:
+def _first_model(settled: RunConfig, start: Checkpoint | None, teacher: Checkpoint | None) -> tuple[Any, str]:
     """What a run begins with, and its name: the model of --init, a copy of a teacher of its kind, or new weights."""
     if start is not None:
         return start.model, "of --init"
@@ -116,7 +116,7 @@ def _first_model(settled: Settled, start: Checkpoint | None, teacher: Checkpoint
     return from_nnx(UNet(settled.network, rngs=rngs, dtype=jnp.dtype(settled.dtype))), "new"
 
 
-def _check_fit(data: ImageData, settled: Settled, teacher: Any) -> None:
+def _check_fit(data: ImageData, settled: RunConfig, teacher: Any) -> None:
     recipe, (height, width), factor = settled.recipe, data.images.shape[1:3], settled.network.downsampling
     if height % factor or width % factor:
         raise UsageError(
@@ -144,10 +144,10 @@ def _check_fit(data: ImageData, settled: Settled, teacher: Any) -> None:
             recipe.method.check_teacher(settled.config, teacher.config)
 
 
-class _Keeper:
+class _CheckpointWriter:
     """At every checkpoint: the averaged weights as a model that `cmjax.load` reads, a grid of what it draws, curves."""
 
-    def __init__(self, out: Path, model: Any, settled: Settled, names: tuple[str, ...] | None, console: Console):
+    def __init__(self, out: Path, model: Any, settled: RunConfig, names: tuple[str, ...] | None, console: Console):
         self.out, self.model, self.settled, self.names, self.console = out, model, settled, names, console
         classes = settled.network.num_class_embeds
         self.shown = None if classes is None else range(min(classes, _SAMPLED_CLASSES))

@@ -6,11 +6,11 @@ import argparse
 from typing import Any, NamedTuple
 
 import cmjax
-from cmjax.cli.classes import class_names, class_numbers
-from cmjax.cli.devices import Lanes
+from cmjax.cli.devices import BatchPlan
 from cmjax.cli.drawing import compile_draw
-from cmjax.cli.exported import open_artifact
-from cmjax.cli.sampler import Opened, Setup, open_model, prepare
+from cmjax.cli.labels import class_names, class_numbers
+from cmjax.cli.open_artifact import open_artifact
+from cmjax.cli.open_model import SamplerSetup, UnloadedModel, open_model, prepare
 
 __all__ = ["Classes", "Work", "plan"]
 
@@ -29,8 +29,8 @@ class Classes(NamedTuple):
 class Work(NamedTuple):
     """What is drawn: the model and its path, how many images, of which classes, with what function."""
 
-    opened: Opened
-    setup: Setup
+    opened: UnloadedModel
+    setup: SamplerSetup
     generate: Any
     classes: Classes | None
     count: int
@@ -40,7 +40,7 @@ class Work(NamedTuple):
         """Of the classes, or None."""
         return None if self.classes is None else self.classes.numbers
 
-    def compile(self, lanes: Lanes, args: argparse.Namespace) -> Any:
+    def compile(self, lanes: BatchPlan, args: argparse.Namespace) -> Any:
         """Compile the call that draws a batch: (first, model) -> images on the host."""
         return compile_draw(
             self.setup.model,

@@ -13,15 +13,15 @@ import numpy as np
 import cmjax
 from cmjax._random import split
 from cmjax.cli import compile_cache
-from cmjax.cli.classes import needed_classes
 from cmjax.cli.drawing import Batches, compile_batches, default_batch, draw_all
 from cmjax.cli.edit import interpolate
-from cmjax.cli.edit.given import read
-from cmjax.cli.edit.results import check_apart, name_files, write
+from cmjax.cli.edit.inputs import read
+from cmjax.cli.edit.outputs import check_apart, name_files, write
 from cmjax.cli.edit.tasks import TASKS, Task
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.out import check_out, report
-from cmjax.cli.sampler import Opened, Setup, open_model, prepare
+from cmjax.cli.labels import needed_classes
+from cmjax.cli.open_model import SamplerSetup, UnloadedModel, open_model, prepare
+from cmjax.cli.output import check_out, report
 from cmjax.io.images import to_uint8
 
 __all__ = ["run"]
@@ -86,7 +86,12 @@ def _plan_stroke(strength: float | None, sampler: str, asked: dict[str, Any]) ->
 
 
 def _compile(
-    setup: Setup, task: Task, labels: np.ndarray | None, size: int, shape: tuple[int, ...], args: argparse.Namespace
+    setup: SamplerSetup,
+    task: Task,
+    labels: np.ndarray | None,
+    size: int,
+    shape: tuple[int, ...],
+    args: argparse.Namespace,
 ) -> Batches:
     """Compile the walk of a batch. Variant v of any picture has the seed's key folded with v, whatever is beside it."""
 
@@ -104,7 +109,7 @@ def _compile(
     return compile_batches(draw, setup.model, (setup.state, jax.random.key(args.seed)), size, rows)
 
 
-def _labels(args: argparse.Namespace, opened: Opened) -> np.ndarray | None:
+def _labels(args: argparse.Namespace, opened: UnloadedModel) -> np.ndarray | None:
     """The class of each picture, i32[P]; None for a model without classes."""
     numbers = needed_classes(args.labels, opened.classes, opened.names, "what the pictures show")
     if numbers is None:

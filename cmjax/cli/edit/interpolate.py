@@ -13,11 +13,11 @@ import numpy as np
 import cmjax
 from cmjax._random import split
 from cmjax.cli import compile_cache
-from cmjax.cli.classes import needed_classes
 from cmjax.cli.drawing import compile_batches, default_batch, draw_all
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.out import check_out, report
-from cmjax.cli.sampler import Opened, open_model, prepare
+from cmjax.cli.labels import needed_classes
+from cmjax.cli.open_model import UnloadedModel, open_model, prepare
+from cmjax.cli.output import check_out, report
 from cmjax.io.images import grid, to_uint8, write_png
 
 __all__ = ["run"]
@@ -78,7 +78,7 @@ def _layout(args: argparse.Namespace) -> tuple[int, int]:
     return rows, columns
 
 
-def _classes(args: argparse.Namespace, opened: Opened, columns: int) -> np.ndarray | None:
+def _classes(args: argparse.Namespace, opened: UnloadedModel, columns: int) -> np.ndarray | None:
     """What each column shows: i32[columns], or mixtures of two classes, f32[columns, classes]; None without classes."""
     numbers = needed_classes(args.labels, opened.classes, opened.names, "what is to be drawn")
     if numbers is None:

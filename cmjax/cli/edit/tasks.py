@@ -10,7 +10,7 @@ import numpy as np
 
 import cmjax
 from cmjax import editing
-from cmjax.cli.edit.given import Given, check_hole, fit_all, flat_all, holes, in_channels, opaque, whole
+from cmjax.cli.edit.inputs import InputPictures, check_hole, fit_all, flat_all, holes, in_channels, opaque, whole
 from cmjax.cli.errors import UsageError
 from cmjax.io.pictures import Picture, fit_picture, gray
 
@@ -35,7 +35,7 @@ class Task(NamedTuple):
     settle: Callable[..., np.ndarray]
 
 
-def _inpaint(args: argparse.Namespace, shape: tuple[int, int, int], given: Given) -> Task:
+def _inpaint(args: argparse.Namespace, shape: tuple[int, int, int], given: InputPictures) -> Task:
     """Fill what is white in a mask, or transparent."""
     plain, found, cut = flat_all(given, quiet=not given.masks), holes(given), []
     for (name, hole), picture, flat in zip(found, given.pictures, plain, strict=True):
@@ -55,7 +55,7 @@ def _inpaint(args: argparse.Namespace, shape: tuple[int, int, int], given: Given
     return Task((pixels, hole), columns, editing.inpaint, _from_known, _clipped)
 
 
-def _colorize(args: argparse.Namespace, shape: tuple[int, int, int], given: Given) -> Task:
+def _colorize(args: argparse.Namespace, shape: tuple[int, int, int], given: InputPictures) -> Task:
     """Colour what is grey; of colours, the luminance is kept."""
     pictures = flat_all(given)
     fitted = [picture.pixels for picture in fit_all(given, shape, pictures)]
@@ -69,7 +69,7 @@ def _colorize(args: argparse.Namespace, shape: tuple[int, int, int], given: Give
     )
 
 
-def _upscale(args: argparse.Namespace, shape: tuple[int, int, int], given: Given) -> Task:
+def _upscale(args: argparse.Namespace, shape: tuple[int, int, int], given: InputPictures) -> Task:
     """Enlarge small pictures: each of their pixels is the mean of a block."""
     height, width, _ = shape
     pictures = flat_all(given)
@@ -109,13 +109,13 @@ def _factor(args: argparse.Namespace, path: str, picture: Picture, shape: tuple[
     return factor
 
 
-def _denoise(args: argparse.Namespace, shape: tuple[int, int, int], given: Given) -> Task:
+def _denoise(args: argparse.Namespace, shape: tuple[int, int, int], given: InputPictures) -> Task:
     """Remove noise of a known level: the picture is the path's only x."""
     pixels = whole(given, shape)
     return Task((pixels,), {"given": pixels}, None, lambda state, edit, data, key, shape: data[0], _clipped)
 
 
-def _stroke(args: argparse.Namespace, shape: tuple[int, int, int], given: Given) -> Task:
+def _stroke(args: argparse.Namespace, shape: tuple[int, int, int], given: InputPictures) -> Task:
     """Draw anew what some noise hides (SDEdit)."""
     pixels = whole(given, shape)
 
@@ -125,7 +125,7 @@ def _stroke(args: argparse.Namespace, shape: tuple[int, int, int], given: Given)
     return Task((pixels,), {"given": pixels}, None, start, _clipped)
 
 
-TASKS: dict[str, Callable[[argparse.Namespace, tuple[int, int, int], Given], Task]] = {
+TASKS: dict[str, Callable[[argparse.Namespace, tuple[int, int, int], InputPictures], Task]] = {
     "inpaint": _inpaint,
     "colorize": _colorize,
     "upscale": _upscale,

@@ -9,10 +9,10 @@ from pathlib import Path
 from cmjax.cli import compile_cache, cores
 from cmjax.cli.drawing import default_batch
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.evaluate.given import check_counts, check_data, check_file, open_eye
-from cmjax.cli.evaluate.looking import Real, draw_and_measure, look_at_data
-from cmjax.cli.evaluate.telling import as_json, notes_for, report
-from cmjax.cli.sampler import open_model, prepare
+from cmjax.cli.evaluate.inputs import check_counts, check_data, check_file, open_extractor
+from cmjax.cli.evaluate.measure import Real, draw_and_measure, look_at_data
+from cmjax.cli.evaluate.report import as_json, notes_for, report
+from cmjax.cli.open_model import open_model, prepare
 from cmjax.evaluation import halves, read_statistics
 from cmjax.io.configs import write_json
 from cmjax.io.images import read_images
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         data = None if args.data is None else read_images(args.data, args.split)
         given = None if args.reference is None else read_statistics(args.reference)
     check_data(data, opened)
-    eye = open_eye(args, opened.shape)
+    eye = open_extractor(args, opened.shape)
     if given is not None and len(given.mean) != eye.features:
         raise UsageError(
             f"--reference: the statistics are of {len(given.mean)} features, but {eye.name} has {eye.features}: "

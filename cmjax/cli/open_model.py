@@ -17,10 +17,10 @@ from cmjax.io.published import published
 from cmjax.samplers._vp import rate_tables
 from cmjax.schedules import karras_sigmas
 
-__all__ = ["Opened", "Setup", "open_model", "own_path", "prepare", "two_steps"]
+__all__ = ["UnloadedModel", "SamplerSetup", "open_model", "own_path", "prepare", "two_steps"]
 
 
-class Opened(NamedTuple):
+class UnloadedModel(NamedTuple):
     """A model before its weights are there: compiling takes memory that they can have after it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Opened(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def open_model(args: argparse.Namespace, *, pictures: bool) -> Opened:
+def open_model(args: argparse.Namespace, *, pictures: bool) -> UnloadedModel:
     """Look a model up, and check its files.
 
     Args:
@@ -58,10 +58,10 @@ def open_model(args: argparse.Namespace, *, pictures: bool) -> Opened:
         raise UsageError(f"the model is conditioned on a {unet.class_embed_type}, which cannot be given here.")
     if pictures and shape[-1] not in (1, 3):
         raise UsageError(f"the model makes images of {shape[-1]} channels, but pictures have 1 or 3.")
-    return Opened(checkpoint, load, shape, unet.num_class_embeds, names)
+    return UnloadedModel(checkpoint, load, shape, unet.num_class_embeds, names)
 
 
-class Setup(NamedTuple):
+class SamplerSetup(NamedTuple):
     """What is run: the model as the sampler sees it, the state at the start of the path, the sampler and its config.
 
     `with_weights` shows a loaded checkpoint's model to the sampler in the same way. `note` says, to be put after the
@@ -85,7 +85,7 @@ def prepare(
     checkpoint: Checkpoint,
     args: argparse.Namespace,
     plan: Callable[[str, Any, dict[str, Any]], dict[str, Any]] = two_steps,
-) -> Setup:
+) -> SamplerSetup:
     """Choose the sampler and lay out its path.
 
     Args:
@@ -121,7 +121,7 @@ def prepare(
         if sampler == own == "cm" and (found := _published_path(args.model, config, path)):
             path, note = {"timesteps": found}, f" (timesteps {', '.join(map(str, found))}, as published)"
         eta = {} if args.eta is None else {"eta": args.eta}
-        return Setup(show(checkpoint), show, module.init(config, **path, **eta), sampler, config, note)
+        return SamplerSetup(show(checkpoint), show, module.init(config, **path, **eta), sampler, config, note)
 
 
 def own_path(config: Any, num_steps: int) -> tuple[Callable[[Checkpoint], Any], Any]:
@@ -165,7 +165,7 @@ def _karras_timesteps(config: Any, vp: Any, num_steps: int) -> list[int]:
     return np.unique(nearest)[::-1].tolist()
 
 
-def _of_denoiser(checkpoint: Checkpoint, args: argparse.Namespace, plan: Callable[..., dict[str, Any]]) -> Setup:
+def _of_denoiser(checkpoint: Checkpoint, args: argparse.Namespace, plan: Callable[..., dict[str, Any]]) -> SamplerSetup:
     asked = _asked(args)
     if (args.sampler or "tcd") != "tcd" or args.eta or "sigmas" in asked:
         said = [f"--{name}" for name in ("sampler", "eta", "sigmas") if getattr(args, name, None)]
@@ -173,7 +173,7 @@ def _of_denoiser(checkpoint: Checkpoint, args: argparse.Namespace, plan: Callabl
         raise UsageError(f"the model is a denoiser, which walks as DDIM (tcd with eta 0) and cannot jump: {remedy}.")
     path = plan("tcd", checkpoint.config, asked or {"num_steps": checkpoint.config.denoiser_steps})
     show, state, config = _ddim(checkpoint.config, path)
-    return Setup(show(checkpoint), show, state, "tcd", config, " (a denoiser, by DDIM)")
+    return SamplerSetup(show(checkpoint), show, state, "tcd", config, " (a denoiser, by DDIM)")
 
 
 def _as_it_is(checkpoint: Checkpoint) -> Any:

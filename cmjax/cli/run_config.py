@@ -19,7 +19,7 @@ from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.cm import CMConfig
 from cmjax.training.checkpoints import fingerprint
 
-__all__ = ["RUN", "Settled", "compute_dtype", "settle"]
+__all__ = ["RUN", "RunConfig", "compute_dtype", "run_config"]
 
 RUN = "run.json"
 _DEFAULT = "ect"
@@ -29,7 +29,7 @@ _WIDTHS = (16, 48, 96, 144)  # channels of a UNet's levels, finest first
 _MOST_TOKENS = 1024  # pixels of the coarsest level that attention compares, each with each
 
 
-class Settled(NamedTuple):
+class RunConfig(NamedTuple):
     """All that decides a run but the images themselves, as run.json holds it."""
 
     recipe: training.Recipe
@@ -66,13 +66,13 @@ def compute_dtype(args: argparse.Namespace, run: Any) -> str:
     return run["dtype"]
 
 
-def settle(
+def run_config(
     args: argparse.Namespace,
     data: ImageData,
     run: dict[str, Any] | None,
     start: Checkpoint | None,
     teacher: Checkpoint | None,
-) -> Settled:
+) -> RunConfig:
     """Settle recipe, network and noise levels.
 
     A model to start from brings its own network and noise levels, whatever the recipe says of them. A teacher brings
@@ -115,7 +115,7 @@ def settle(
         option = "[scheduler]" if source is None else "--init" if start is not None else "--teacher"
         wanted, got = (_KINDS[issubclass(kind, VPConfig)] for kind in (recipe.method.config_type, type(config)))
         raise ValueError(f"{option}: {name} needs a model {wanted}, but this one is {got}.")
-    return Settled(recipe, unet, config, compute_dtype(args, None))
+    return RunConfig(recipe, unet, config, compute_dtype(args, None))
 
 
 def _said(scheduler: Any, source: str) -> Any:
@@ -134,7 +134,7 @@ def _as_method_wants(config: Any, kind: type) -> Any:
     return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
 
-def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkpoint | None) -> Settled:
+def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkpoint | None) -> RunConfig:
     """What was settled when the run began, if what is asked now agrees with it."""
     if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "dtype", "data"}:
         raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
@@ -170,7 +170,7 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
                     f"the run to resume has {name} = {value}, not {now.get(name)}: leave out {option}. "
                     "To train its model on in another way: --init RUN/model --out ANOTHER."
                 )
-    return Settled(recipe, unet, config, run["dtype"])
+    return RunConfig(recipe, unet, config, run["dtype"])
 
 
 def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:

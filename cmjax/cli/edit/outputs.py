@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.cli.edit.given import Given
+from cmjax.cli.edit.inputs import InputPictures
 from cmjax.cli.errors import UsageError
 from cmjax.io.images import grid, to_uint8, write_png
 
 __all__ = ["check_apart", "name_files", "write"]
 
 
-def name_files(folder: Path, given: Given, num: int) -> list[Path]:
+def name_files(folder: Path, given: InputPictures, num: int) -> list[Path]:
     """Name the files of a folder that are to be written: one for each result, and last the strip."""
     stems = [Path(path).stem for path in given.paths]
     if len(set(stems)) < len(stems):
@@ -22,7 +22,7 @@ def name_files(folder: Path, given: Given, num: int) -> list[Path]:
     return [*(folder / f"{stem}-{v + 1}.png" for stem in stems for v in range(num)), folder / "strip.png"]
 
 
-def check_apart(files: list[Path], given: Given) -> None:
+def check_apart(files: list[Path], given: InputPictures) -> None:
     """Refuse to write what is read."""
     read = {os.path.realpath(path) for path in (*given.paths, *given.mask_paths)}
     for file in files:

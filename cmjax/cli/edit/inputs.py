@@ -10,12 +10,23 @@ import numpy as np
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.io.pictures import Picture, fit_picture, gray, on_white, read_picture
 
-__all__ = ["Given", "check_hole", "fit_all", "flat_all", "holes", "in_channels", "opaque", "read", "size", "whole"]
+__all__ = [
+    "InputPictures",
+    "check_hole",
+    "fit_all",
+    "flat_all",
+    "holes",
+    "in_channels",
+    "opaque",
+    "read",
+    "size",
+    "whole",
+]
 
 _GREY, _FEW = (31.5 / 255, 223.5 / 255), 0.01  # what of a mask is neither black nor white, and how much of it may be
 
 
-class Given(NamedTuple):
+class InputPictures(NamedTuple):
     """Pictures and masks, and where they are from; what is done to the pictures is added to notes."""
 
     paths: list[str]
@@ -26,7 +37,7 @@ class Given(NamedTuple):
     notes: list[str]
 
 
-def read(args: argparse.Namespace) -> Given:
+def read(args: argparse.Namespace) -> InputPictures:
     """Read the files that are named."""
     masks = getattr(args, "mask", None) or []
     if masks and len(masks) not in (1, len(args.images)):
@@ -34,10 +45,10 @@ def read(args: argparse.Namespace) -> Given:
     with bad_input():
         pictures = [read_picture(path) for path in args.images]
     with bad_input("--mask"):
-        return Given(args.images, pictures, masks, [read_picture(path) for path in masks], args.resize, [])
+        return InputPictures(args.images, pictures, masks, [read_picture(path) for path in masks], args.resize, [])
 
 
-def flat_all(given: Given, *, quiet: bool = False) -> list[Picture]:
+def flat_all(given: InputPictures, *, quiet: bool = False) -> list[Picture]:
     """Lay transparent pictures on white, and say so."""
     if not quiet:
         for path, picture in zip(given.paths, given.pictures, strict=True):
@@ -46,7 +57,7 @@ def flat_all(given: Given, *, quiet: bool = False) -> list[Picture]:
     return [on_white(picture) for picture in given.pictures]
 
 
-def fit_all(given: Given, shape: tuple[int, ...], pictures: list[Picture]) -> list[Picture]:
+def fit_all(given: InputPictures, shape: tuple[int, ...], pictures: list[Picture]) -> list[Picture]:
     """Give all pictures the size (H, W), or refuse them."""
     height, width = shape[:2]
     for path, picture in zip(given.paths, pictures, strict=True):
@@ -58,7 +69,7 @@ def fit_all(given: Given, shape: tuple[int, ...], pictures: list[Picture]) -> li
     return [fit_picture(picture, height, width) for picture in pictures]
 
 
-def in_channels(given: Given, pixels: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def in_channels(given: InputPictures, pixels: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """Stack pictures as f32[P, *shape]: grey ones repeated for a model of colours, colours made grey for a grey one."""
     if shape[-1] == 1:
         for path, picture in zip(given.paths, pixels, strict=True):
@@ -68,17 +79,17 @@ def in_channels(given: Given, pixels: list[np.ndarray], shape: tuple[int, ...]) 
     return np.stack([np.broadcast_to(picture, shape) for picture in pixels]).astype(np.float32)
 
 
-def whole(given: Given, shape: tuple[int, ...]) -> np.ndarray:
+def whole(given: InputPictures, shape: tuple[int, ...]) -> np.ndarray:
     """The pictures as the model takes them, f32[P, *shape]."""
     return in_channels(given, [picture.pixels for picture in fit_all(given, shape, flat_all(given))], shape)
 
 
-def holes(given: Given) -> list[tuple[str, np.ndarray]]:
+def holes(given: InputPictures) -> list[tuple[str, np.ndarray]]:
     """What of each picture is to be filled, f32[H, W] from 0 to 1, and the file that says so: a mask, or its own."""
     return [_hole(given, i) for i in range(len(given.paths))]
 
 
-def _hole(given: Given, i: int) -> tuple[str, np.ndarray]:
+def _hole(given: InputPictures, i: int) -> tuple[str, np.ndarray]:
     """White in a mask, but where the mask is transparent; without masks what is transparent."""
     path, (pixels, alpha) = given.paths[i], given.pictures[i]
     if not given.masks:

@@ -12,7 +12,7 @@ import jax
 import cmjax
 from cmjax import artifact
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.sampler import Opened, Setup, prepare
+from cmjax.cli.open_model import SamplerSetup, UnloadedModel, prepare
 from cmjax.io import Checkpoint
 
 __all__ = ["notes_of", "open_artifact"]
@@ -26,7 +26,7 @@ def notes_of(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]
     return {"model": args.model, "made_for": made_for, **{name: getattr(args, name) for name in _PATH}}
 
 
-def open_artifact(args: argparse.Namespace) -> tuple[Opened, Setup, Callable[..., Any]]:
+def open_artifact(args: argparse.Namespace) -> tuple[UnloadedModel, SamplerSetup, Callable[..., Any]]:
     """Look an artifact up, and lay out its path.
 
     Args:
@@ -56,17 +56,17 @@ def open_artifact(args: argparse.Namespace) -> tuple[Opened, Setup, Callable[...
         return drawer(state, keys, cond)
 
     shown = setup._replace(model=found, with_weights=lambda checkpoint: checkpoint.model)
-    opened = Opened(whole, lambda: whole, (height, width, channels), found.held.classes, found.held.label_names)
+    opened = UnloadedModel(whole, lambda: whole, (height, width, channels), found.held.classes, found.held.label_names)
     return opened, shown, generate
 
 
-def _path(found: artifact.Artifact, args: argparse.Namespace) -> Setup:
+def _path(found: artifact.Artifact, args: argparse.Namespace) -> SamplerSetup:
     """Lay out the path that is asked for: what is not said is as it was at the export."""
     held = found.held
     own = cmjax.samplers.sampler_of(held.config)
     if args.steps is None and args.timesteps is None and args.eta is None:
         state = cmjax.pad(own.init(held.config, 1), held.max_steps).replace(**held.state)
-        return Setup(None, lambda checkpoint: None, state, own.__name__.rpartition(".")[2], held.config)
+        return SamplerSetup(None, lambda checkpoint: None, state, own.__name__.rpartition(".")[2], held.config)
     if "made_for" not in held.notes:
         raise UsageError(f"{args.artifact} does not say how its path was laid out: leave out --steps and the like.")
     asked = copy.copy(args)

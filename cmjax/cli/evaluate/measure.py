@@ -14,8 +14,8 @@ import numpy as np
 import cmjax
 from cmjax.cli.drawing import class_of, compile_batches, with_bar
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.evaluate.given import Eye
-from cmjax.cli.sampler import Opened, Setup
+from cmjax.cli.evaluate.inputs import NamedExtractor
+from cmjax.cli.open_model import SamplerSetup, UnloadedModel
 from cmjax.evaluation import Extractor, Features, Figures, Gaussian, Moments, Seen, look, measure, write_statistics
 from cmjax.io import ImageData
 
@@ -43,7 +43,7 @@ def look_at_data(
     data: ImageData,
     cut: tuple[np.ndarray, np.ndarray],
     given: Gaussian | None,
-    eye: Eye,
+    eye: NamedExtractor,
     count: int,
     batch: int,
 ) -> Real:
@@ -70,7 +70,13 @@ def look_at_data(
 
 
 def draw_and_measure(
-    args: argparse.Namespace, opened: Opened, setup: Setup, eye: Eye, real: Real, count: int, batch: int
+    args: argparse.Namespace,
+    opened: UnloadedModel,
+    setup: SamplerSetup,
+    eye: NamedExtractor,
+    real: Real,
+    count: int,
+    batch: int,
 ) -> list[Figures]:
     """Draw the images of every seed, batch by batch; nothing of a batch is kept but features."""
     classes = None if opened.classes is None else range(opened.classes)
@@ -99,7 +105,7 @@ def _look_at_sets(
     networks: Any,
     lengths: Sequence[int],
     batch: int,
-    eye: Eye,
+    eye: NamedExtractor,
     keep: int,
     source: str,
 ) -> Iterator[Seen]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cmjax.cli.drawing import Run
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.sampler import Setup
+from cmjax.cli.open_model import SamplerSetup
 from cmjax.io.atomic import check_writable
 
 __all__ = ["check_out", "print_rows", "report"]
@@ -44,7 +44,7 @@ def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
     return out.suffix.lower() if is_file else ""
 
 
-def report(args: argparse.Namespace, setup: Setup, run: Run, speed: str, notes: Iterable[str] = ()) -> None:
+def report(args: argparse.Namespace, setup: SamplerSetup, run: Run, speed: str, notes: Iterable[str] = ()) -> None:
     """Print what was done.
 
     Args:

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import cmjax
-from cmjax.cli.evaluate.given import Eye
-from cmjax.cli.evaluate.looking import Real
-from cmjax.cli.sampler import Opened, Setup
+from cmjax.cli.evaluate.inputs import NamedExtractor
+from cmjax.cli.evaluate.measure import Real
+from cmjax.cli.open_model import SamplerSetup, UnloadedModel
 from cmjax.evaluation import Figures
 from cmjax.io import ImageData
 
@@ -30,7 +30,9 @@ _TITLES = {
 }
 
 
-def notes_for(data: ImageData | None, opened: Opened, eye: Eye, real: Real, count: int) -> Iterator[str]:
+def notes_for(
+    data: ImageData | None, opened: UnloadedModel, eye: NamedExtractor, real: Real, count: int
+) -> Iterator[str]:
     """Say what a reader of the figures must know."""
     if min(count, real.count or count) <= eye.features:
         yield f"no more images than features ({eye.features}): the distance is far too large; take more"
@@ -60,8 +62,8 @@ def _spread(values: Sequence[float | None]) -> float | None:
 
 def report(
     args: argparse.Namespace,
-    setup: Setup,
-    eye: Eye,
+    setup: SamplerSetup,
+    eye: NamedExtractor,
     real: Real,
     every: list[Figures],
     count: int,
@@ -112,8 +114,8 @@ def _shown(value: float | None, spread: float | None) -> str:
 
 def as_json(
     args: argparse.Namespace,
-    setup: Setup,
-    eye: Eye,
+    setup: SamplerSetup,
+    eye: NamedExtractor,
     data: ImageData | None,
     real: Real,
     every: list[Figures],

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.sampler import Opened
+from cmjax.cli.open_model import UnloadedModel
 from cmjax.evaluation import EMBEDDED, Extractor, feature_shapes, load_extractor
 from cmjax.io import ImageData
 from cmjax.io.atomic import check_writable
 
-__all__ = ["Eye", "check_counts", "check_data", "check_file", "open_eye"]
+__all__ = ["NamedExtractor", "check_counts", "check_data", "check_file", "open_extractor"]
 
 
-class Eye(NamedTuple):
+class NamedExtractor(NamedTuple):
     """An extractor, its name, and the numbers of its features and classes."""
 
     extractor: Extractor
@@ -38,7 +38,7 @@ def check_file(path: str | None, option: str, suffix: str) -> None:
         check_writable(path)
 
 
-def check_data(data: ImageData | None, opened: Opened) -> None:
+def check_data(data: ImageData | None, opened: UnloadedModel) -> None:
     """Refuse images and labels that are not of the model's sizes and classes."""
     if data is None:
         return
@@ -54,12 +54,12 @@ def check_data(data: ImageData | None, opened: Opened) -> None:
         )
 
 
-def open_eye(args: argparse.Namespace, shape: tuple[int, int, int]) -> Eye:
+def open_extractor(args: argparse.Namespace, shape: tuple[int, int, int]) -> NamedExtractor:
     """Load the extractor, and see what it makes of images of a shape, (H, W, C)."""
     try:
         with bad_input("--features"):
             extractor = load_extractor(args.features)
-            return Eye(extractor, args.features, *feature_shapes(extractor, shape))
+            return NamedExtractor(extractor, args.features, *feature_shapes(extractor, shape))
     except TypeError as error:
         raise UsageError(f"--features: {' '.join(str(error).split())}") from error
     except UsageError as error:
