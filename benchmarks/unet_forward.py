@@ -4,7 +4,7 @@ The same network with random weights in cmjax and in diffusers on PyTorch (eager
 channels-last; `torch.compile`, channels-last), in turn, on all local cores in float32. The rate counts the plain
 arithmetic of the network's convolutions and matrix products, two operations for a multiplication, whatever a program
 really does, and stands beside the best that a large matrix product reached in the same run. Where the time goes is from
-a trace of the compiled program. `--formulations` times each choice of `cmjax/models/convolution.py` on the network.
+a trace of the compiled program. `--formulations` times each choice of `cmjax/models/layers/on_cpu.py` on the network.
 
 On a GPU: float32 (matrix products in TF32, the default there, in both) and bfloat16, at more batches.
 """
@@ -37,7 +37,9 @@ from flax import nnx
 from full_size import NETWORKS, checkpoint
 from jax.extend.core import jaxprs_in_params
 
-from cmjax.models import blocks, convolution, layers
+from cmjax.models import layers
+from cmjax.models.layers import on_cpu
+from cmjax.models.unet2d import blocks
 
 EAGER, LAST, COMPILED = "PyTorch eager", "PyTorch channels-last", "PyTorch compiled"
 ON_CPU = {"float32": {1: 7, 4: 5}}  # rounds by batch, by dtype
@@ -233,7 +235,7 @@ def compare(
 def formulations(network: str, batch: int, rounds: int, model: Any) -> dict[str, Timing]:
     """Time the whole network with each choice of formulations."""
     never = float("inf")
-    chosen = {"_KERNEL_PER_PIXEL": convolution._KERNEL_PER_PIXEL, "_CHANNELS": convolution._CHANNELS}
+    chosen = {"_KERNEL_PER_PIXEL": on_cpu._KERNEL_PER_PIXEL, "_CHANNELS": on_cpu._CHANNELS}
     choices = {
         "as chosen": {},
         "one product, no filtering": {"_CHANNELS": never},
@@ -243,7 +245,7 @@ def formulations(network: str, batch: int, rounds: int, model: Any) -> dict[str,
     given = [None if a is None else jnp.asarray(a) for a in inputs(network, batch)]
     programs = {}
     for name, changes in choices.items():
-        with mock.patch.multiple(convolution, **{**chosen, **changes}):
+        with mock.patch.multiple(on_cpu, **{**chosen, **changes}):
             compiled = jax.jit(lambda *args: forward(*args)).lower(model, *given).compile()
         programs[name] = functools.partial(compiled, model, *given)
     return interleaved(programs, rounds=rounds)[0]

@@ -19,8 +19,8 @@ import torchfiles
 from flax import nnx
 
 import cmjax
-from cmjax.io.original import _layers
-from cmjax.io.published import Published, published
+from cmjax.io.single_files.consistency_models import _layers
+from cmjax.io.single_files.published import Published, published
 from cmjax.io.weights import unet_tensors
 from cmjax.models import UNet, UNetConfig, from_nnx
 
@@ -124,7 +124,7 @@ def write_original(path: str | Path, network: str = "imagenet64") -> Path:
 
 
 def original_tensors(tensors: dict[str, np.ndarray], config: UNetConfig) -> dict[str, np.ndarray]:
-    """Give tensors in diffusers' names the original ones: the way back from `cmjax.io.original.rename`."""
+    """Give tensors in diffusers' names the original ones: the way back from `rename`."""
     left, renamed = dict(tensors), {}
     for theirs, ours in _layers(config):
         for kind in ("weight", "bias"):

@@ -16,8 +16,8 @@ from originals import tensors
 
 import cmjax
 from cmjax.cli import convert, main
-from cmjax.io import foreign
-from cmjax.io.tensors import read_safetensors
+from cmjax.io import other_folders
+from cmjax.io.safetensors_files import read_safetensors
 from cmjax.io.weights import unet_tensors
 
 
@@ -176,7 +176,7 @@ def test_what_save_refuses_is_one_sentence(make, capsys, monkeypatch):
 
     make()
     monkeypatch.setattr(cmjax, "save", save)
-    monkeypatch.setattr(foreign, "save", save)
+    monkeypatch.setattr(other_folders, "save", save)
     said = complaint(capsys, "convert", "old", "new", "--dtype", "float16")
     assert said == "cmjax convert: OUT: tensor conv_in.weight is too large for float16."
 

@@ -17,7 +17,7 @@ LAYERS = {
     0: ("types", "schedules", "_typed", "_version"),
     1: ("_struct", "_numerics", "_random", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
-    3: ("paths", "sampling", "search"),
+    3: ("paths", "sampling", "search", "vp_model"),
     4: ("models", "io", "artifact", "recipes", "training", "evaluation"),
     5: ("cli", "__main__", "plots", "__init__"),
 }

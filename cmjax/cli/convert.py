@@ -15,9 +15,9 @@ from rich.table import Table
 
 import cmjax
 from cmjax.cli.errors import bad_input
-from cmjax.io import Checkpoint, foreign, read_config
-from cmjax.io.original import load_original
-from cmjax.io.published import published
+from cmjax.io import Checkpoint, other_folders, read_config
+from cmjax.io.single_files.consistency_models import load_original
+from cmjax.io.single_files.published import published
 from cmjax.models import Network, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 from cmjax.samplers.cm import CMConfig
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     """Read the weights of `args`, write the folder, and print what was done."""
     source, out = Path(args.source).expanduser(), Path(args.out).expanduser()
     with bad_input("OUT"):
-        foreign.check_target(out)
+        other_folders.check_target(out)
     console = Console(stderr=True)
     with console.status(f"reading {escape(args.source)}") as status, jax.default_device(jax.devices("cpu")[0]):
         with bad_input():
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         status.update(f"writing {escape(args.out)}")
         with bad_input("OUT"):
             if isinstance(found.sampler, str):
-                foreign.save_network(found.network, out, source=source, label_names=found.names, dtype=args.dtype)
+                other_folders.save_network(found.network, out, source=source, label_names=found.names, dtype=args.dtype)
             else:
                 checkpoint = Checkpoint(found.network, found.sampler)
                 cmjax.save(checkpoint, out, label_names=found.names, dtype=args.dtype)
@@ -64,9 +64,9 @@ def _read_folder(folder: Path, args: argparse.Namespace) -> _Source:
     for name in _FILE_ONLY:
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for a .pt file; {folder} says it itself in its configs.")
-    scheduler = foreign.other_scheduler(folder)
-    sampler = read_config(foreign.scheduler_file(folder)) if scheduler is None else scheduler
-    return _Source(foreign.read_network(folder), sampler, cmjax.io.label_names(folder))
+    scheduler = other_folders.other_scheduler(folder)
+    sampler = read_config(other_folders.scheduler_file(folder)) if scheduler is None else scheduler
+    return _Source(other_folders.read_network(folder), sampler, cmjax.io.label_names(folder))
 
 
 def _report(args: argparse.Namespace, found: _Source, out: Path) -> None:

@@ -13,7 +13,7 @@ import cmjax
 from cmjax.cli.drawing import image_shape
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.io import Checkpoint
-from cmjax.io.published import published
+from cmjax.io.single_files.published import published
 from cmjax.samplers._vp import rate_tables
 from cmjax.schedules import karras_sigmas
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from cmjax._struct import Struct, static
 from cmjax.evaluation.features import Features
-from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.types import Array, Key
 
 __all__ = ["CLASSIFIER", "Classifier", "ClassifierFeatures", "read_classifier", "write_classifier"]

@@ -5,10 +5,10 @@ from cmjax.io.checkpoint import embedded_models, label_names, load, load_unet, s
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.digests import digest
 from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
-from cmjax.io.original import load_original
 from cmjax.io.pictures import Picture, fit_picture, on_white, read_picture
-from cmjax.io.pt import read_pt
-from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_safetensors, write_safetensors
+from cmjax.io.single_files.consistency_models import load_original
+from cmjax.io.torch_files.reader import read_pt
 
 __all__ = [
     "Checkpoint",

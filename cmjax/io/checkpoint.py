@@ -19,9 +19,9 @@ from cmjax.io import hub
 from cmjax.io.assembly import Checkpoint, assemble, check_dtype
 from cmjax.io.atomic import atomic_folder
 from cmjax.io.configs import read_config, read_json, write_config, write_json
-from cmjax.io.original import read_original
 from cmjax.io.pieces import WEIGHTS, read_weights, stem
-from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_safetensors, write_safetensors
+from cmjax.io.single_files.consistency_models import read_original
 from cmjax.io.weights import Placement, cast, unet_tensors
 from cmjax.models import Network, UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig

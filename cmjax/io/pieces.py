@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.io.configs import read_json
-from cmjax.io.tensors import read_safetensors
+from cmjax.io.safetensors_files import read_safetensors
 from cmjax.io.weights import some_of
 
 __all__ = ["WEIGHTS", "read_pieces", "read_weights", "stem"]

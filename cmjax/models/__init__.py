@@ -1,10 +1,14 @@
 """Models: the UNet, and wrappers that make a `ModelFn` of anything that computes."""
 
-from cmjax.models.config import UNetConfig
-from cmjax.models.embeddings import guidance_embedding
-from cmjax.models.unet import UNet
-from cmjax.models.vp import VPModel, vp_from_sigma
-from cmjax.models.wrappers import Network, from_function, from_linen, from_nnx
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cmjax.models.layers import guidance_embedding
+from cmjax.models.network import Network, from_function, from_linen, from_nnx
+from cmjax.models.unet2d import UNet, UNetConfig
+
+if TYPE_CHECKING:
+    from cmjax.vp_model import VPModel, vp_from_sigma
 
 __all__ = [
     "Network",
@@ -17,3 +21,10 @@ __all__ = [
     "guidance_embedding",
     "vp_from_sigma",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Look up what needs samplers too, so that models never import them."""
+    if name in ("VPModel", "vp_from_sigma"):
+        return getattr(importlib.import_module("cmjax.vp_model"), name)
+    raise AttributeError(f"module 'cmjax.models' has no attribute {name!r}")

@@ -123,7 +123,7 @@ def test_a_name_is_a_folder_before_it_is_an_embedded_model(checkpoint, tmp_path,
 
 
 def test_weights_in_pieces_are_read(checkpoint, tmp_path):
-    from cmjax.io.tensors import read_safetensors, write_safetensors
+    from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 
     cmjax.save(checkpoint, tmp_path / "model")
     whole = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -211,7 +211,7 @@ def test_an_index_lists_files_beside_it_only(content, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 def test_a_variant_is_read_by_its_name(in_pieces, checkpoint, tmp_path):
-    from cmjax.io.tensors import read_safetensors
+    from cmjax.io.safetensors_files import read_safetensors
 
     cmjax.save(checkpoint, tmp_path / "model", dtype="float16")
     unet = tmp_path / "model" / "unet"

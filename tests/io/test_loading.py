@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cmjax
-from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import load_unet_weights, unet_tensors
 from cmjax.models import UNet
 

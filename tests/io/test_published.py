@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cmjax
-from cmjax.io.published import PUBLISHED, published
+from cmjax.io.single_files.published import PUBLISHED, published
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

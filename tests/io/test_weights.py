@@ -9,7 +9,7 @@ import unets
 from flax import nnx
 from safetensors.numpy import load_file
 
-from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import load_unet_weights, unet_tensors
 from cmjax.models import UNet, from_nnx
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.models import fir
+from cmjax.models.layers import fir
 
 fir_halve, fir_double = (jax.jit(f, static_argnames="edges") for f in (fir.fir_halve, fir.fir_double))
 

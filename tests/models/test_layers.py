@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.models.embeddings import positional
 from cmjax.models.layers import GroupNorm, Upsample2D, avg_pool, dropout, dropout_keys, upsample_nearest
+from cmjax.models.layers.embeddings import positional
 
 
 def exact_group_norm(x, groups, eps):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.io.tensors import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import load_unet_weights, unet_tensors
 from cmjax.models import UNet, UNetConfig, from_nnx
-from cmjax.models.block_types import DOWN_BLOCKS, UP_BLOCKS
-from cmjax.models.config import _CHOICES, ACTIVATIONS
+from cmjax.models.unet2d.block_types import DOWN_BLOCKS, UP_BLOCKS
+from cmjax.models.unet2d.config import _CHOICES, ACTIVATIONS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -12,10 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import f32
-from cmjax.models.attention import attend
-from cmjax.models.block_types import up_widths
-from cmjax.models.config import UNetConfig
-from cmjax.models.fir import fir_double, fir_halve
 from cmjax.models.layers import (
     Downsample2D,
     Dtype,
@@ -29,6 +25,10 @@ from cmjax.models.layers import (
     linear,
     upsample_nearest,
 )
+from cmjax.models.layers.attention import attend
+from cmjax.models.layers.fir import fir_double, fir_halve
+from cmjax.models.unet2d.block_types import up_widths
+from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array, Key
 
 __all__ = ["Attention", "DownBlock", "MidBlock", "ResnetBlock2D", "UpBlock"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax._typed import mistyped
-from cmjax.models.block_types import check_blocks, check_norms, skip_groups, without_prefix
+from cmjax.models.unet2d.block_types import check_blocks, check_norms, skip_groups, without_prefix
 
 __all__ = ["UNetConfig"]
 

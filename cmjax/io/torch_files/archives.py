@@ -13,7 +13,7 @@ import mmap
 import struct
 from typing import NamedTuple
 
-from cmjax.io.pickled import printable
+from cmjax.io.torch_files.pickles import printable
 
 __all__ = ["Record", "stored_records"]
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models.block_types import skip_groups, skip_up_groups, up_widths
-from cmjax.models.blocks import Attention, Keys, ResnetBlock2D
-from cmjax.models.config import UNetConfig
-from cmjax.models.fir import fir_double, fir_halve
 from cmjax.models.layers import Dtype, GroupNorm, conv
+from cmjax.models.layers.fir import fir_double, fir_halve
+from cmjax.models.unet2d.block_types import skip_groups, skip_up_groups, up_widths
+from cmjax.models.unet2d.blocks import Attention, Keys, ResnetBlock2D
+from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array
 
 __all__ = ["SkipDownBlock", "SkipUpBlock"]

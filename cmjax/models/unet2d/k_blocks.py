@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import f32
-from cmjax.models.block_types import k_groups
-from cmjax.models.blocks import Keys
-from cmjax.models.config import UNetConfig
-from cmjax.models.fir import fir_double, fir_halve
 from cmjax.models.layers import Dtype, activation, conv, dropout, fan_in_uniform, linear
+from cmjax.models.layers.fir import fir_double, fir_halve
+from cmjax.models.unet2d.block_types import k_groups
+from cmjax.models.unet2d.blocks import Keys
+from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array, Key
 
 __all__ = ["KDownBlock", "KUpBlock"]

@@ -16,7 +16,7 @@ import torchfiles
 from torchfiles import Call, Raw, Tensor, write, write_legacy
 
 from cmjax.io import read_pt
-from cmjax.io.pickled import LONGEST, read_pickle
+from cmjax.io.torch_files.pickles import LONGEST, read_pickle
 
 DTYPES = [*torchfiles.STORAGES]
 

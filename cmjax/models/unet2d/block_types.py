@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmjax.models.config import UNetConfig
+    from cmjax.models.unet2d.config import UNetConfig
 
 __all__ = [
     "DOWN_BLOCKS",

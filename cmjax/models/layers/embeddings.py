@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from cmjax._numerics import f32, read
-from cmjax.models.layers import fan_in_uniform, linear
+from cmjax.models.layers.initial import fan_in_uniform
+from cmjax.models.layers.linear import linear
 from cmjax.types import Array
 
 __all__ = ["ClassEmbedding", "FourierProjection", "TimestepEmbedding", "guidance_embedding", "positional"]

@@ -9,8 +9,8 @@ from originals import BLOCKS, CONFIG, all_layers, tensors
 
 import cmjax
 from cmjax.io import load_original
-from cmjax.io.original import network_config, rename
-from cmjax.io.published import PUBLISHED, published
+from cmjax.io.single_files.consistency_models import network_config, rename
+from cmjax.io.single_files.published import PUBLISHED, published
 from cmjax.io.weights import unet_tensors
 
 

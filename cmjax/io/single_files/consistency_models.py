@@ -37,9 +37,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.io.assembly import Checkpoint, assemble, check_dtype
-from cmjax.io.pt import check_path, read_pt
-from cmjax.io.published import published
-from cmjax.io.tensors import read_safetensors
+from cmjax.io.safetensors_files import read_safetensors
+from cmjax.io.single_files.published import published
+from cmjax.io.torch_files.reader import check_path, read_pt
 from cmjax.io.weights import Placement, some_of
 from cmjax.models import UNetConfig
 from cmjax.samplers.cm import CMConfig

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.io.archives import Record, stored_records
-from cmjax.io.pickled import LONGEST, Storage, StridedTensor, printable, read_pickle
+from cmjax.io.torch_files.archives import Record, stored_records
+from cmjax.io.torch_files.pickles import LONGEST, Storage, StridedTensor, printable, read_pickle
 
 __all__ = ["check_path", "read_pt"]
 

@@ -8,12 +8,12 @@ import numpy as np
 from flax import nnx
 
 from cmjax._numerics import f32, is_traced
-from cmjax.models.blocks import DownBlock, MidBlock, UpBlock
-from cmjax.models.config import UNetConfig
-from cmjax.models.embeddings import ClassEmbedding, FourierProjection, TimestepEmbedding, positional
-from cmjax.models.k_blocks import KDownBlock, KUpBlock
 from cmjax.models.layers import Dtype, GroupNorm, conv, dropout_keys
-from cmjax.models.skip_blocks import SkipDownBlock, SkipUpBlock
+from cmjax.models.layers.embeddings import ClassEmbedding, FourierProjection, TimestepEmbedding, positional
+from cmjax.models.unet2d.blocks import DownBlock, MidBlock, UpBlock
+from cmjax.models.unet2d.config import UNetConfig
+from cmjax.models.unet2d.k_blocks import KDownBlock, KUpBlock
+from cmjax.models.unet2d.skip_blocks import SkipDownBlock, SkipUpBlock
 from cmjax.types import Array, Key
 
 __all__ = ["UNet"]

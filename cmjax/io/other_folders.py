@@ -19,7 +19,7 @@ from cmjax.io.atomic import atomic_folder, check_writable
 from cmjax.io.checkpoint import load_unet, refuse_other_files, save
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.pieces import WEIGHTS, read_pieces
-from cmjax.io.pt import read_pt
+from cmjax.io.torch_files.reader import read_pt
 from cmjax.models import Network, UNetConfig
 from cmjax.samplers import ALL
 from cmjax.samplers.cm import CMConfig

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.models import attention, convolution
-from cmjax.models.attention import attend
-from cmjax.models.convolution import convolve, convolve_doubled, upsample_nearest
+from cmjax.models.layers import attention, on_cpu
+from cmjax.models.layers.attention import attend
+from cmjax.models.layers.on_cpu import convolve, convolve_doubled, upsample_nearest
 
 
 def exact(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
@@ -77,7 +77,7 @@ def test_every_road_leads_to_the_convolution(name):
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (1, 0))])
 @pytest.mark.parametrize("window", [(1, 1), (2, 2), (3, 3)])
 def test_any_window_stride_and_padding_as_one_product(window, padding, strides, monkeypatch):
-    monkeypatch.setattr(convolution, "_KERNEL_PER_PIXEL", 0)
+    monkeypatch.setattr(on_cpu, "_KERNEL_PER_PIXEL", 0)
     x, kernel = arrays((2, 6, 5, 3), (*window, 3, 4))
     assert relative(convolve(x, kernel, strides, padding), exact(x, kernel, strides, padding)) <= 2e-6
 
@@ -107,7 +107,7 @@ def direct(x, kernel):
 )
 def test_derivatives_are_those_of_the_plain_convolution(ours, plain, window, constants, monkeypatch):
     for name, value in constants.items():
-        monkeypatch.setattr(convolution, name, value)
+        monkeypatch.setattr(on_cpu, name, value)
     x, kernel, dx, dkernel = arrays(*[(2, 4, 3, 4), (window, window, 4, 5)] * 2)
 
     def derivatives(f):
