@@ -39,7 +39,6 @@ from jax.extend.core import jaxprs_in_params
 
 from cmjax.models import layers
 from cmjax.models.layers import on_cpu
-from cmjax.models.unet2d import blocks
 
 EAGER, LAST, COMPILED = "PyTorch eager", "PyTorch channels-last", "PyTorch compiled"
 ON_CPU = {"float32": {1: 7, 4: 5}}  # rounds by batch, by dtype
@@ -154,10 +153,10 @@ def labelled() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, label in (
             (nnx.Conv, "__call__", "convolutions"),
-            (blocks, "doubled_conv", "convolutions"),
+            (layers.Conv, "doubled", "convolutions"),
             (layers.GroupNorm, "__call__", "norms"),
-            (blocks.Attention, "__call__", "attention, projections"),
-            (blocks, "attend", "attention, softmax(q k) v"),
+            (layers.PixelAttention, "__call__", "attention, projections"),
+            (layers.attention, "attend", "attention, softmax(q k) v"),
         ):
             stack.enter_context(mock.patch.object(owner, name, under(label, getattr(owner, name))))
         yield

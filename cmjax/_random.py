@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax import _cpu
 from cmjax.types import Array, Key
 
 __all__ = ["flat_noise", "has_key_per_image", "noise", "noise_if", "split"]
@@ -123,9 +124,9 @@ def _normal(key: Key, size: int) -> Array:
 
 
 def _is_threefry(key: Key) -> bool:
-    """Whether JAX draws for this key as `_threefry` does: a counter for each element."""
+    """Whether to draw by `_threefry`: JAX does the same for this key, with a counter for each element."""
     counts_elements = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
-    return str(jax.random.key_impl(key)) == "threefry2x32" and counts_elements
+    return str(jax.random.key_impl(key)) == "threefry2x32" and counts_elements and _cpu.WORKAROUNDS
 
 
 def _threefry(key_data: Array, size: int) -> tuple[Array, Array]:

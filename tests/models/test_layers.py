@@ -4,8 +4,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.models.layers import GroupNorm, Upsample2D, avg_pool, dropout, dropout_keys, upsample_nearest
-from cmjax.models.layers.embeddings import positional
+from cmjax.models.layers import (
+    Attention,
+    GroupNorm,
+    Linear,
+    PixelLinear,
+    ResnetBlock,
+    Upsample2D,
+    attend,
+    avg_pool,
+    dropout,
+    dropout_keys,
+    positional,
+    upsample_nearest,
+)
 
 
 def exact_group_norm(x, groups, eps):
@@ -94,3 +106,31 @@ def test_positional_embedding_by_hand():
     np.testing.assert_allclose(got, wanted, atol=2e-4)  # float32 holds a phase of 1553 to 1e-4
     swapped = positional(jnp.asarray(t), 8, flip_sin_to_cos=True, freq_shift=1)
     np.testing.assert_array_equal(swapped, np.concatenate([got[:, 4:8], got[:, :4]], axis=1))
+
+
+def test_attention_to_a_context():
+    layer = Attention(6, heads=2, head_dim=4, context_width=5, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, context = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 3, 6), (2, 7, 5)))
+    q, k, v = x @ layer.to_q.kernel[...], context @ layer.to_k.kernel[...], context @ layer.to_v.kernel[...]
+    heads = [attend(*(y[:, None, :, i : i + 4] for y in (q, k, v)))[:, 0] for i in (0, 4)]
+    expected = layer.to_out[0](jnp.concatenate(heads, axis=-1))
+    np.testing.assert_allclose(layer(x, context), expected, atol=1e-5)
+
+
+def test_a_residual_block_may_be_told_no_time():
+    block = ResnetBlock(4, 4, time_width=None, groups=2, eps=1e-6, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 4)), jnp.float32)
+    np.testing.assert_array_equal(block(x), x)  # a new one is the identity
+    assert block.time_emb_proj is None
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(Linear, (3, 2)), (PixelLinear, (3, 2, 1, 1))])
+def test_a_linear_layer_reads_a_convolution_of_one_pixel_and_writes_its_own_layout(kind, shape):
+    stored, kernel = kind.layout["kernel"], np.arange(6.0).reshape(2, 3)
+    written = stored.to_file(kernel)
+    assert written.shape == stored.shape((2, 3)) == shape
+    for value in (kernel.T, kernel.T[:, :, None, None]):
+        assert stored.fits(value, (2, 3))
+        np.testing.assert_array_equal(stored.from_file(value), kernel)
+    assert not stored.fits(kernel.T[:, :, None], (2, 3)) and not stored.fits(kernel, (2, 3))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.models.layers import attention, on_cpu
+from cmjax import _cpu, _random
+from cmjax.models.layers import on_cpu
 from cmjax.models.layers.attention import attend
 from cmjax.models.layers.on_cpu import convolve, convolve_doubled, upsample_nearest
 
@@ -125,6 +126,15 @@ def test_narrow_doubling_computes_no_doubled_picture():
     assert "tensor<2x2x5x28xf32>" in text and "tensor<2x12x8x5xf32>" not in text
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_with_the_switch_off_a_program_is_the_textbook_s(name, monkeypatch):
+    monkeypatch.setattr(_cpu, "WORKAROUNDS", False)
+    assert formulation(*arrays(*SIZES[name])) == "direct"
+    key = jax.random.key(0)
+    assert "erf_inv" in str(jax.make_jaxpr(lambda key: _random._normal(key, 7))(key))
+    assert "threefry2x32" in str(jax.make_jaxpr(lambda key: _random._normal(key, 7))(key))
+
+
 def test_half_precision_takes_no_minimal_filtering():
     x, kernel = (a.astype(jnp.bfloat16) for a in arrays(*SIZES["minimal filtering"]))
     assert formulation(x, kernel) == "direct"
@@ -139,7 +149,7 @@ def softmax_average(q, k, v):
 
 @pytest.mark.parametrize("most", [0, 1 << 22])
 def test_attention_is_the_paper_s_formula_head_by_head_too(most, monkeypatch):
-    monkeypatch.setattr(attention, "_WEIGHTS", most)
+    monkeypatch.setattr(on_cpu, "_WEIGHTS", most)
     q, k, v = arrays(*[(2, 3, 10, 4)] * 3)
     call = jax.jit(lambda q, k, v: attend(q, k, v))  # its own: a jitted function is traced once
     assert relative(call(30 * q, k, v), softmax_average(30 * q, k, v)) <= 2e-6
@@ -153,7 +163,7 @@ def test_attention_head_by_head_has_the_same_gradient(monkeypatch):
 
     operands = arrays(*[(2, 3, 6, 4)] * 3)
     plain = jax.grad(loss, argnums=(0, 1, 2))(*operands)
-    monkeypatch.setattr(attention, "_WEIGHTS", 0)
+    monkeypatch.setattr(on_cpu, "_WEIGHTS", 0)
     for ours, theirs in zip(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands), plain, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -167,7 +177,7 @@ def test_padding_is_what_it_says_for_wide_kernels_too(padding):
 @pytest.mark.skipif(jax.device_count() < 4, reason="takes four devices")
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_a_sharded_batch_stays_where_it_is(kind, monkeypatch):
-    monkeypatch.setattr(attention, "_WEIGHTS", 0)
+    monkeypatch.setattr(on_cpu, "_WEIGHTS", 0)
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(getattr(jax.sharding.AxisType, kind),))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

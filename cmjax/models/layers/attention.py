@@ -1,16 +1,17 @@
-"""Attention: softmax(q k^T / sqrt(d)) v, over all heads at once or one after the other."""
+"""Attention: softmax(q k^T / sqrt(d)) v, and the layers around it."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from cmjax.models.layers.linear import Dtype, Linear
+from cmjax.models.layers.norm import GroupNorm
+from cmjax.models.layers.on_cpu import attend_by_heads
 from cmjax.types import Array
 
-__all__ = ["attend"]
-
-# Where the weights of all heads are more than this many, they do not stay in a CPU's cache: one head's do.
-_WEIGHTS = 1 << 22
+__all__ = ["Attention", "PixelAttention", "attend"]
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
@@ -27,18 +28,91 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     References:
       Vaswani et al., Attention Is All You Need, 2017, equation 1.
     """
-    batch = q.shape[0] if isinstance(q.shape[0], int) else 1  # of any size (`jax.export`): then one picture decides
-    if batch * q.shape[1] * q.shape[2] * k.shape[2] <= _WEIGHTS:
-        return _all_heads(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_all_heads)
+    return attend_by_heads(_attend, q, k, v)
 
 
-def _all_heads(q: Array, k: Array, v: Array) -> Array:
+def _attend(q: Array, k: Array, v: Array) -> Array:
     logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
     return jnp.einsum("...qk,...kd->...qd", weights, v)
 
 
-def _head_by_head(q: Array, k: Array, v: Array) -> Array:
-    first = [jnp.moveaxis(y, 1, 0) for y in (q, k, v)]  # the batch stays an axis of its own, as it may be sharded
-    return jnp.moveaxis(jax.lax.map(lambda head: _all_heads(*head), tuple(first)), 0, 1)
+class Attention(nnx.Module):
+    """Attention of tokens to themselves or to a context.
+
+    Args:
+      width: channels of x.
+      heads: number of heads.
+      head_dim: channels of one head.
+      context_width: channels of the context; None for those of x.
+      bias: whether the queries, keys and values have biases.
+      zero: whether the last layer begins as 0.
+      dtype: of the matrix products.
+      rngs: keys of the initial weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_dim: int,
+        context_width: int | None = None,
+        bias: bool = True,
+        zero: bool = False,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        inner, context_width = heads * head_dim, width if context_width is None else context_width
+        self.heads = heads
+        self.to_q = Linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_k = Linear(context_width, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_v = Linear(context_width, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_out = nnx.List([Linear(inner, width, zero=zero, dtype=dtype, rngs=rngs)])
+
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Map x f[B, N, C] to the same shape; the context is f[B, M, context_width], or None for x itself."""
+        context = x if context is None else context
+        y = attend(self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context)))
+        return self.to_out[0](y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def _split(self, y: Array) -> Array:
+        """Split f[B, N, heads d] to f[B, heads, N, d]."""
+        return y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2)
+
+
+class PixelAttention(Attention):
+    """Attention of a picture's pixels to each other, after a norm and beside a residual connection.
+
+    Args:
+      channels: channels of x.
+      head_dim: channels of one head; None for a single head.
+      groups: groups of the norm; None for no norm.
+      eps: the norm's epsilon.
+      scale: the sum is divided by it.
+      dtype: of the matrix products.
+      rngs: keys of the initial weights.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int | None,
+        groups: int | None,
+        eps: float,
+        scale: float = 1.0,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        head_dim = head_dim or channels
+        super().__init__(channels, heads=channels // head_dim, head_dim=head_dim, zero=True, dtype=dtype, rngs=rngs)
+        self.group_norm = None if groups is None else GroupNorm(channels, groups, eps=eps)
+        self.scale = scale
+
+    def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map f[B, H, W, C] to the same shape."""
+        y = x if self.group_norm is None else self.group_norm(x)
+        y = super().__call__(y.reshape(x.shape[0], -1, x.shape[-1]))
+        total = x + y.reshape(x.shape)
+        return total if self.scale == 1 else total / self.scale

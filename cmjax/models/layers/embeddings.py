@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from flax import nnx
 
 from cmjax._numerics import f32, read
 from cmjax.models.layers.initial import fan_in_uniform
-from cmjax.models.layers.linear import linear
+from cmjax.models.layers.layout import Layout, Stored
+from cmjax.models.layers.linear import Linear
 from cmjax.types import Array
 
 __all__ = ["ClassEmbedding", "FourierProjection", "TimestepEmbedding", "guidance_embedding", "positional"]
@@ -79,6 +81,8 @@ class FourierProjection(nnx.Module):
       Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix C.2; Tancik et al., 2020, section 4.
     """
 
+    layout: ClassVar[Layout] = {"weight": Stored("weight")}
+
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (dim,), jnp.float32))
 
@@ -93,8 +97,8 @@ class TimestepEmbedding(nnx.Module):
     """Two linear layers with a SiLU between them, always in float32: times reach 1e3, and bfloat16 has three digits."""
 
     def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
-        self.linear_1 = linear(dim, width, rngs=rngs)
-        self.linear_2 = linear(width, width, rngs=rngs)
+        self.linear_1 = Linear(dim, width, rngs=rngs)
+        self.linear_2 = Linear(width, width, rngs=rngs)
 
     def __call__(self, emb: Array) -> Array:
         """Map f32[B, dim] to f32[B, width]."""
@@ -103,6 +107,8 @@ class TimestepEmbedding(nnx.Module):
 
 class ClassEmbedding(nnx.Module):
     """A table with one row for each class (or each time), of variance 1; a row that does not exist is NaN."""
+
+    layout: ClassVar[Layout] = {"embedding": Stored("weight")}
 
     def __init__(self, num: int, width: int, *, rngs: nnx.Rngs):
         self.embedding = nnx.Param(fan_in_uniform(rngs.params(), (1, num * width)).reshape(num, width))

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models.layers.initial import fan_in_uniform, zeros
+from cmjax.models.layers.layout import LINEAR, LINEAR_AS_CONV, Layout
 
-__all__ = ["Dtype", "linear"]
+__all__ = ["Dtype", "Linear", "PixelLinear"]
 
 Dtype = jnp.dtype | type
 
 
-def linear(c_in: int, c_out: int, *, zero: bool = False, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> nnx.Linear:
-    """Make a linear layer."""
-    return nnx.Linear(c_in, c_out, dtype=dtype, kernel_init=zeros if zero else fan_in_uniform, rngs=rngs)
+class Linear(nnx.Linear):
+    """A linear layer, f[..., c_in] to f[..., c_out].
+
+    Args:
+      c_in: channels of the input.
+      c_out: channels of the output.
+      bias: whether it has one.
+      zero: whether the initial kernel is 0.
+      dtype: of the product.
+      rngs: keys of the initial weights.
+    """
+
+    layout: ClassVar[Layout] = LINEAR
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        bias: bool = True,
+        zero: bool = False,
+        dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            c_in, c_out, use_bias=bias, dtype=dtype, kernel_init=zeros if zero else fan_in_uniform, rngs=rngs
+        )
+
+
+class PixelLinear(Linear):
+    """A linear layer over the channels of pictures, which files hold as a convolution of one pixel."""
+
+    layout: ClassVar[Layout] = LINEAR_AS_CONV

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import f32
+from cmjax.models.layers.layout import NORM, Layout
+from cmjax.models.layers.linear import Linear
 from cmjax.types import Array
 
-__all__ = ["GroupNorm"]
+__all__ = ["AdaGroupNorm", "GroupNorm"]
 
 
 class GroupNorm(nnx.Module):
@@ -31,6 +35,8 @@ class GroupNorm(nnx.Module):
     References:
       Wu and He 2018, equations 1 to 3; Chan, Golub and LeVeque 1983 (shifted variances).
     """
+
+    layout: ClassVar[Layout] = NORM
 
     def __init__(self, channels: int, groups: int, *, eps: float):
         if channels % groups:
@@ -55,3 +61,29 @@ class GroupNorm(nnx.Module):
         variance = self._over_groups(jnp.square(d).mean(axis=(1, 2))) - jnp.square(mean)
         gain = jax.lax.rsqrt(variance + self.eps) * self.scale[...][None, None, None, :]
         return (d - mean) * gain + self.bias[...][None, None, None, :]
+
+
+class AdaGroupNorm(nnx.Module):
+    """A group norm without weights, scaled and shifted by the time embedding; float32.
+
+    Args:
+      channels: channels of x.
+      groups: number of groups; it divides `channels`.
+      time_width: width of the time embedding.
+      eps: added to the variance.
+      rngs: keys of the initial weights.
+    """
+
+    def __init__(self, channels: int, groups: int, *, time_width: int, eps: float, rngs: nnx.Rngs):
+        self.linear = Linear(time_width, 2 * channels, rngs=rngs)
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Map x f[B, H, W, C] and the time embedding f32[B, E] to f32[B, H, W, C]."""
+        gain, shift = jnp.split(self.linear(emb)[:, None, None, :], 2, axis=-1)
+        b, h, w, c = x.shape
+        y = f32(x).reshape(b, h, w, self.groups, c // self.groups)
+        y = y - y.mean(axis=(1, 2, 4), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2, 4), keepdims=True) + self.eps)
+        return y.reshape(x.shape) * (1 + gain) + shift

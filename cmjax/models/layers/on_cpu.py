@@ -1,4 +1,4 @@
-"""Convolution: the same sums in the order that suits the machine.
+"""Everything that a network does otherwise on CPUs: the same sums, in an order that suits the machine.
 
 On GPU and TPU a convolution is one call. On a CPU, XLA's own is far from what the machine can do, and others of the
 textbook's orders are nearer, all of them matrix products (figures by `benchmarks/unet_forward.py`):
@@ -9,6 +9,7 @@ textbook's orders are nearer, all of them matrix products (figures by `benchmark
 - a picture doubled by repeating pixels: the same minimal filtering, where seven of the 16 products meet zeros: nine.
   With few channels a 2x2 convolution of the small picture, with four times the channels out: one for each new pixel.
 - a kernel of one pixel: a matrix product, whose gradients are again products.
+- attention whose weights do not stay in the cache: one head after the other.
 
 All are exact on paper. Minimal filtering with tiles of this size only adds and halves, so that its rounding is no worse
 than that of the plain sum (larger tiles would save more and lose digits).
@@ -28,9 +29,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from cmjax import _cpu
 from cmjax.types import Array
 
-__all__ = ["convolve", "convolve_doubled", "upsample_nearest"]
+__all__ = ["attend_by_heads", "convolve", "convolve_doubled", "upsample_nearest"]
 
 Padding = Sequence[tuple[int, int]]
 Grid = Sequence[Sequence[Array]]
@@ -42,6 +44,9 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 # one product from this many numbers of the kernel for each pixel; minimal filtering from this many channels.
 _KERNEL_PER_PIXEL = 4500
 _CHANNELS = 128
+
+# Where the weights of all heads are more than this many, they do not stay in a CPU's cache: one head's do.
+_WEIGHTS = 1 << 22
 
 
 def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding, **_: Any) -> Array:
@@ -77,6 +82,8 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding
 
     kind = kernel.shape[:2], tuple(strides), tuple(map(tuple, padding))
     plain = kind == ((3, 3), (1, 1), ((1, 1), (1, 1)))
+    if not _cpu.WORKAROUNDS:
+        return direct(x, kernel)
     if kind == ((1, 1), (1, 1), ((0, 0), (0, 0))):
         on_cpu = pixelwise
     elif _are_few(x.shape[0], height, width, kernel):
@@ -102,10 +109,33 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
     def plainly(x: Array, kernel: Array) -> Array:
         return convolve(upsample_nearest(x), kernel, (1, 1), ((1, 1), (1, 1)))
 
-    if x.dtype != jnp.float32:  # sums of kernels have no digits to lose
+    if not _cpu.WORKAROUNDS or x.dtype != jnp.float32:  # sums of kernels have no digits to lose
         return plainly(x, kernel)
     on_cpu = _minimal_filtering_doubled if _is_wide(x, kernel) else _four_pixels
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plainly)
+
+
+def attend_by_heads(attend: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+    """Attend, `attend(q, k, v)`, to one head after the other where that suits the sizes and the platform.
+
+    Args:
+      attend: of any leading axes.
+      q: f[B, heads, N, d].
+      k: f[B, heads, M, d].
+      v: f[B, heads, M, d].
+
+    Returns:
+      f[B, heads, N, d].
+    """
+    batch = q.shape[0] if isinstance(q.shape[0], int) else 1  # of any size (`jax.export`): then one picture decides
+    if not _cpu.WORKAROUNDS or batch * q.shape[1] * q.shape[2] * k.shape[2] <= _WEIGHTS:
+        return attend(q, k, v)
+
+    def head_by_head(q: Array, k: Array, v: Array) -> Array:
+        first = tuple(jnp.moveaxis(y, 1, 0) for y in (q, k, v))  # the batch stays an axis: it may be sharded
+        return jnp.moveaxis(jax.lax.map(lambda head: attend(*head), first), 0, 1)
+
+    return jax.lax.platform_dependent(q, k, v, cpu=head_by_head, default=attend)
 
 
 def upsample_nearest(x: Array) -> Array:

@@ -8,44 +8,16 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax._numerics import f32
-from cmjax.models.layers import Dtype, activation, conv, dropout, fan_in_uniform, linear
-from cmjax.models.layers.fir import fir_double, fir_halve
+from cmjax.models.layers import AdaGroupNorm, Conv, Dtype, activation, dropout, fir_double, fir_halve
 from cmjax.models.unet2d.block_types import k_groups
 from cmjax.models.unet2d.blocks import Keys
 from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array, Key
 
 __all__ = ["KDownBlock", "KUpBlock"]
-
-
-class AdaGroupNorm(nnx.Module):
-    """A group norm without weights, scaled and shifted by the time embedding; float32.
-
-    Args:
-      config: Gives epsilon and the width of the time embedding.
-      channels: Channels of x.
-      groups: Number of groups; it divides `channels`.
-      rngs: Keys of the initial weights.
-    """
-
-    def __init__(self, config: UNetConfig, channels: int, groups: int, *, rngs: nnx.Rngs):
-        self.linear = linear(config.time_width, 2 * channels, rngs=rngs)
-        self.groups = groups
-        self.eps = config.norm_eps
-
-    def __call__(self, x: Array, emb: Array) -> Array:
-        """Map x f[B, H, W, C] and the time embedding f32[B, E] to f32[B, H, W, C]."""
-        gain, shift = jnp.split(self.linear(emb)[:, None, None, :], 2, axis=-1)
-        b, h, w, c = x.shape
-        y = f32(x).reshape(b, h, w, self.groups, c // self.groups)
-        y = y - y.mean(axis=(1, 2, 4), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2, 4), keepdims=True) + self.eps)
-        return y.reshape(x.shape) * (1 + gain) + shift
 
 
 class KResnetBlock2D(nnx.Module):
@@ -63,15 +35,12 @@ class KResnetBlock2D(nnx.Module):
     def __init__(
         self, config: UNetConfig, c_in: int, c_out: int, *, groups: tuple[int, int], dtype: Dtype, rngs: nnx.Rngs
     ):
-        self.norm1 = AdaGroupNorm(config, c_in, groups[0], rngs=rngs)
-        self.conv1 = conv(c_in, c_out, dtype=dtype, rngs=rngs)
-        self.norm2 = AdaGroupNorm(config, c_out, groups[1], rngs=rngs)
-        self.conv2 = conv(c_out, c_out, zero=True, dtype=dtype, rngs=rngs)
-        self.conv_shortcut = (
-            nnx.Conv(c_in, c_out, (1, 1), use_bias=False, dtype=dtype, kernel_init=fan_in_uniform, rngs=rngs)
-            if c_in != c_out
-            else None
-        )
+        norm = functools.partial(AdaGroupNorm, time_width=config.time_width, eps=config.norm_eps, rngs=rngs)
+        self.norm1 = norm(c_in, groups[0])
+        self.conv1 = Conv(c_in, c_out, dtype=dtype, rngs=rngs)
+        self.norm2 = norm(c_out, groups[1])
+        self.conv2 = Conv(c_out, c_out, zero=True, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = Conv(c_in, c_out, 1, bias=False, dtype=dtype, rngs=rngs) if c_in != c_out else None
         self.act = activation(config.act_fn)
         self.dropout = config.dropout
 

@@ -8,8 +8,16 @@ import numpy as np
 from flax import nnx
 
 from cmjax._numerics import f32, is_traced
-from cmjax.models.layers import Dtype, GroupNorm, conv, dropout_keys
-from cmjax.models.layers.embeddings import ClassEmbedding, FourierProjection, TimestepEmbedding, positional
+from cmjax.models.layers import (
+    ClassEmbedding,
+    Conv,
+    Dtype,
+    FourierProjection,
+    GroupNorm,
+    TimestepEmbedding,
+    dropout_keys,
+    positional,
+)
 from cmjax.models.unet2d.blocks import DownBlock, MidBlock, UpBlock
 from cmjax.models.unet2d.config import UNetConfig
 from cmjax.models.unet2d.k_blocks import KDownBlock, KUpBlock
@@ -54,7 +62,7 @@ class UNet(nnx.Module):
         self.config = config
         self.dtype = dtype
         channels = config.block_out_channels
-        self.conv_in = conv(config.in_channels, channels[0], dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(config.in_channels, channels[0], dtype=dtype, rngs=rngs)
         self._make_embeddings(config, rngs)
         last = len(channels) - 1
         self.down_blocks = nnx.List(
@@ -83,7 +91,7 @@ class UNet(nnx.Module):
             ]
         )
         self.conv_norm_out = GroupNorm(channels[0], config.num_groups(channels[0]), eps=config.norm_eps)
-        self.conv_out = conv(channels[0], config.out_channels, zero=True, dtype=dtype, rngs=rngs)
+        self.conv_out = Conv(channels[0], config.out_channels, zero=True, dtype=dtype, rngs=rngs)
 
     def _make_embeddings(self, config: UNetConfig, rngs: nnx.Rngs):
         width = config.block_out_channels[0]

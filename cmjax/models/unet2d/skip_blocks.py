@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models.layers import Dtype, GroupNorm, conv
-from cmjax.models.layers.fir import fir_double, fir_halve
+from cmjax.models.layers import Conv, Dtype, GroupNorm, fir_double, fir_halve
 from cmjax.models.unet2d.block_types import skip_groups, skip_up_groups, up_widths
-from cmjax.models.unet2d.blocks import Attention, Keys, ResnetBlock2D
+from cmjax.models.unet2d.blocks import Keys, Maker
 from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array
 
@@ -45,14 +44,15 @@ class SkipDownBlock(nnx.Module):
     def __init__(
         self, config: UNetConfig, kind: str, c_in: int, c_out: int, *, halve: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
-        resnet = functools.partial(ResnetBlock2D, config, scale=SCALE, dtype=dtype, rngs=rngs)
+        make = Maker(config, dtype, rngs)
+        resnet = functools.partial(make.resnet, scale=SCALE)
         widths = [c_in] + [c_out] * (config.layers_per_block - 1)
         self.resnets = nnx.List([resnet(c, c_out, groups=(skip_groups(c), skip_groups(c_out))) for c in widths])
         attends = kind == "AttnSkipDownBlock2D"
-        self.attentions = nnx.List([_attention(config, c_out, dtype, rngs) for _ in widths]) if attends else None
+        self.attentions = nnx.List([make.attention(c_out, 32, scale=SCALE) for _ in widths]) if attends else None
         groups = (skip_groups(c_out), skip_groups(c_out))
         self.resnet_down = resnet(c_out, c_out, groups=groups, resample="fir_down", shortcut=True) if halve else None
-        self.skip_conv = conv(3, c_out, 1, dtype=dtype, rngs=rngs) if halve else None
+        self.skip_conv = Conv(3, c_out, 1, dtype=dtype, rngs=rngs) if halve else None
 
     def __call__(self, x: Array, emb: Array, keys: Keys, picture: Array) -> tuple[Array, list[Array], Array]:
         """Map x f[B, H, W, c_in] to f[B, H / 2, W / 2, c_out].
@@ -100,16 +100,17 @@ class SkipUpBlock(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        resnet = functools.partial(ResnetBlock2D, config, scale=SCALE, dtype=dtype, rngs=rngs)
+        make = Maker(config, dtype, rngs)
+        resnet = functools.partial(make.resnet, scale=SCALE)
         groups = skip_groups(c_out)
         widths = up_widths(c_prev, c_skip, c_out, config.layers_per_block)
         self.resnets = nnx.List([resnet(a + b, c_out, groups=(skip_up_groups(kind, a, b), groups)) for a, b in widths])
         attends = kind == "AttnSkipUpBlock2D"
-        self.attentions = nnx.List([_attention(config, c_out, dtype, rngs)]) if attends else None
+        self.attentions = nnx.List([make.attention(c_out, 32, scale=SCALE)]) if attends else None
         both = (groups, groups)
         self.resnet_up = resnet(c_out, c_out, groups=both, resample="fir_up", shortcut=True) if double else None
         self.skip_norm = GroupNorm(c_out, groups, eps=config.norm_eps) if double else None
-        self.skip_conv = conv(c_out, 3, zero=True, dtype=dtype, rngs=rngs) if double else None
+        self.skip_conv = Conv(c_out, 3, zero=True, dtype=dtype, rngs=rngs) if double else None
 
     def __call__(
         self, x: Array, emb: Array, skips: list[Array], keys: Keys, picture: Array | None
@@ -127,15 +128,3 @@ class SkipUpBlock(nnx.Module):
             picture = more if picture is None else picture + more
             x = self.resnet_up(x, emb, next(keys))
         return x, picture
-
-
-def _attention(config: UNetConfig, channels: int, dtype: Dtype, rngs: nnx.Rngs) -> Attention:
-    return Attention(
-        channels,
-        head_dim=config.attention_head_dim,
-        groups=32,
-        eps=config.norm_eps,
-        scale=SCALE,
-        dtype=dtype,
-        rngs=rngs,
-    )
