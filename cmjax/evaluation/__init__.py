@@ -16,11 +16,11 @@ from cmjax.evaluation.classifier import (
     read_classifier,
     write_classifier,
 )
+from cmjax.evaluation.extractors import EMBEDDED, load_extractor
 from cmjax.evaluation.features import Extractor, Features, as_pytree, feature_shapes
-from cmjax.evaluation.figures import Figures, Seen, look, measure
-from cmjax.evaluation.halves import halves
 from cmjax.evaluation.manifold import PrecisionRecall, neighbour_distances, precision_recall
-from cmjax.evaluation.named import EMBEDDED, load_extractor
+from cmjax.evaluation.metrics import Figures, Seen, look, measure
+from cmjax.evaluation.split import halves
 from cmjax.evaluation.statistics import Gaussian, Moments, frechet_distance, read_statistics, write_statistics
 
 __all__ = [

@@ -10,7 +10,7 @@ import toy
 import cmjax
 from cmjax import losses, training
 from cmjax.training import METHODS, Learner
-from cmjax.training.methods.guided import guided, no_label, some_left_out
+from cmjax.training.methods.guidance import guided, no_label, some_left_out
 
 NETWORK = tiny.checkpoint(classes=3).model
 VP = cmjax.tcd.TCDConfig(prediction_type="v_prediction")

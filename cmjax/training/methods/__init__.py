@@ -4,16 +4,20 @@ A method sees the learner (the model, its target, the teacher) and a batch, and 
 said only which arguments the paper gives it, and how they change over the run.
 """
 
-from cmjax.training.methods.alone import (
+from cmjax.training.methods.base import Learner, Method
+from cmjax.training.methods.consistency_training import (
     ConsistencyTraining,
     ContinuousTraining,
-    Denoising,
     EasyConsistencyTuning,
     ImprovedConsistencyTraining,
 )
-from cmjax.training.methods.base import Learner, Method
-from cmjax.training.methods.taught import ConsistencyDistillation, ContinuousDistillation, ProgressiveDistillation
-from cmjax.training.methods.vp import LatentConsistencyDistillation, NoisePrediction, TrajectoryDistillation
+from cmjax.training.methods.diffusion import Denoising, NoisePrediction
+from cmjax.training.methods.distillation import (
+    ConsistencyDistillation,
+    ContinuousDistillation,
+    ProgressiveDistillation,
+)
+from cmjax.training.methods.vp_distillation import LatentConsistencyDistillation, TrajectoryDistillation
 
 __all__ = [
     "METHODS",

@@ -1,4 +1,4 @@
-"""Methods of variance-preserving models: a teacher, and what is distilled of it."""
+"""Distillation of variance-preserving diffusion models: TCD and LCM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from cmjax import losses
@@ -14,13 +13,13 @@ from cmjax.samplers import lcm, tcd
 from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
-from cmjax.training.methods.base import Learner, Method, check_share, positive
-from cmjax.training.methods.guided import guided, some_left_out
+from cmjax.training.methods.base import Learner, Method, positive
+from cmjax.training.methods.guidance import guided
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["LatentConsistencyDistillation", "NoisePrediction", "TrajectoryDistillation"]
+__all__ = ["LatentConsistencyDistillation", "TrajectoryDistillation"]
 
 # The teacher's rates noise the data, on the teacher's grid: what the student makes of a timestep has to be the same.
 _SHARED = (
@@ -32,45 +31,6 @@ _SHARED = (
     "rescale_betas_zero_snr",
     "original_inference_steps",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoisePrediction(Method):
-    """A variance-preserving diffusion model, such as the teacher of tcd and lcd. Ho et al. 2020.
-
-    What it says (`prediction_type`) and at which timesteps is in the config.
-
-    Attributes:
-      min_snr: γ of the weight min(SNR, γ) of the error of x0; None counts the network's own output evenly.
-      label_dropout: the share of labels left out, of a teacher that is to be guided.
-      dropout: whether the network gets a dropout key.
-    """
-
-    config_type: ClassVar[type] = TCDConfig
-    sample_steps: ClassVar[int] = 25
-
-    min_snr: float | None = None
-    label_dropout: float = 0.0
-    dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "min_snr")
-        check_share(self, "label_dropout")
-
-    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.noise_prediction`."""
-        if self.label_dropout:
-            key, label_key = jax.random.split(key)
-            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
-        return losses.noise_prediction(
-            tcd.trajectory_fn(learner.model, learner.config),
-            x0,
-            key,
-            cond=cond,
-            dropout=self.dropout,
-            weighting=None if self.min_snr is None else losses.min_snr(self.min_snr),
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,22 @@
-"""Methods of noise levels that learn from images alone."""
+"""Consistency training: methods that learn from images alone, without a teacher."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import jax
+from typing import TYPE_CHECKING
 
 from cmjax import curricula, losses
-from cmjax.parameterization import consistency_fn, denoiser_fn, trigflow_fn
+from cmjax.parameterization import consistency_fn, trigflow_fn
 from cmjax.training.methods.base import (
     Learner,
     Method,
     check_lengths,
-    check_share,
     in_proportion,
     karras_grid,
     positive,
 )
-from cmjax.training.methods.guided import some_left_out
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ConsistencyTraining",
     "ContinuousTraining",
-    "Denoising",
     "EasyConsistencyTuning",
     "ImprovedConsistencyTraining",
 ]
@@ -245,48 +240,4 @@ class ContinuousTraining(Method):
             proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
             warmup=self._warmup(step, steps),
             tangent_constant=self.tangent_constant,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising(Method):
-    """A diffusion model of noise levels, such as the teacher of the methods that have one. Karras et al. 2022.
-
-    Attributes:
-      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
-      label_dropout: the share of labels left out, of a teacher that is to be guided.
-      dropout: whether the network gets a dropout key.
-    """
-
-    sample_steps: ClassVar[int] = 20
-
-    proposal_mean: float = -1.2
-    proposal_std: float = 1.2
-    label_dropout: float = 0.0
-    dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "proposal_std")
-        check_share(self, "label_dropout")
-
-    def made(self, config: Any, step: int, steps: int) -> Any:
-        """A denoiser's."""
-        return config.of_denoiser(self.sample_steps)
-
-    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.denoising`."""
-        if self.label_dropout:
-            key, label_key = jax.random.split(key)
-            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
-        return losses.denoising(
-            denoiser_fn(learner.model, learner.config),
-            x0,
-            key,
-            cond=cond,
-            dropout=self.dropout,
-            sigma_min=learner.config.sigma_min,
-            sigma_max=learner.config.sigma_max,
-            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
-            weighting=losses.edm(learner.config.sigma_data),
         )

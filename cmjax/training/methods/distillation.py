@@ -1,4 +1,4 @@
-"""Methods of noise levels that distil a diffusion model."""
+"""Distillation of diffusion models whose noise levels are those of a consistency model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from cmjax import curricula, losses, ode
 from cmjax.parameterization import consistency_fn, denoiser_fn
-from cmjax.training.methods.alone import ContinuousTraining
 from cmjax.training.methods.base import (
     Learner,
     Method,
@@ -22,7 +21,8 @@ from cmjax.training.methods.base import (
     karras_grid,
     positive,
 )
-from cmjax.training.methods.guided import guided
+from cmjax.training.methods.consistency_training import ContinuousTraining
+from cmjax.training.methods.guidance import guided
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key

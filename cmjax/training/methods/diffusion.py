@@ -1,0 +1,103 @@
+"""Diffusion models, which the distillation methods take as teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+
+from cmjax import losses
+from cmjax.parameterization import denoiser_fn
+from cmjax.samplers import tcd
+from cmjax.samplers.tcd import TCDConfig
+from cmjax.training.methods.base import Learner, Method, check_share, positive
+from cmjax.training.methods.guidance import some_left_out
+
+if TYPE_CHECKING:
+    from cmjax.types import Array, Cond, Key
+
+__all__ = ["Denoising", "NoisePrediction"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising(Method):
+    """A diffusion model of noise levels, such as the teacher of the methods that have one. Karras et al. 2022.
+
+    Attributes:
+      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
+      label_dropout: the share of labels left out, of a teacher that is to be guided.
+      dropout: whether the network gets a dropout key.
+    """
+
+    sample_steps: ClassVar[int] = 20
+
+    proposal_mean: float = -1.2
+    proposal_std: float = 1.2
+    label_dropout: float = 0.0
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "proposal_std")
+        check_share(self, "label_dropout")
+
+    def made(self, config: Any, step: int, steps: int) -> Any:
+        """A denoiser's."""
+        return config.of_denoiser(self.sample_steps)
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.denoising`."""
+        if self.label_dropout:
+            key, label_key = jax.random.split(key)
+            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
+        return losses.denoising(
+            denoiser_fn(learner.model, learner.config),
+            x0,
+            key,
+            cond=cond,
+            dropout=self.dropout,
+            sigma_min=learner.config.sigma_min,
+            sigma_max=learner.config.sigma_max,
+            proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
+            weighting=losses.edm(learner.config.sigma_data),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisePrediction(Method):
+    """A variance-preserving diffusion model, such as the teacher of tcd and lcd. Ho et al. 2020.
+
+    What it says (`prediction_type`) and at which timesteps is in the config.
+
+    Attributes:
+      min_snr: γ of the weight min(SNR, γ) of the error of x0; None counts the network's own output evenly.
+      label_dropout: the share of labels left out, of a teacher that is to be guided.
+      dropout: whether the network gets a dropout key.
+    """
+
+    config_type: ClassVar[type] = TCDConfig
+    sample_steps: ClassVar[int] = 25
+
+    min_snr: float | None = None
+    label_dropout: float = 0.0
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "min_snr")
+        check_share(self, "label_dropout")
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.noise_prediction`."""
+        if self.label_dropout:
+            key, label_key = jax.random.split(key)
+            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
+        return losses.noise_prediction(
+            tcd.trajectory_fn(learner.model, learner.config),
+            x0,
+            key,
+            cond=cond,
+            dropout=self.dropout,
+            weighting=None if self.min_snr is None else losses.min_snr(self.min_snr),
+        )
