@@ -58,7 +58,7 @@ def estimate(name: str, batch: int, steps: int = 2) -> dict[str, Any]:
         model = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.ndim > 1 else leaf.dtype), model
         )
-    network = model.module.config
+    network = model.config
     shape = (batch, network.sample_size, network.sample_size, network.in_channels)
     given = (model, jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct((), jnp.float32))
     given += (jax.ShapeDtypeStruct((batch,), jnp.int32),)

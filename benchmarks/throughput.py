@@ -83,7 +83,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[Any]]:
     """Time loops of 1 to 8 steps, forward calls, and the references, in turn."""
     model, config = networks(name, dtype)
-    network = model.module.config
+    network = model.config
     shape = (batch, network.sample_size, network.sample_size, network.in_channels)
     classes = network.num_class_embeds
     cond, key = None if classes is None else jnp.arange(batch) % classes, jax.random.key(0)

@@ -75,7 +75,7 @@ def network(folder: Path, dtype: str = "float32") -> Any:
 
 def batch_of(model: Any, size: int) -> tuple[jax.Array, jax.Array]:
     """Images as bytes, and labels, on the device."""
-    config = model.module.config
+    config = model.config
     shape = (size, config.sample_size, config.sample_size, config.in_channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return jnp.asarray(images), jnp.arange(size) % config.num_class_embeds
@@ -261,7 +261,7 @@ def loop_over_steps(batch: int, steps: int, rounds: int) -> tuple[dict[str, Any]
     resident = jax.device_put(batch_of(model, batch), NamedSharding(mesh, P("batch")))
     key, state = jax.device_put((jax.random.key(0), init(model, recipe)), NamedSharding(mesh, P()))
     images = np.random.default_rng(0).integers(0, 256, (60_000, *resident[0].shape[1:]), np.uint8)
-    labels = np.arange(len(images)) % model.module.config.num_class_embeds
+    labels = np.arange(len(images)) % model.config.num_class_embeds
 
     def loop() -> Any:
         return train(model, config, images, labels, recipe=recipe, report_every=steps)

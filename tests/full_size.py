@@ -21,7 +21,7 @@ from flax import nnx
 import cmjax
 from cmjax.io.single_files.consistency_models import _layers
 from cmjax.io.single_files.published import Published, published
-from cmjax.io.weights import unet_tensors
+from cmjax.io.weights import file_tensors
 from cmjax.models import UNet, UNetConfig, from_nnx
 
 __all__ = ["IMAGENET_64", "NETWORKS", "FullSize", "checkpoint", "original_tensors", "write_folder", "write_original"]
@@ -119,7 +119,7 @@ def write_folder(folder: str | Path, network: str = "imagenet64", *, num_train_t
 
 def write_original(path: str | Path, network: str = "imagenet64") -> Path:
     """Write a network of full size as a file of torch.save, with the original repository's names; returns the path."""
-    tensors = unet_tensors(checkpoint(network).model.module)
+    tensors = file_tensors(checkpoint(network).model.module)
     return torchfiles.write(Path(path), original_tensors(tensors, NETWORKS[network].config))
 
 

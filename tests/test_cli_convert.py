@@ -18,7 +18,7 @@ import cmjax
 from cmjax.cli import convert, main
 from cmjax.io import other_folders
 from cmjax.io.safetensors_files import read_safetensors
-from cmjax.io.weights import unet_tensors
+from cmjax.io.weights import file_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_what_a_file_does_not_say_is_given_or_a_default(capsys):
     assert "of float16" in said
     model, config = cmjax.load("out")
     assert config.num_train_timesteps == 18
-    assert (model.module.config.sample_size, model.module.config.attention_head_dim) == (32, 32)
+    assert (model.config.sample_size, model.config.attention_head_dim) == (32, 32)
     stored = read_safetensors("out/unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in stored.values()} == {np.dtype("float16")}
 
@@ -84,11 +84,11 @@ def test_a_folder_of_diffusers_becomes_safetensors(weights, capsys):
     assert main(["convert", "old", "new"]) == 0
     assert "N = 40 (as its folder says)" in capsys.readouterr().out.replace("\n         ", " ")
     loaded = cmjax.load("new")
-    assert loaded.model.module.config == checkpoint.model.module.config
+    assert loaded.model.config == checkpoint.model.config
     assert cmjax.io.label_names("new") == ("a", "b", "c")
-    for name, value in unet_tensors(checkpoint.model.module).items():
-        np.testing.assert_array_equal(unet_tensors(loaded.model.module)[name], value)
-    assert len(jax.tree.leaves(loaded.model)) == len(unet_tensors(checkpoint.model.module))
+    for name, value in file_tensors(checkpoint.model.module).items():
+        np.testing.assert_array_equal(file_tensors(loaded.model.module)[name], value)
+    assert len(jax.tree.leaves(loaded.model)) == len(file_tensors(checkpoint.model.module))
 
 
 def test_a_folder_can_be_converted_in_place(capsys):
@@ -109,7 +109,7 @@ def ddpm_folder(layout="unet", weights="bin"):
         with open(f"old/{name}", "w") as file:
             file.write(text)
     if weights == "safetensors":
-        held = unet_tensors(checkpoint.model.module)
+        held = file_tensors(checkpoint.model.module)
         cmjax.io.write_safetensors(held, "old/unet/diffusion_pytorch_model.safetensors")
         os.remove("old/unet/diffusion_pytorch_model.bin")
     if layout == "flat":
@@ -122,7 +122,7 @@ def ddpm_folder(layout="unet", weights="bin"):
 
 def same(network, other):
     """Whether two networks have the same weights."""
-    ours, theirs = unet_tensors(network.module), unet_tensors(other.module)
+    ours, theirs = file_tensors(network.module), file_tensors(other.module)
     return ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 
 
@@ -164,7 +164,7 @@ def test_a_network_of_another_sampler_is_written_whole_or_not_at_all(capsys):
     cmjax.save(tiny.checkpoint(classes=2), "new", label_names=["x", "y"])
     os.remove("old/labels.json")
     assert "OUT: label_names must be 3 texts" in complaint(capsys, "convert", "old", "new")  # those of "new" would stay
-    assert cmjax.load("new").model.module.config.num_class_embeds == 2
+    assert cmjax.load("new").model.config.num_class_embeds == 2
     os.remove("old/scheduler/scheduler_config.json")
     assert "old has no scheduler/scheduler_config.json" in complaint(capsys, "convert", "old", "out")
 
@@ -205,7 +205,7 @@ def pieces():
     """A folder whose weights are two pieces and an index; the second holds an old copy of the first's tensors too."""
     checkpoint = bin_folder()
     os.remove("old/unet/diffusion_pytorch_model.bin")
-    held = unet_tensors(checkpoint.model.module)
+    held = file_tensors(checkpoint.model.module)
     names, stem = sorted(held), "diffusion_pytorch_model"
     first, second = (f"{stem}-0000{i}-of-00002.bin" for i in (1, 2))
     torchfiles.write(f"old/unet/{first}", {name: held[name] for name in names[:9]})

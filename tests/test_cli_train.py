@@ -34,7 +34,7 @@ def data():
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8), np.uint8)
     np.savez("data.npz", images=images, labels=np.arange(32) % 2)
     with open("network.json", "w") as file:
-        json.dump(tiny.checkpoint().model.module.config.to_dict(), file)
+        json.dump(tiny.checkpoint().model.config.to_dict(), file)
     return "data.npz"
 
 
@@ -187,7 +187,7 @@ def test_a_student_begins_as_a_copy_of_a_teacher_of_its_network(data):
     assert train._first_model(settle("tcd", start=start, teacher=teacher), start, teacher) == (start.model, "of --init")
     wider = settle("tcd", "--channels", "16", teacher=teacher)
     model, origin = train._first_model(wider, None, teacher)
-    assert origin == "new" and model.module.config.block_out_channels == (16,)
+    assert origin == "new" and model.config.block_out_channels == (16,)
     other = Checkpoint(teacher.model, dataclasses.replace(teacher.config, prediction_type="v_prediction"))
     assert (
         train._first_model(settle("tcd", teacher=teacher), None, other)[1] == "new"
@@ -225,7 +225,7 @@ def test_a_network_and_a_recipe_may_be_files(data):
 
 def test_a_recipe_may_describe_the_network_and_the_noise_levels(data):
     with open("recipe.toml", "w") as file:
-        network = {k: v for k, v in tiny.checkpoint().model.module.config.to_dict().items() if v is not None}
+        network = {k: v for k, v in tiny.checkpoint().model.config.to_dict().items() if v is not None}
         lines = [f"{name} = {json.dumps(value)}" for name, value in network.items()]
         scheduler = '_class_name = "CMStochasticIterativeScheduler"\nsigma_max = 40.0'
         file.write("\n".join(["[network]", *lines, "[scheduler]", scheduler]))

@@ -70,7 +70,7 @@ def _read_folder(folder: Path, args: argparse.Namespace) -> _Source:
 
 
 def _report(args: argparse.Namespace, found: _Source, out: Path) -> None:
-    network, leaves = found.network.module.config, jax.tree.leaves(found.network)
+    network, leaves = found.network.config, jax.tree.leaves(found.network)
     written = (out / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

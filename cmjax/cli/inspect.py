@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint = cmjax.load(args.model, variant=args.variant, abstract=True)
         names = cmjax.io.label_names(args.model, variant=args.variant)
     setup = prepare(checkpoint, args)
-    network, sampler = checkpoint.model.module.config.to_dict(), cmjax.io.config_dict(setup.config)
+    network, sampler = checkpoint.model.config.to_dict(), cmjax.io.config_dict(setup.config)
     console = Console(highlight=False)
     for title, table in (
         (f"model: {args.model}", _model_table(checkpoint, names)),

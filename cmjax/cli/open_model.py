@@ -52,7 +52,7 @@ def open_model(args: argparse.Namespace, *, pictures: bool) -> UnloadedModel:
     with bad_input():
         checkpoint = load(abstract=True)
         names = cmjax.io.label_names(args.model, variant=args.variant)
-        unet = checkpoint.model.module.config
+        unet = checkpoint.model.config
         shape = image_shape(unet)
     if unet.class_embed_type is not None:
         raise UsageError(f"the model is conditioned on a {unet.class_embed_type}, which cannot be given here.")

@@ -181,7 +181,7 @@ def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:
 
 def _fitting(source: Checkpoint, data: ImageData, option: str) -> UNetConfig:
     """The network of a model to start from, which must have the data's classes."""
-    network = source.model.module.config
+    network = source.model.config
     classes = None if data.labels is None else int(data.labels.max()) + 1
     if network.num_class_embeds != classes:
         raise ValueError(f"{option}: the model has {network.num_class_embeds} classes, but the data has {classes}.")

@@ -108,7 +108,7 @@ def _first_model(settled: RunConfig, start: Checkpoint | None, teacher: Checkpoi
     """What a run begins with, and its name: the model of --init, a copy of a teacher of its kind, or new weights."""
     if start is not None:
         return start.model, "of --init"
-    if teacher is not None and teacher.model.module.config == settled.network:
+    if teacher is not None and teacher.model.config == settled.network:
         meanings = [[getattr(c, name, None) for name in _MEANING] for c in (settled.config, teacher.config)]
         if meanings[0] == meanings[1]:
             return teacher.model, "the teacher's"
@@ -137,7 +137,7 @@ def _check_fit(data: ImageData, settled: RunConfig, teacher: Any) -> None:
     if teacher is not None and not recipe.method.needs_teacher:
         raise UsageError("--teacher: this recipe has none; to start from a model's weights: --init.")
     if teacher is not None:
-        depths = teacher.model.module.config.in_channels, teacher.model.module.config.out_channels
+        depths = teacher.model.config.in_channels, teacher.model.config.out_channels
         if depths != (shape[-1],) * 2:
             raise UsageError(f"--teacher: the model has {depths} channels, but the images have {shape[-1]}.")
         with bad_input("--teacher"):

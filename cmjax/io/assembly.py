@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmjax.io.weights import Placement, load_unet_weights
-from cmjax.models import Network, UNet, UNetConfig, from_nnx
+from cmjax.io.weights import Placement, load_weights
+from cmjax.models import Network, from_nnx
+from cmjax.models.families import family_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -31,7 +32,7 @@ class Checkpoint(NamedTuple):
 
 
 def assemble(
-    config: UNetConfig,
+    config: Any,
     tensors: Mapping[str, np.ndarray],
     *,
     dtype: DTypeLike = jnp.float32,
@@ -39,11 +40,11 @@ def assemble(
     sharding: Placement | None = None,
     abstract: bool = False,
 ) -> Network:
-    """Make the model that a config and tensors in diffusers' names describe.
+    """Make the model that a config and tensors describe.
 
     Args:
-      config: of the network.
-      tensors: by name, in any float dtype.
+      config: of a network of any family.
+      tensors: by their names in files, in any float dtype.
       dtype: what the network computes in.
       param_dtype: what its matrices are stored in; vectors stay float32, as they are few and what they do is not.
       sharding: where the weights go.
@@ -58,13 +59,18 @@ def assemble(
         if jax.dtypes.canonicalize_dtype(value) != jnp.dtype(value):
             raise TypeError(f"{name} is float64, which takes jax.config.update('jax_enable_x64', True).")
 
-    def make() -> UNet:
-        unet = UNet(config, rngs=cast(nnx.Rngs, _OneKey()), dtype=jnp.dtype(dtype))
-        params = nnx.state(unet, nnx.Param)
-        nnx.update(unet, jax.tree.map(lambda p: p.astype(param_dtype) if p.ndim > 1 else p, params))
-        return unet
+    family = family_of(config)
+    if family is None:
+        raise TypeError(f"config must be the config of a network, got {type(config).__name__}.")
+    make_network: Any = family.network
 
-    return from_nnx(load_unet_weights(nnx.eval_shape(make), tensors, sharding=sharding, abstract=abstract))
+    def make() -> nnx.Module:
+        network = make_network(config, rngs=_OneKey(), dtype=jnp.dtype(dtype))
+        params = nnx.state(network, nnx.Param)
+        nnx.update(network, jax.tree.map(lambda p: p.astype(param_dtype) if p.ndim > 1 else p, params))
+        return network
+
+    return from_nnx(load_weights(nnx.eval_shape(make), tensors, sharding=sharding, abstract=abstract))
 
 
 class _OneKey:

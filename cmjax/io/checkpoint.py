@@ -22,7 +22,7 @@ from cmjax.io.configs import read_config, read_json, write_config, write_json
 from cmjax.io.pieces import WEIGHTS, read_weights, stem
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.single_files.consistency_models import read_original
-from cmjax.io.weights import Placement, cast, unet_tensors
+from cmjax.io.weights import Placement, cast, file_tensors
 from cmjax.models import Network, UNet, UNetConfig
 from cmjax.samplers.base import SamplerConfig
 
@@ -258,7 +258,7 @@ def save(
     if not isinstance(config, SamplerConfig):
         raise TypeError(f"config must be a CMConfig, TCDConfig or LCMConfig, got a {type(config).__name__}.")
     refuse_other_files(path)
-    tensors = unet_tensors(unet)
+    tensors = file_tensors(unet)
     if dtype is not None:
         check_dtype("dtype", dtype)
         tensors = {name: cast(name, value, jnp.dtype(dtype)) for name, value in tensors.items()}

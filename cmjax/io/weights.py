@@ -1,14 +1,8 @@
-"""Weights: a network's parameters in diffusers' names and layout, both ways.
+"""Weights: a network's parameters in the names and layout of files, both ways.
 
-Names map by rule. The parameter `down_blocks.0.conv1.kernel` is the tensor `down_blocks.0.conv1.weight`: the last word
-becomes `weight` (a `bias` stays), and the axes of a kernel are turned round.
-
-| layer | here | file |
-|---|---|---|
-| convolution | `kernel` (H, W, in, out) | `weight` (out, in, H, W) |
-| linear | `kernel` (in, out) | `weight` (out, in) |
-| norm | `scale` | `weight` |
-| embedding | `embedding` (rows, width) | `weight` (rows, width) |
+Names map by rule: the parameter `down_blocks.0.conv1.kernel` is the tensor `down_blocks.0.conv1.weight`. The last word
+and the order of the axes is what the layer's class says (`models.layers.layout`). What older files of a family call
+things, the family says (`models.families`).
 """
 
 from __future__ import annotations
@@ -16,63 +10,77 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from cmjax.io.memory import forget_pages, return_freed_memory
+from cmjax.io.memory import forget_pages
+from cmjax.models.families import family_of
+from cmjax.models.layers import Stored
 
-__all__ = ["Placement", "cast", "load_unet_weights", "some_of", "unet_tensors"]
+__all__ = ["Placement", "cast", "file_tensors", "load_weights", "some_of"]
 
 # Where weights go: one sharding for all, or one for each by its name and shape, such as
 # ("down_blocks.0.resnets.0.conv1.kernel", (3, 3, 192, 192)).
 Placement = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
-# Axis orders from our layout to the file's, by the number of axes of a kernel; and back.
-_TO_FILE = {4: (3, 2, 0, 1), 2: (1, 0)}
-_FROM_FILE = {4: (2, 3, 1, 0), 2: (1, 0)}
-
 _STRIP = 64
 
-# The names that attention layers had before diffusers 0.15; many published files still carry them.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+class _Leaf(NamedTuple):
+    """A parameter of a module: where it is, its variable, its name in files, and how it lies there."""
+
+    path: tuple[Any, ...]
+    variable: Any
+    name: str
+    stored: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.variable.get_value().shape
 
 
-def unet_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
-    """Give a module's parameters with diffusers' names and layout.
+def _leaves(module: Any) -> list[_Leaf]:
+    found = []
+    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        layer = module
+        for word in path[:-1]:
+            layer = layer[word] if isinstance(word, int) else getattr(layer, str(word))
+        stored = layer.layout[path[-1]]
+        found.append(_Leaf(path, variable, ".".join(map(str, (*path[:-1], stored.word))), stored))
+    return found
+
+
+def file_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
+    """Give a module's parameters with the names and layout of files.
 
     Args:
-      module: A `UNet`.
+      module: A network of any family, or one of `cmjax.models.layers`.
 
     Returns:
       The tensors by name: convolutions (out, in, H, W), linear layers (out, in). On a CPU they are views.
 
     Example:
-      >>> sorted(unet_tensors(nnx.Linear(3, 2, rngs=nnx.Rngs(0))).items())[1][1].shape
+      >>> from cmjax.models.layers import Linear
+      >>> sorted(file_tensors(Linear(3, 2, rngs=nnx.Rngs(0))).items())[1][1].shape
       (2, 3)
     """
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        value = np.asarray(variable[...])
-        if path[-1] == "kernel":
-            value = value.transpose(_TO_FILE[value.ndim])
-        tensors[_file_name(path)] = value
-    return tensors
+    return {leaf.name: leaf.stored.to_file(np.asarray(leaf.variable[...])) for leaf in _leaves(module)}
 
 
-def load_unet_weights(
+def load_weights(
     module: Any, tensors: Mapping[str, np.ndarray], *, sharding: Placement | None = None, abstract: bool = False
 ) -> Any:
-    """Put tensors in diffusers' names and layout into a copy of a module.
+    """Put tensors with the names and layout of files into a copy of a module.
 
     Every tensor is turned, cast and placed by itself, so that tensors which are views of a mapped file take no memory
     but that of the result.
 
     Args:
-      module: A `UNet`, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
-      tensors: What `unet_tensors` gives or `read_safetensors` has read; any float dtype.
+      module: A network, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
+      tensors: What `file_tensors` gives or `read_safetensors` has read; any float dtype.
       sharding: Where the weights go; None for JAX's default device, uncommitted.
       abstract: Check everything and read no weights: each is a `jax.ShapeDtypeStruct`.
 
@@ -85,25 +93,22 @@ def load_unet_weights(
         are listed in one message. Also weights that are not floats, are infinite in the parameter's dtype, or cannot
         be divided as `sharding` says.
     """
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    flat = list(nnx.to_flat_state(params))
-    tensors = {_modern_name(name): value for name, value in tensors.items()}
-    _check(flat, tensors)
-    places = [_placement(".".join(map(str, path)), variable.get_value().shape, sharding) for path, variable in flat]
-    if not abstract:
-        return_freed_memory()
+    if family := family_of(module):
+        tensors = {now: value for name, value in tensors.items() if (now := family.current(name)) is not None}
+    leaves = _leaves(module)
+    _check(module, leaves, tensors)
+    places = [_placement(".".join(map(str, leaf.path)), leaf.shape, sharding) for leaf in leaves]
     found = []
-    for (path, variable), where in zip(flat, places, strict=True):
-        value = np.asarray(tensors[_file_name(path)])
-        if path[-1] == "kernel":
-            value = value.transpose(_FROM_FILE[value.ndim])
-        dtype = variable.get_value().dtype
+    for leaf, where in zip(leaves, places, strict=True):
+        dtype = leaf.variable.get_value().dtype
         if abstract:
-            weight = jax.ShapeDtypeStruct(value.shape, dtype, sharding=where)
+            weight = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where)
         else:
-            weight = _place(_file_name(path), value, dtype, where)
+            value = leaf.stored.from_file(np.asarray(tensors[leaf.name]))
+            weight = _place(leaf.name, value, dtype, where)
             forget_pages(value)
-        found.append((path, variable.replace(weight)))
+        found.append((leaf.path, leaf.variable.replace(weight)))
+    graphdef, _, rest = nnx.split(module, nnx.Param, ...)
     return nnx.merge(graphdef, nnx.from_flat_state(found), rest)
 
 
@@ -156,34 +161,30 @@ def _copy(value: np.ndarray, dtype: Any) -> np.ndarray:
     return copy
 
 
-def _check(flat: list[Any], tensors: Mapping[str, np.ndarray]) -> None:
+def _check(module: Any, leaves: list[_Leaf], tensors: Mapping[str, np.ndarray]) -> None:
     """Refuse tensors that do not fit the parameters, before any is placed."""
-    left_over, missing, misshapen = dict(tensors), [], []
-    for path, variable in flat:
-        name, shape = _file_name(path), variable.get_value().shape
-        value = left_over.pop(name, None)
-        shape = tuple(shape[axis] for axis in _TO_FILE[len(shape)]) if path[-1] == "kernel" else shape
+    rest, missing, misshapen = dict(tensors), [], []
+    for leaf in leaves:
+        value = rest.pop(leaf.name, None)
         if value is None:
-            missing.append(name)
-        elif value.shape != shape:
-            misshapen.append(f"{name} is {value.shape}, not {shape}")
+            missing.append(leaf.name)
+        elif not leaf.stored.fits(value, leaf.shape):
+            misshapen.append(f"{leaf.name} is {value.shape}, not {leaf.stored.shape(leaf.shape)}")
         elif not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-            raise ValueError(f"tensor {name} of the file holds {value.dtype}, but weights are floats.")
-    _refuse(missing, sorted(left_over), misshapen)
-
-
-def _refuse(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:
-    faults = []
+            raise ValueError(f"tensor {leaf.name} of the file holds {value.dtype}, but weights are floats.")
+    family, faults = family_of(module), []
     if missing:
-        faults.append(f"unet has {_count(missing, 'parameter')} with no weights: {some_of(missing)}")
-    if left_over:
+        where = family.folder if family else type(module).__name__
+        faults.append(f"{where} has {_count(missing, 'parameter')} with no weights: {some_of(missing)}")
+    if left_over := sorted(rest):
         verb = "belong" if len(left_over) > 1 else "belongs"
         faults.append(f"{_count(left_over, 'tensor')} of the file {verb} to no parameter: {some_of(left_over)}")
     if misshapen:
         verb = "have" if len(misshapen) > 1 else "has"
         faults.append(f"{_count(misshapen, 'tensor')} of the file {verb} the wrong shape: {some_of(misshapen)}")
     if faults:
-        raise ValueError(". ".join(faults) + ". Is this a UNet2DModel checkpoint?")
+        kind = family.class_name if family else type(module).__name__
+        raise ValueError(". ".join(faults) + f". Is this a {kind} checkpoint?")
 
 
 def _count(names: list[str], what: str) -> str:
@@ -194,18 +195,3 @@ def some_of(names: list[str], most: int = 5) -> str:
     """List names in a message, and how many more there are."""
     more = f" (and {len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _file_name(path: tuple[Any, ...]) -> str:
-    *head, last = (str(p) for p in path)
-    return ".".join([*head, "bias" if last == "bias" else "weight"])
-
-
-def _modern_name(name: str) -> str:
-    """Rename the attention layers of old files, and the frequencies, which the first had under two names."""
-    if name == "time_proj.W":
-        return "time_proj.weight"
-    words = name.split(".")
-    if len(words) >= 3 and words[-3].isdigit() and words[-2] in _OLD_ATTENTION and "attentions" in words:
-        words[-2] = _OLD_ATTENTION[words[-2]]
-    return ".".join(words)

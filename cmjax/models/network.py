@@ -1,8 +1,8 @@
-"""Wrappers: anything that computes becomes a `Network`, a `ModelFn` that crosses `jit` as an argument."""
+"""Networks: anything that computes becomes a `Network`, a `ModelFn` that crosses `jit` as an argument."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,39 @@ class Network:
     def params(self) -> Any:
         """The parameters as the tree they came in: an nnx `State`, linen variables, or what the function takes."""
         return jax.tree.unflatten(self._spec.treedef, self._leaves)
+
+    @property
+    def config(self) -> Any:
+        """The config that the module carries as its `config`, or None."""
+        return self._spec.config
+
+    def leaves(self) -> dict[str, Any]:
+        """Give the arrays by their dotted names.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> net = from_function(lambda p, x, t, cond: p["a"] * x, params={"a": jnp.float32(2.0)})
+          >>> list(net.leaves()), float(net.replace({"a": jnp.float32(3.0)})(jnp.float32(2.0), 0.0))
+          (['a'], 6.0)
+        """
+        return dict(zip(self._spec.names, self._leaves, strict=True))
+
+    def replace(self, leaves: Mapping[str, Any]) -> Network:
+        """Give a copy with other arrays.
+
+        Args:
+          leaves: the new arrays by dotted name, each of the old one's shape; all others stay.
+
+        Raises:
+          ValueError: the network has no such leaf, or one of another shape.
+        """
+        old = self.leaves()
+        for name, leaf in leaves.items():
+            if name not in old:
+                raise ValueError(f"leaves must be named as Network.leaves() names them, got {name!r}.")
+            if leaf.shape != old[name].shape:
+                raise ValueError(f"leaf {name} must have shape {old[name].shape}, got {leaf.shape}.")
+        return Network(tuple((old | dict(leaves)).values()), self._spec)
 
     def __call__(self, x: Array, t: Array, cond: Cond = None, **options: Any) -> Array:
         """Compute the output.
@@ -71,16 +104,16 @@ class Network:
 class _Spec:
     """What a network is apart from its arrays: static, compared by value, with its hash computed once."""
 
-    __slots__ = ("_hash", "definition", "names", "run", "title", "treedef")
+    __slots__ = ("_hash", "config", "definition", "names", "run", "title", "treedef")
 
-    def __init__(self, run: Callable[..., Array], definition: Any, params: Any, title: str):
+    def __init__(self, run: Callable[..., Array], definition: Any, params: Any, title: str, config: Any):
         try:
             definition_hash = hash(definition)
         except TypeError as error:
             raise TypeError(f"{title} must be hashable to cross jit ({error}); give it tuples for lists.") from error
         flat, self.treedef = jax.tree_util.tree_flatten_with_path(params)
         self.names = tuple(_name(path) for path, _ in flat)
-        self.run, self.definition, self.title = run, definition, title
+        self.run, self.definition, self.title, self.config = run, definition, title, config
         self._hash = hash((definition_hash, self.treedef))
 
     def __hash__(self) -> int:
@@ -108,8 +141,8 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def _network(run: Callable[..., Array], definition: Any, params: Any, title: str) -> Network:
-    return Network(tuple(jax.tree.leaves(params)), _Spec(run, definition, params, title))
+def _network(run: Callable[..., Array], definition: Any, params: Any, title: str, config: Any = None) -> Network:
+    return Network(tuple(jax.tree.leaves(params)), _Spec(run, definition, params, title, config))
 
 
 def from_nnx(module: nnx.Module) -> Network:
@@ -139,7 +172,7 @@ def from_nnx(module: nnx.Module) -> Network:
       Network(Net, 12 parameters)
     """
     graphdef, state = nnx.split(module)
-    return _network(_run_nnx, graphdef, state, type(module).__name__)
+    return _network(_run_nnx, graphdef, state, type(module).__name__, getattr(module, "config", None))
 
 
 def _run_nnx(graphdef: Any, state: Any, *inputs: Any, **options: Any) -> Array:
@@ -171,7 +204,7 @@ def from_linen(module: Any, variables: Any) -> Network:
     """
     if not hasattr(variables, "keys"):
         raise TypeError(f"variables must be the mapping that module.init returned, got {type(variables).__name__}.")
-    return _network(_run_linen, module, variables, type(module).__name__)
+    return _network(_run_linen, module, variables, type(module).__name__, getattr(module, "config", None))
 
 
 def _run_linen(module: Any, variables: Any, *inputs: Any, key: Any = None, **options: Any) -> Array:

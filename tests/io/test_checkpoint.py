@@ -26,7 +26,7 @@ def test_what_is_saved_is_loaded(sampler, checkpoint, tmp_path):
     cmjax.save(Checkpoint(checkpoint.model, config), tmp_path / "model")
     model, loaded = cmjax.load(tmp_path / "model")
     assert loaded == config
-    assert model.module.config == checkpoint.model.module.config
+    assert model.config == checkpoint.model.config
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(model), jax.tree.leaves(checkpoint.model))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 

@@ -11,7 +11,7 @@ import cmjax
 from cmjax.io import load_original
 from cmjax.io.single_files.consistency_models import network_config, rename
 from cmjax.io.single_files.published import PUBLISHED, published
-from cmjax.io.weights import unet_tensors
+from cmjax.io.weights import file_tensors
 
 
 def test_every_tensor_gets_the_name_of_the_list():
@@ -135,9 +135,9 @@ def test_a_file_is_loaded_as_a_model(tmp_path):
     path = torchfiles.write(tmp_path / "ema_0.9999_000100.pt", tensors())
     model, config = load_original(path, head_dim=16)
     assert config == cmjax.cm.CMConfig(num_train_timesteps=40)
-    assert model.module.config == CONFIG
+    assert model.config == CONFIG
     np.testing.assert_array_equal(
-        unet_tensors(model.module)["mid_block.attentions.0.to_k.weight"],
+        file_tensors(model.module)["mid_block.attentions.0.to_k.weight"],
         tensors()["middle_block.1.qkv.weight"][64:128, :, 0, 0],
     )
     assert load_original(path, head_dim=16, num_train_timesteps=18).config.num_train_timesteps == 18

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import cmjax
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
-from cmjax.io.weights import load_unet_weights, unet_tensors
+from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet
 
 
@@ -83,18 +83,18 @@ def test_weights_go_where_they_are_asked_to(folder):
 
 def test_reading_and_writing_copy_a_tensor_at_a_time_and_loading_no_more_than_the_result(tmp_path):
     big = unets.network(block_out_channels=(64, 128)).module  # 8 MB
-    write_safetensors(unet_tensors(big), tmp_path / "w.safetensors")
+    write_safetensors(file_tensors(big), tmp_path / "w.safetensors")
     size = (tmp_path / "w.safetensors").stat().st_size
     tracemalloc.start()  # sees what NumPy allocates, not what the map of a file shows
     try:
         tensors = read_safetensors(tmp_path / "w.safetensors")
         assert tracemalloc.get_traced_memory()[1] < size / 20
         tracemalloc.reset_peak()
-        write_safetensors(unet_tensors(big), tmp_path / "again.safetensors")
+        write_safetensors(file_tensors(big), tmp_path / "again.safetensors")
         assert tracemalloc.get_traced_memory()[1] < size / 4
         tracemalloc.reset_peak()
         wide = nnx.eval_shape(lambda: UNet(unets.config(block_out_channels=(64, 128)), rngs=nnx.Rngs(0)))
-        loaded = load_unet_weights(wide, tensors)
+        loaded = load_weights(wide, tensors)
         assert tracemalloc.get_traced_memory()[1] < 1.3 * size
         del loaded
     finally:
@@ -107,7 +107,7 @@ def test_reading_and_writing_copy_a_tensor_at_a_time_and_loading_no_more_than_th
 def test_pages_of_the_file_are_dropped_as_its_tensors_are_placed(tmp_path):
     big = unets.network(block_out_channels=(64, 128)).module  # 8 MB
     path = tmp_path / "w.safetensors"
-    write_safetensors(unet_tensors(big), path)
+    write_safetensors(file_tensors(big), path)
     tensors = read_safetensors(path)
 
     def resident():
@@ -116,10 +116,10 @@ def test_pages_of_the_file_are_dropped_as_its_tensors_are_placed(tmp_path):
 
     before = {name: value.copy() for name, value in tensors.items()}
     assert resident() > 0.9 * path.stat().st_size
-    loaded = load_unet_weights(nnx.eval_shape(lambda: big), tensors)
+    loaded = load_weights(nnx.eval_shape(lambda: big), tensors)
     assert resident() < 0.25 * path.stat().st_size  # with a page the system maps up to 64 KiB around it
     jax.tree.map(np.testing.assert_array_equal, tensors, before)  # and are read again
-    jax.tree.map(np.testing.assert_array_equal, unet_tensors(loaded), before)
+    jax.tree.map(np.testing.assert_array_equal, file_tensors(loaded), before)
 
 
 def form(model):
@@ -142,7 +142,7 @@ def test_what_is_compiled_for_the_abstract_model_runs_with_the_loaded_one(folder
     abstract, config = cmjax.load(folder, abstract=True)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
     state, key = cmjax.cm.init(config, num_steps=2), jax.random.key(0)
-    size = abstract.module.config.sample_size
+    size = abstract.config.sample_size
     arguments = {"shape": (2, size, size, 1), "cond": jnp.array([0, 1])}
     generate = jax.jit(cmjax.generate, static_argnames="shape")
     program = generate.lower(abstract, state, key, **arguments).compile()
@@ -153,7 +153,7 @@ def test_what_is_compiled_for_the_abstract_model_runs_with_the_loaded_one(folder
 
 def test_the_abstract_model_neither_runs_nor_is_saved(folder, tmp_path):
     abstract, config = cmjax.load(folder, abstract=True)
-    size = abstract.module.config.sample_size
+    size = abstract.config.sample_size
     for use in (
         lambda: abstract(jnp.zeros((1, size, size, 1)), 1.0),
         lambda: cmjax.save((abstract, config), tmp_path / "new"),
@@ -201,7 +201,7 @@ def test_one_file_with_the_original_names(tmp_path):
     write_safetensors(tensors, path)
     model, config = cmjax.load(path)
     assert config.num_train_timesteps == 40
-    np.testing.assert_array_equal(unet_tensors(model.module)["conv_in.weight"], tensors["input_blocks.0.0.weight"])
+    np.testing.assert_array_equal(file_tensors(model.module)["conv_in.weight"], tensors["input_blocks.0.0.weight"])
 
 
 @pytest.mark.parametrize("place", ["unet", "."])
@@ -388,14 +388,14 @@ def abstract():
 def test_nothing_but_a_value_error_comes_of_damaged_weights(tmp_path):
     module = unets.network(**unets.SMALLEST).module
     path = tmp_path / "w.safetensors"
-    write_safetensors(unet_tensors(module), path)
+    write_safetensors(file_tensors(module), path)
     whole, refused = path.read_bytes(), 0
     for seed in range(7000):
         path.write_bytes(mutations(whole, seed))
         try:
             tensors = read_safetensors(path)
             if seed % 20 == 0:
-                load_unet_weights(abstract(), tensors)
+                load_weights(abstract(), tensors)
         except ValueError:
             refused += 1
     assert refused > 3000  # a bit of a weight may be any

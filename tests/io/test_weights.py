@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
-from cmjax.io.weights import load_unet_weights, unet_tensors
+from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet, from_nnx
 
 
@@ -25,7 +25,7 @@ def abstract(**changes):
 
 
 def test_names_and_layouts_are_those_of_the_files(module):
-    shapes = {name: value.shape for name, value in unet_tensors(module).items()}
+    shapes = {name: value.shape for name, value in file_tensors(module).items()}
     assert shapes["conv_in.weight"] == (8, 2, 3, 3)
     assert shapes["conv_out.weight"] == (3, 8, 3, 3)
     assert shapes["time_embedding.linear_1.weight"] == (32, 8)
@@ -40,15 +40,15 @@ def test_names_and_layouts_are_those_of_the_files(module):
 
 
 def test_the_axes_are_turned_not_only_relabelled(module):
-    tensors = unet_tensors(module)
+    tensors = file_tensors(module)
     kernel = module.conv_in.kernel[...]
     assert tensors["conv_in.weight"][5, 1, 0, 2] == kernel[0, 2, 1, 5]
     assert tensors["time_embedding.linear_1.weight"][7, 3] == module.time_embedding.linear_1.kernel[...][3, 7]
 
 
 def test_there_and_back_through_a_file(module, tmp_path):
-    write_safetensors(unet_tensors(module), tmp_path / "w.safetensors")
-    loaded = load_unet_weights(abstract(), read_safetensors(tmp_path / "w.safetensors"))
+    write_safetensors(file_tensors(module), tmp_path / "w.safetensors")
+    loaded = load_weights(abstract(), read_safetensors(tmp_path / "w.safetensors"))
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(module))
     x, t, cond = unets.inputs(batch=1)
     np.testing.assert_array_equal(unets.run(from_nnx(loaded), x, t, cond), unets.run(from_nnx(module), x, t, cond))
@@ -56,17 +56,17 @@ def test_there_and_back_through_a_file(module, tmp_path):
 
 def test_loading_copies(module):
     before = np.asarray(module.conv_in.kernel[...])
-    twice = {name: 2 * value for name, value in unet_tensors(module).items()}
-    loaded = load_unet_weights(module, twice)
+    twice = {name: 2 * value for name, value in file_tensors(module).items()}
+    loaded = load_weights(module, twice)
     np.testing.assert_array_equal(module.conv_in.kernel[...], before)
     np.testing.assert_array_equal(loaded.conv_in.kernel[...], 2 * before)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_float_dtypes_become_float32(module, dtype, tmp_path):
-    tensors = {name: value.astype(dtype) for name, value in unet_tensors(module).items()}
+    tensors = {name: value.astype(dtype) for name, value in file_tensors(module).items()}
     write_safetensors(tensors, tmp_path / "w.safetensors")
-    loaded = load_unet_weights(abstract(), read_safetensors(tmp_path / "w.safetensors"))
+    loaded = load_weights(abstract(), read_safetensors(tmp_path / "w.safetensors"))
     assert loaded.conv_in.kernel.dtype == jnp.float32
     np.testing.assert_allclose(loaded.conv_in.kernel[...], module.conv_in.kernel[...], rtol=5e-3, atol=1e-6)
 
@@ -74,21 +74,21 @@ def test_other_float_dtypes_become_float32(module, dtype, tmp_path):
 def test_the_file_says_that_its_layout_is_torch(module, tmp_path):
     from safetensors import safe_open
 
-    write_safetensors(unet_tensors(module), tmp_path / "w.safetensors")
+    write_safetensors(file_tensors(module), tmp_path / "w.safetensors")
     with safe_open(tmp_path / "w.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
-    assert load_file(tmp_path / "w.safetensors").keys() == unet_tensors(module).keys()
+    assert load_file(tmp_path / "w.safetensors").keys() == file_tensors(module).keys()
 
 
 def test_old_names_of_attention_layers_are_understood(module):
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    tensors = unet_tensors(module)
+    tensors = file_tensors(module)
     for name in [n for n in tensors if ".attentions." in n]:
         for new, was in old.items():
             if f".{new}." in name:
                 tensors[name.replace(f".{new}.", f".{was}.")] = tensors.pop(name)
     assert "mid_block.attentions.0.proj_attn.weight" in tensors
-    loaded = load_unet_weights(abstract(), tensors)
+    loaded = load_weights(abstract(), tensors)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(module))
 
 
@@ -96,23 +96,23 @@ def test_old_names_of_attention_layers_are_understood(module):
 def test_both_old_names_of_the_fourier_frequencies_are_understood(names):
     options = unets.SMALLEST | {"time_embedding_type": "fourier"}
     module = unets.network(**options).module
-    tensors = unet_tensors(module)
+    tensors = file_tensors(module)
     frequencies = tensors.pop("time_proj.weight")
-    loaded = load_unet_weights(
+    loaded = load_weights(
         abstract(time_embedding_type="fourier", **unets.SMALLEST), tensors | dict.fromkeys(names, frequencies)
     )
     np.testing.assert_array_equal(loaded.time_proj.weight[...], frequencies)
 
 
 def test_missing_left_over_and_misshapen_weights_are_listed_at_once(module):
-    tensors = unet_tensors(module)
+    tensors = file_tensors(module)
     for name in [n for n in tensors if n.startswith("mid_block.resnets.0")]:
         del tensors[name]
     tensors["encoder.weight"] = np.ones(3, np.float32)
     tensors["conv_in.weight"] = np.ones((8, 3, 3, 3), np.float32)
     tensors["conv_in.bias"] = np.ones((4,), np.float32)
     with pytest.raises(ValueError, match="unet has 10 parameters with no weights") as error:
-        load_unet_weights(abstract(), tensors)
+        load_weights(abstract(), tensors)
     message = str(error.value)
     assert "mid_block.resnets.0.conv1.bias" in message
     assert "(and 5 more)" in message
@@ -125,7 +125,7 @@ def test_missing_left_over_and_misshapen_weights_are_listed_at_once(module):
 
 def test_weights_of_another_size_are_refused(module):
     with pytest.raises(ValueError, match="have the wrong shape"):
-        load_unet_weights(abstract(block_out_channels=(8, 24)), unet_tensors(module))
+        load_weights(abstract(block_out_channels=(8, 24)), file_tensors(module))
 
 
 def test_a_missing_file(tmp_path):
@@ -137,7 +137,7 @@ def test_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_a_truncated_file(module, keep, tmp_path):
-    write_safetensors(unet_tensors(module), tmp_path / "w.safetensors")
+    write_safetensors(file_tensors(module), tmp_path / "w.safetensors")
     whole = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(whole[:keep])
     with pytest.raises(ValueError, match=r"w\.safetensors is not a whole safetensors file .* truncated"):

@@ -121,10 +121,26 @@ def test_other_definitions_are_other_trees():
 def test_the_module_comes_back():
     unet = UNet(unets.config(), rngs=nnx.Rngs(0))
     network = from_nnx(unet)
-    assert network.module.config == unet.config
+    assert network.module.config == network.config == unet.config
+    assert make("function").config is None
     assert network.module.conv_in.kernel[...] is unet.conv_in.kernel[...]
     assert make("linen").module == Linen()
     assert make("function").module is function
+
+
+def test_leaves_have_names_and_are_replaced_by_them():
+    network = unets.network()
+    leaves = network.leaves()
+    bias = leaves["down_blocks.0.resnets.0.conv1.bias"]
+    other = network.replace({"down_blocks.0.resnets.0.conv1.bias": 1 + bias})
+    changed = [name for name, leaf in other.leaves().items() if leaf is not leaves[name]]
+    assert changed == ["down_blocks.0.resnets.0.conv1.bias"]
+    assert jax.tree.structure(other) == jax.tree.structure(network)
+    np.testing.assert_array_equal(other.module.down_blocks[0].resnets[0].conv1.bias[...], 1 + bias)
+    with pytest.raises(ValueError, match=r"as Network.leaves\(\) names them, got 'conv1'"):
+        network.replace({"conv1": bias})
+    with pytest.raises(ValueError, match=r"leaf conv_in.bias must have shape \(8,\), got \(3,\)"):
+        network.replace({"conv_in.bias": jnp.ones(3)})
 
 
 def test_parameters_have_names():

@@ -165,5 +165,5 @@ def test_a_training_step_in_nnx():
 
 def test_weights_are_float32_whatever_jax_is_told(network):
     with jax.enable_x64(True):
-        new = from_nnx(UNet(network.module.config, rngs=nnx.Rngs(0)))
+        new = from_nnx(UNet(network.config, rngs=nnx.Rngs(0)))
         assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}

@@ -13,7 +13,7 @@ import unets
 from flax import nnx
 
 from cmjax import training
-from cmjax.io.weights import load_unet_weights, unet_tensors
+from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet, from_nnx
 
 torch = pytest.importorskip("torch")
@@ -64,7 +64,7 @@ def pair(seed):
     torch.manual_seed(seed)
     net = diffusers.UNet2DModel.from_config(config.to_dict()).eval()
     abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
-    return net, from_nnx(load_unet_weights(abstract, {key: value.numpy() for key, value in net.state_dict().items()}))
+    return net, from_nnx(load_weights(abstract, {key: value.numpy() for key, value in net.state_dict().items()}))
 
 
 @pytest.mark.parametrize("name", training.METHODS)
@@ -99,6 +99,6 @@ def test_a_recipe_in_plain_pytorch_has_the_loss_and_the_gradient_of_its_method(n
     their_loss.mean().backward()
 
     np.testing.assert_allclose(loss, their_loss.detach().numpy(), rtol=1e-4)
-    for key, value in unet_tensors(gradient.module).items():
+    for key, value in file_tensors(gradient.module).items():
         expected = net.get_parameter(key).grad.numpy()
         assert np.abs(value - expected).max() <= 1e-3 * np.abs(expected).max() + 1e-6, key

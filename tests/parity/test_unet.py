@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
-from cmjax.io.weights import load_unet_weights, unet_tensors
+from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet, UNetConfig, from_nnx
 from cmjax.models.unet2d.block_types import DOWN_BLOCKS, UP_BLOCKS
 from cmjax.models.unet2d.config import _CHOICES, ACTIVATIONS
@@ -191,12 +191,12 @@ def check(options, seed, folder):
     theirs = reference(options, seed)
     config = UNetConfig.from_dict(dict(theirs.config))
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    ours = load_unet_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
+    ours = load_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
     call = inputs(config, seed)
     assert distance(run(from_nnx(ours), *map(_array, call)), run_reference(theirs, *call)) <= 2e-5
 
     # And back: the reference reads our file, and gives the very picture that it gave with its own weights.
-    write_safetensors(unet_tensors(ours), folder / "w.safetensors")
+    write_safetensors(file_tensors(ours), folder / "w.safetensors")
     again = diffusers.UNet2DModel(**options).eval()
     again.load_state_dict({k: torch.from_numpy(v) for k, v in read_safetensors(folder / "w.safetensors").items()})
     np.testing.assert_array_equal(run_reference(again, *call), run_reference(theirs, *call))
@@ -330,7 +330,7 @@ def test_networks_as_published_with_weights_in_the_first_files_names(name, size)
     theirs = reference(PUBLISHED[name], 0)
     config = UNetConfig.from_dict(json.loads(json.dumps(PUBLISHED[name])))
     state = old_names({name: value.numpy() for name, value in theirs.state_dict().items()})
-    ours = load_unet_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
+    ours = load_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
     call = inputs(config, 0, (size, size))
     assert distance(run(from_nnx(ours), *map(_array, call)), run_reference(theirs, *call)) <= 2e-5
 

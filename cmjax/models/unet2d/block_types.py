@@ -7,10 +7,6 @@ computed as there, or refused before any weight is made.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cmjax.models.unet2d.config import UNetConfig
 
 __all__ = [
     "DOWN_BLOCKS",
@@ -18,6 +14,7 @@ __all__ = [
     "check_blocks",
     "check_norms",
     "k_groups",
+    "num_groups",
     "skip_groups",
     "skip_up_groups",
     "up_widths",
@@ -73,6 +70,11 @@ def skip_groups(channels: int) -> int:
     return min(channels // 4, 32)
 
 
+def num_groups(channels: int, norm_num_groups: int | None) -> int:
+    """Groups of a norm outside skip and K blocks."""
+    return skip_groups(channels) if norm_num_groups is None else norm_num_groups
+
+
 def skip_up_groups(kind: str, c_prev: int, c_skip: int) -> int:
     """Groups of the first norm of a residual block on the way up, in skip blocks.
 
@@ -91,24 +93,39 @@ def up_widths(c_prev: int, c_skip: int, c_out: int, layers: int) -> list[tuple[i
     return list(zip([c_prev] + [c_out] * layers, [c_out] * layers + [c_skip], strict=True))
 
 
-def check_blocks(config: UNetConfig) -> None:
+def check_blocks(
+    down_block_types: tuple[str, ...],
+    up_block_types: tuple[str, ...],
+    *,
+    levels: int,
+    in_channels: int,
+    out_channels: int,
+) -> None:
     """Refuse blocks that are not known or not for this network, do not go together, or do not fit their channels.
+
+    Args:
+      down_block_types: From the config.
+      up_block_types: From the config.
+      levels: How many there must be of each; where there are not, that has its own message elsewhere.
+      in_channels: Of the network.
+      out_channels: Of the network.
 
     Raises:
       ValueError: The block's name, and why.
     """
-    for option, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        for name in getattr(config, option):
+    given = {"down_block_types": (down_block_types, DOWN_BLOCKS), "up_block_types": (up_block_types, UP_BLOCKS)}
+    for option, (names, allowed) in given.items():
+        for name in names:
             if without_prefix(name) not in allowed:
                 why = _REFUSED.get(without_prefix(name))
                 raise ValueError(
                     f"{option} may hold {', '.join(map(repr, allowed))}, got {name!r}{f' ({why})' if why else ''}."
                 )
-    down, up = config.down_kinds, config.up_kinds
-    if len(down) != len(config.block_out_channels) or len(up) != len(down):
-        return  # refused by its own message
+    down, up = tuple(map(without_prefix, down_block_types)), tuple(map(without_prefix, up_block_types))
+    if not len(down) == len(up) == levels:
+        return
     _check_k_blocks(down + up)
-    _check_skip_blocks(config, down, up)
+    _check_skip_blocks(down, up, in_channels, out_channels)
 
 
 def _check_k_blocks(kinds: tuple[str, ...]) -> None:
@@ -120,7 +137,7 @@ def _check_k_blocks(kinds: tuple[str, ...]) -> None:
         )
 
 
-def _check_skip_blocks(config: UNetConfig, down: tuple[str, ...], up: tuple[str, ...]) -> None:
+def _check_skip_blocks(down: tuple[str, ...], up: tuple[str, ...], in_channels: int, out_channels: int) -> None:
     """The small picture beside the network must be of a size and a number of channels with what it is added to."""
     halving, doubling = [_skips(kind) for kind in down[:-1]], [_skips(kind) for kind in up[:-1]]
     if halving != sorted(halving, reverse=True):
@@ -133,72 +150,83 @@ def _check_skip_blocks(config: UNetConfig, down: tuple[str, ...], up: tuple[str,
             f"up_block_types: after a skip block that doubles the picture all must be skip blocks, got {up}; else the "
             "small picture beside it stays smaller than the output."
         )
-    if any(halving) and config.in_channels != 3:
-        raise ValueError(
-            f"in_channels must be 3 with {down[0]!r}, whose small picture is RGB; got {config.in_channels}."
-        )
-    if any(doubling) and config.out_channels != 3:
-        raise ValueError(
-            f"out_channels must be 3 with {up[-2]!r}, whose small picture is RGB; got {config.out_channels}."
-        )
+    if any(halving) and in_channels != 3:
+        raise ValueError(f"in_channels must be 3 with {down[0]!r}, whose small picture is RGB; got {in_channels}.")
+    if any(doubling) and out_channels != 3:
+        raise ValueError(f"out_channels must be 3 with {up[-2]!r}, whose small picture is RGB; got {out_channels}.")
 
 
-def check_norms(config: UNetConfig) -> None:
+def check_norms(
+    down: tuple[str, ...],
+    up: tuple[str, ...],
+    widths: tuple[int, ...],
+    *,
+    layers: int,
+    groups: int | None,
+    has_mid_block: bool,
+) -> None:
     """Refuse numbers of channels that the groups of a norm do not divide.
+
+    Args:
+      down: The blocks on the way down, without prefixes.
+      up: The blocks on the way up.
+      widths: block_out_channels.
+      layers: layers_per_block.
+      groups: norm_num_groups.
+      has_mid_block: Whether there is one.
 
     Raises:
       ValueError: The block, its channels and its groups.
     """
-    groups, widths = config.norm_num_groups, config.block_out_channels
-    plain = [kind for kind in config.down_kinds + config.up_kinds if _is_plain(kind)]
+    plain = [kind for kind in down + up if _is_plain(kind)]
     if groups is None and plain:
         raise ValueError(
             f"norm_num_groups must be a whole number with {plain[0]!r}, got None; only skip and K blocks do without."
         )
-    for i, (down, up) in enumerate(zip(config.down_kinds, config.up_kinds[::-1], strict=True)):
-        if groups is not None and (_is_plain(down) or _is_plain(up)) and widths[i] % groups:
+    for i, kinds in enumerate(zip(down, up[::-1], strict=True)):
+        if groups is not None and any(map(_is_plain, kinds)) and widths[i] % groups:
             raise ValueError(f"block_out_channels[{i}] = {widths[i]} must be a multiple of norm_num_groups = {groups}.")
-    for where, channels, groups in _norms(config):
-        if groups < 1 or channels % groups:
+    norms = [("the output", widths[0], num_groups(widths[0], groups))]
+    if has_mid_block:
+        norms.append(("mid_block", widths[-1], num_groups(widths[-1], groups)))
+    for where, channels, parts in (*norms, *_down_norms(down, widths, groups), *_up_norms(up, widths, layers, groups)):
+        if parts < 1 or channels % parts:
             raise ValueError(
-                f"block_out_channels = {config.block_out_channels} do not fit: a norm of {where} has {channels} "
-                f"channels in {groups} groups, which must be a divisor."
+                f"block_out_channels = {widths} do not fit: a norm of {where} has {channels} "
+                f"channels in {parts} groups, which must be a divisor."
             )
 
 
-def _norms(config: UNetConfig) -> Iterator[tuple[str, int, int]]:
-    """Every group norm's place, channels and groups."""
-    widths, last = config.block_out_channels, len(config.block_out_channels) - 1
-    yield "the output", widths[0], config.num_groups(widths[0])
-    if config.mid_block_type is not None:
-        yield "mid_block", widths[-1], config.num_groups(widths[-1])
-    for i, kind in enumerate(config.down_kinds):
+_Norm = tuple[str, int, int]  # place, channels, groups
+
+
+def _down_norms(down: tuple[str, ...], widths: tuple[int, ...], groups: int | None) -> Iterator[_Norm]:
+    for i, kind in enumerate(down):
         for channels in (widths[max(i - 1, 0)], widths[i]):
-            yield f"down_blocks.{i} ({kind})", channels, _groups(config, kind, channels)
+            yield f"down_blocks.{i} ({kind})", channels, _groups(kind, channels, groups)
         if kind == "AttnSkipDownBlock2D":
             yield f"down_blocks.{i} ({kind})", widths[i], 32
-    rising = widths[::-1]
-    for i, kind in enumerate(config.up_kinds):
+
+
+def _up_norms(up: tuple[str, ...], widths: tuple[int, ...], layers: int, groups: int | None) -> Iterator[_Norm]:
+    rising, last = widths[::-1], len(widths) - 1
+    for i, kind in enumerate(up):
         where, c_out, c_skip = f"up_blocks.{i} ({kind})", rising[i], rising[min(i + 1, last)]
         if kind == "KUpBlock2D":
             yield where, c_skip, k_groups(c_out)
             yield where, 2 * c_out, k_groups(2 * c_out)
             continue
-        for a, b in up_widths(rising[max(i - 1, 0)], c_skip, c_out, config.layers_per_block):
-            yield where, a + b, _up_groups(config, kind, a, b)
-        yield where, c_out, _groups(config, kind, c_out)
+        for a, b in up_widths(rising[max(i - 1, 0)], c_skip, c_out, layers):
+            yield where, a + b, skip_up_groups(kind, a, b) if _skips(kind) else num_groups(a + b, groups)
+        yield where, c_out, _groups(kind, c_out, groups)
         if kind == "AttnSkipUpBlock2D":
             yield where, c_out, 32
 
 
-def _groups(config: UNetConfig, kind: str, channels: int) -> int:
+def _groups(kind: str, channels: int, groups: int | None) -> int:
     if _skips(kind):
         return skip_groups(channels)
-    return k_groups(channels) if kind.startswith("K") else config.num_groups(channels)
-
-
-def _up_groups(config: UNetConfig, kind: str, c_prev: int, c_skip: int) -> int:
-    return skip_up_groups(kind, c_prev, c_skip) if _skips(kind) else config.num_groups(c_prev + c_skip)
+    return k_groups(channels) if kind.startswith("K") else num_groups(channels, groups)
 
 
 def _skips(kind: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax._typed import mistyped
-from cmjax.models.unet2d.block_types import check_blocks, check_norms, skip_groups, without_prefix
+from cmjax.models.unet2d.block_types import check_blocks, check_norms, num_groups, without_prefix
 
 __all__ = ["UNetConfig"]
 
@@ -141,7 +141,13 @@ class UNetConfig:
                 raise ValueError(f"{name} must be one of {_list(allowed)}, got {getattr(self, name)!r}{why}.")
         if self.act_fn.lower() not in ACTIVATIONS:
             raise ValueError(f"act_fn must be one of {_list(ACTIVATIONS)}, got {self.act_fn!r}.")
-        check_blocks(self)
+        check_blocks(
+            self.down_block_types,
+            self.up_block_types,
+            levels=len(self.block_out_channels),
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+        )
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("time_embedding_type='learned' needs num_train_timesteps, the rows of its table.")
 
@@ -178,7 +184,14 @@ class UNetConfig:
             raise ValueError("mid_block_scale_factor must not be 0: the mid block's sums are divided by it.")
         if self.norm_eps < 0:
             raise ValueError(f"norm_eps must not be negative, got {self.norm_eps}.")
-        check_norms(self)
+        check_norms(
+            self.down_kinds,
+            self.up_kinds,
+            self.block_out_channels,
+            layers=self.layers_per_block,
+            groups=self.norm_num_groups,
+            has_mid_block=self.mid_block_type is not None,
+        )
         for i, channels in enumerate(self.block_out_channels):
             if self.attention_head_dim is not None and self._attends(i) and channels < self.attention_head_dim:
                 raise ValueError(
@@ -234,7 +247,7 @@ class UNetConfig:
 
     def num_groups(self, channels: int) -> int:
         """Groups of a norm over so many channels, outside skip and K blocks."""
-        return skip_groups(channels) if self.norm_num_groups is None else self.norm_num_groups
+        return num_groups(channels, self.norm_num_groups)
 
     @property
     def mid_attention_groups(self) -> int | None:

@@ -1,0 +1,86 @@
+"""The families of networks: the one table from a config.json's class name to all that reading and writing need.
+
+A new family is a folder beside this file, with `config`, `network` and `names` as in the others, and a row here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from cmjax.models import unet2d
+
+__all__ = ["FAMILIES", "Family", "family_of", "read_network_config"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is known of one kind of network.
+
+    Args:
+      class_name: of a config.json, and of a pipeline's model_index.json.
+      config: the frozen dataclass of its config.json, with `from_dict` and `to_dict`.
+      network: the module, made by `network(config, rngs=rngs, dtype=dtype)`; it keeps `config`.
+      folder: its usual name in a pipeline's folder.
+      stem: what the names of its weights' files begin with.
+      current: the name that files have today for a tensor of older ones; None for a tensor to ignore.
+      library: of the class, for model_index.json.
+      is_model: whether it is a `ModelFn`, which a sampler calls, rather than a part beside one.
+    """
+
+    class_name: str
+    config: Any
+    network: type[nnx.Module]
+    folder: str
+    stem: str
+    current: Callable[[str], str | None]
+    library: str = "diffusers"
+    is_model: bool = True
+
+
+FAMILIES = (
+    Family(
+        "UNet2DModel",
+        config=unet2d.UNetConfig,
+        network=unet2d.UNet,
+        folder=unet2d.names.FOLDER,
+        stem=unet2d.names.STEM,
+        current=unet2d.names.current,
+    ),
+)
+
+
+def family_of(module_or_config: Any) -> Family | None:
+    """Find the family of a network's module or config; None for what is none.
+
+    Example:
+      >>> family_of(unet2d.UNetConfig()).class_name
+      'UNet2DModel'
+    """
+    found = (f for f in FAMILIES if isinstance(module_or_config, f.config | f.network))
+    return next(found, None)
+
+
+def read_network_config(content: Any) -> Any:
+    """Read the content of a network's config.json, by the class that it names.
+
+    Args:
+      content: what the file holds. One that names no class is read as a `UNet2DModel`'s.
+
+    Returns:
+      The config of the family.
+
+    Raises:
+      ValueError: it is no JSON object, for a class that is none of `FAMILIES`, or not what that class understands.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"the network's config.json must hold a JSON object, but it holds a {type(content).__name__}.")
+    name = content.get("_class_name", FAMILIES[0].class_name)
+    for family in FAMILIES:
+        if family.class_name == name:
+            return family.config.from_dict(content)
+    known = ", ".join(family.class_name for family in FAMILIES)
+    raise ValueError(f"the network's config.json is for {name}; cmjax reads {known}.")
