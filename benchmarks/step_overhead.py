@@ -99,33 +99,42 @@ def their_loops(sampler: str, shape: tuple[int, ...], device: str) -> dict[str, 
     return {"whole": loop, "noise given": given, "with setup": lambda: loop(setup=True)}
 
 
+def compare(
+    sampler: str, shape_name: str, batch: int, rounds: int, device: str | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Time one sampler at one size, beside the reference on a device (None: there is no reference)."""
+    shape = (batch, *SHAPES[shape_name])
+    programs = {f"ours: {name}": loop for name, loop in our_loops(sampler, shape).items()}
+    if device is not None:
+        programs |= {f"diffusers: {name}": loop for name, loop in their_loops(sampler, shape, device).items()}
+    timing, seconds = interleaved(programs, rounds=rounds)
+
+    def part_of_noise(who: str) -> float:
+        return 1 - ratio(seconds[f"{who}: noise given"], seconds[f"{who}: whole"])
+
+    row: dict[str, Any] = {"sampler": sampler, "shape": shape_name, "batch": batch}
+    row |= {"seconds": timing, "ours_random_part": part_of_noise("ours")}
+    if device is None:
+        return row, []
+    row |= {
+        "ours_over_diffusers": ratio(seconds["ours: whole"], seconds["diffusers: whole"]),
+        "ours_over_diffusers_cpu": timing["ours: whole"]["cpu"] / timing["diffusers: whole"]["cpu"],
+        "ours_over_diffusers_noise_given": ratio(seconds["ours: noise given"], seconds["diffusers: noise given"]),
+        "diffusers_random_part": part_of_noise("diffusers"),
+    }
+    rule, limit = f"{sampler} {shape_name} batch {batch}: ours over diffusers", 1.0 if device == "cpu" else 0.1
+    return row, [target(row["ours_over_diffusers"], limit, rule)]
+
+
 def overhead(rounds: int, device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time every sampler at every size; returns the rows and the verdicts."""
-    rows, targets, limit = [], [], 1.0 if device == "cpu" else 0.1
+    rows, targets = [], []
     for sampler in CONFIGS:
-        for shape_name, shape in SHAPES.items():
+        for shape_name in SHAPES:
             for batch in BATCHES:
-                ours, theirs = our_loops(sampler, (batch, *shape)), their_loops(sampler, (batch, *shape), device)
-                programs = {f"ours: {k}": v for k, v in ours.items()} | {
-                    f"diffusers: {k}": v for k, v in theirs.items()
-                }
-                timing, seconds = interleaved(programs, rounds=rounds)
-                quotient = ratio(seconds["ours: whole"], seconds["diffusers: whole"])
-                row = {
-                    "sampler": sampler,
-                    "shape": shape_name,
-                    "batch": batch,
-                    "ours_over_diffusers": quotient,
-                    "ours_over_diffusers_cpu": timing["ours: whole"]["cpu"] / timing["diffusers: whole"]["cpu"],
-                    "ours_over_diffusers_noise_given": ratio(
-                        seconds["ours: noise given"], seconds["diffusers: noise given"]
-                    ),
-                    "ours_random_part": 1 - ratio(seconds["ours: noise given"], seconds["ours: whole"]),
-                    "diffusers_random_part": 1 - ratio(seconds["diffusers: noise given"], seconds["diffusers: whole"]),
-                    "seconds": timing,
-                }
+                row, verdicts = compare(sampler, shape_name, batch, rounds, device)
                 rows.append(row)
-                targets.append(target(quotient, limit, f"{sampler} {shape_name} batch {batch}: ours over diffusers"))
+                targets += verdicts
     return rows, targets
 
 

@@ -35,7 +35,7 @@ def networks(name: str, dtype: str) -> tuple[Any, Any]:
         return cmjax.load("fashion-mnist-cm", dtype=jnp.dtype(dtype))
     from full_size import checkpoint
 
-    return checkpoint("imagenet64", dtype=jnp.dtype(dtype))
+    return checkpoint(name, dtype=jnp.dtype(dtype))
 
 
 def theirs(torch: Any, name: str, device: str, dtype: str) -> Any:
@@ -47,7 +47,7 @@ def theirs(torch: Any, name: str, device: str, dtype: str) -> Any:
     else:
         from full_size import NETWORKS
 
-        config = {k: v for k, v in NETWORKS["imagenet64"].config.to_dict().items() if k != "num_train_timesteps"}
+        config = {k: v for k, v in NETWORKS[name].config.to_dict().items() if k != "num_train_timesteps"}
         unet = UNet2DModel.from_config(config)
     return unet.eval().to(device, getattr(torch, dtype)).to(memory_format=torch.channels_last)
 
