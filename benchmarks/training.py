@@ -40,10 +40,10 @@ from unet_forward import labelled, multiplications, reference, shares
 
 import cmjax
 from cmjax._mesh import batch_mesh
-from cmjax.cli import cores
+from cmjax.drawing import use_cores_as_devices
 from cmjax.training import METHODS, Learner, Recipe, init, train, train_step
 
-cores.as_devices()  # before JAX begins: in this process, and in the fresh ones that import it
+use_cores_as_devices()  # before JAX begins: in this process, and in the fresh ones that import it
 
 FOLDER = Path(cmjax.__file__).parent / "pretrained" / "fashion-mnist-cm"
 STEPS = 12_000  # of the recipes; past the end of a run every curriculum stays where it ended

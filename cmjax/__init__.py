@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cmjax import (
         artifact,
         curricula,
+        drawing,
         editing,
         evaluation,
         guidance,
@@ -72,6 +73,7 @@ __all__ = [
     "models",
     "io",
     "artifact",
+    "drawing",
     "plots",
     # training
     "consistency_fn",

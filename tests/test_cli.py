@@ -291,7 +291,7 @@ def test_the_module_is_the_command():
 
 
 def test_parsing_needs_no_jax():
-    program = "import sys, cmjax.cli; cmjax.cli.parser().parse_args(['sample']); sys.exit('jax' in sys.modules)"
+    program = "import sys, cmjax.cli; cmjax.cli.parse(['sample']); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -340,7 +340,7 @@ def test_an_output_that_is_full_is_one_sentence(model):
     [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5)],
 )
 def test_each_core_is_a_device_unless_the_user_has_said_how_many_there_are(said, devices):
-    program = "import jax; from cmjax.cli.cores import as_devices as f; f(); print(jax.device_count()); f()"
+    program = "import jax; from cmjax.drawing import use_cores_as_devices as f; f(); print(jax.device_count()); f()"
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", program], env={**kept, **said}, check=True, capture_output=True, text=True

@@ -11,7 +11,7 @@ import tiny
 from commands import compiled_programs_kept, complaint, go_to
 
 import cmjax
-from cmjax.cli import main, parser
+from cmjax.cli import main, parse
 from cmjax.evaluation import EMBEDDED, Moments, frechet_distance, halves, precision_recall, read_statistics
 from cmjax.io import write_npz
 
@@ -217,4 +217,4 @@ def test_nan_of_an_extractor_or_a_model_is_said(capsys):
 
 
 def test_the_name_of_the_embedded_extractor_is_one():
-    assert parser().parse_args(["evaluate", "--data", "d"]).features == EMBEDDED
+    assert parse(["evaluate", "--data", "d"]).features == EMBEDDED

@@ -21,7 +21,7 @@ from flax import nnx
 
 import cmjax
 from cmjax.cli import main
-from cmjax.cli.drawing import compile_draw
+from cmjax.drawing import compile_draw
 from cmjax.models import UNet, from_nnx
 
 NUM, SIZE, BATCH = 23, 4, 2  # six shards, the last with three images
@@ -156,7 +156,7 @@ def test_a_folder_of_another_run_is_left_alone(
 ) -> None:
     before = held(alone)
     for more, message in (
-        (("--seed", "1"), "holds images of another run (seed is 0 there and 1 now): choose another --out"),
+        (("--seed", "1"), "holds images of another run (seed is 0 there and 1 now): choose another folder"),
         (("--steps", "3"), "holds images of another run"),
         (("--batch", "24"), "(images_a_device is 2 there and 3 now)"),
         (("--labels", "a"), "(classes is [0, 1, 2] there and [0] now)"),
@@ -190,7 +190,7 @@ def test_a_host_that_never_comes_is_given_up(model: Path, tmp_path: Path) -> Non
         _, err = lonely.communicate(timeout=200)
         assert lonely.returncode == 2, err
         assert "cmjax sample: --distributed: not all processes came at 127.0.0.1" in err
-        assert "nobody within 3 s (--wait)" in err
+        assert "nobody within 3 s. (--wait S waits longer.)" in err
         assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "drawn").exists()
 
@@ -202,7 +202,7 @@ def test_one_that_refuses_tells_the_others(model: Path, tmp_path: Path) -> None:
     ]
     said = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2], said
-    assert "process 1 refused what it was asked for, and says why" in said[0]
+    assert "--distributed: process 1 refused to take part; its own message says why" in said[0]
     assert "unknown label 'z'" in said[1]
     assert not out.exists()
 
@@ -211,7 +211,7 @@ def test_without_a_cluster_one_must_say_who_takes_part(model: Path, tmp_path: Pa
     process = start(model, tmp_path / "drawn", "--distributed")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 2, err
-    assert "--distributed: no cluster (Slurm, Open MPI, a TPU pod) says who takes part: give HOST:PORT" in err
+    assert "--distributed: no cluster (Slurm, Open MPI, a TPU pod) says who takes part: give HOST:PORT of" in err
 
 
 def test_hosts_that_were_asked_for_different_things_do_not_begin(model: Path, tmp_path: Path) -> None:
@@ -229,20 +229,20 @@ def test_hosts_that_were_asked_for_different_things_do_not_begin(model: Path, tm
     [
         (
             ("--distributed", "localhost:1", "2"),
-            "--distributed takes HOST:PORT, the number of processes, and which one",
+            "--distributed takes three values, HOST:PORT of process 0, the number of processes",
         ),
         (
             ("--distributed", "localhost", "2", "0"),
-            "the first value must be HOST:PORT of the first process, got localhost",
+            "--distributed: coordinator must be HOST:PORT of process 0, got localhost",
         ),
-        (("--distributed", "localhost:99999", "2", "0"), "must be HOST:PORT of the first process"),
-        (("--distributed", "localhost:1", "2", "2"), "of 2 processes, one is from 0 to 1, got 2"),
-        (("--distributed", "localhost:1", "9" * 20, "0"), "the number of processes must be from 1 to 65536, got 9999"),
-        (("--distributed", "localhost:1", "-1", "0"), "the number of processes must be from 1 to 65536, got -1"),
-        (("--distributed", "localhost:1", "2", "0", "--wait", "90000"), "--wait must be at most 86400 s, a day"),
-        (("--devices", "64"), "--devices 64: this process has 8 of kind cpu (on a CPU, JAX_NUM_CPU_DEVICES=64 makes"),
-        (("--devices", "4", "--batch", "6"), "--batch 6 does not divide among 4 devices: give a multiple of 4"),
-        (("--batch", "6"), "--batch 6 does not divide among 8 devices"),
+        (("--distributed", "localhost:99999", "2", "0"), "must be HOST:PORT of process 0"),
+        (("--distributed", "localhost:1", "2", "2"), "process_id must be a whole number from 0 to 1, got 2"),
+        (("--distributed", "localhost:1", "9" * 20, "0"), "num_processes must be a whole number from 1 to 65536"),
+        (("--distributed", "localhost:1", "-1", "0"), "num_processes must be a whole number from 1 to 65536, got -1"),
+        (("--distributed", "localhost:1", "2", "0", "--wait", "90000"), ": --wait must be from 1 to 86400 s, a day"),
+        (("--devices", "64"), ": --devices must be at most 8, the number of cpu devices of this process, got 64."),
+        (("--devices", "4", "--batch", "6"), ": --batch must be a multiple of 4, the number of devices, got 6."),
+        (("--batch", "6"), "--batch must be a multiple of 8"),
         (("--trajectory",), "--trajectory shows every step of a few images; shards hold images alone"),
     ],
 )
@@ -269,7 +269,7 @@ def test_devices_are_chosen_for_one_file_too(model: Path, tmp_path: Path, capsys
     for other in images[1:]:
         assert np.abs(other - images[0]).max() <= 1  # a grey level: other batch sizes round differently
     said = refused(capsys, "sample", "--model", model, "--devices", "3", "--batch", "4", "--out", tmp_path / "x.png")
-    assert "--batch 4 does not divide among 3 devices" in said
+    assert "--batch must be a multiple of 3" in said
 
 
 def test_a_damaged_shard_is_drawn_again_and_foreign_files_stay(
@@ -286,7 +286,7 @@ def test_a_damaged_shard_is_drawn_again_and_foreign_files_stay(
     shard = out / "shard-00001-of-00006.npz"
     shard.unlink()
     shard.mkdir()
-    assert "is no shard of this run: move it away" in refused(capsys, *command(model, out, "--devices", "1")[3:])
+    assert "is not a shard of this run: move it away" in refused(capsys, *command(model, out, "--devices", "1")[3:])
 
 
 def test_a_folder_of_too_few_pictures_is_drawn_again(model: Path, tmp_path: Path) -> None:

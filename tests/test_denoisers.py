@@ -1,7 +1,6 @@
 """A model that is a denoiser says so in its file, walks where a consistency model jumps, and never jumps silently."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,8 @@ from tiny import checkpoint
 
 import cmjax
 from cmjax.cli.errors import UsageError
-from cmjax.cli.open_model import own_path, prepare
+from cmjax.cli.options import PathOptions
+from cmjax.cli.sampler_path import choose_sampler, own_path
 from cmjax.io import Checkpoint, config_dict, read_config
 from cmjax.parameterization import c_in, c_out, c_skip
 from cmjax.training.methods import METHODS
@@ -29,11 +29,6 @@ def network(_, x_in, t, cond=None):
 
 
 MODEL = jax.tree_util.Partial(network, jnp.zeros(()))
-
-
-def options(**changes):
-    given = {"sampler": None, "eta": None, "steps": None, "timesteps": None, "sigmas": None, "model": "a denoiser"}
-    return SimpleNamespace(**{**given, **changes})
 
 
 def test_a_denoiser_walks_to_the_data_as_the_ode_does():
@@ -81,16 +76,16 @@ def test_no_consistency_sampler_takes_a_denoiser():
         cmjax.cm.init(CONFIG.of_denoiser(20), 2)
 
 
-@pytest.mark.parametrize("wrong", [{"sampler": "cm"}, {"sampler": "lcm"}, {"eta": 0.3}, {"sigmas": [[80.0, 1.0]]}])
+@pytest.mark.parametrize("wrong", [{"sampler": "cm"}, {"sampler": "lcm"}, {"eta": 0.3}, {"sigmas": (80.0, 1.0)}])
 def test_commands_walk_with_it_and_refuse_to_jump(wrong):
     checkpoint = Checkpoint(MODEL, CONFIG.of_denoiser(20))
     with pytest.raises(UsageError, match="the model is a denoiser, which walks as DDIM"):
-        prepare(checkpoint, options(**wrong))
+        choose_sampler(checkpoint, "a denoiser", PathOptions(**wrong))
 
 
-@pytest.mark.parametrize(("given", "steps"), [({}, 20), ({"steps": 6}, 6), ({"timesteps": [[600, 300, 9]]}, 3)])
+@pytest.mark.parametrize(("given", "steps"), [({}, 20), ({"steps": 6}, 6), ({"timesteps": (600, 300, 9)}, 3)])
 def test_commands_take_as_many_steps_as_asked(given, steps):
-    setup = prepare(Checkpoint(MODEL, CONFIG.of_denoiser(20)), options(**given))
+    setup = choose_sampler(Checkpoint(MODEL, CONFIG.of_denoiser(20)), "a denoiser", PathOptions(**given))
     assert setup.state.num_steps == steps and setup.sampler == "tcd"
     assert not np.asarray(setup.state.eta if hasattr(setup.state, "eta") else 0.0).any()
 

@@ -18,7 +18,7 @@ LAYERS = {
     1: ("_struct", "_numerics", "_random", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
     3: ("paths", "sampling", "search", "vp_model"),
-    4: ("models", "io", "artifact", "recipes", "training", "evaluation"),
+    4: ("models", "io", "artifact", "drawing", "recipes", "training", "evaluation"),
     5: ("cli", "__main__", "plots", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

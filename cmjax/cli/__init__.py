@@ -1,7 +1,7 @@
 """The command `cmjax sample | edit | train | evaluate | export | inspect | convert`, and how its mistakes are answered.
 
-Arguments are parsed before JAX is imported, so `--help` and mistakes are answered at once. Each command is one module
-beside this one, with a function `run(args)`.
+`options` declares the options of every command, `parser` reads them, and the module of a command's name runs it.
+Options are read before JAX is imported, so that `--help` and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from cmjax.cli.errors import UsageError, as_typed
-from cmjax.cli.options import parser
+from cmjax.cli.parser import parse, parse_distributed
 
-__all__ = ["main", "parser"]
+__all__ = ["main", "parse"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,21 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0; 2 for a mistake in what was asked, after one sentence on standard error; 130 when interrupted.
     """
+    argv = sys.argv[1:] if argv is None else [str(argument) for argument in argv]
     try:
-        args = parser().parse_args(argv)
+        options = parse(argv)
     except SystemExit as stop:  # --help, --version, or a mistake: argparse has said all
+        if stop.code == 2 and (distributed := parse_distributed(argv)) is not None:
+            importlib.import_module("cmjax.cli.sample").refuse(distributed)  # other processes would wait for this one
         return int(stop.code or 0)
-    name = f"cmjax {args.command} {args.task}" if args.command == "edit" else f"cmjax {args.command}"
+    name = f"cmjax {options.program}"
     try:
-        importlib.import_module(f"cmjax.cli.{args.command}").run(args)
+        importlib.import_module(f"cmjax.cli.{options.command}").run(options)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"{name}: {as_typed(str(error), args)}", file=sys.stderr)
+        print(f"{name}: {as_typed(str(error), options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has gone: no more of it, and no complaint at exit
+    except BrokenPipeError:  # whoever read our output is gone: no more of it, and no complaint at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO):

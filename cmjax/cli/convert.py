@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 import cmjax
 from cmjax.cli.errors import bad_input
+from cmjax.cli.options import ConvertOptions
 from cmjax.io import Checkpoint, other_folders, read_config
 from cmjax.io.single_files.consistency_models import load_original
 from cmjax.io.single_files.published import published
@@ -35,55 +35,57 @@ class _Source(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def run(args: argparse.Namespace) -> None:
-    """Read the weights of `args`, write the folder, and print what was done."""
-    source, out = Path(args.source).expanduser(), Path(args.out).expanduser()
+def run(options: ConvertOptions) -> None:
+    """Read the weights, write the folder, and print what was done."""
+    source, out = Path(options.source).expanduser(), Path(options.out).expanduser()
     with bad_input("OUT"):
         other_folders.check_target(out)
     console = Console(stderr=True)
-    with console.status(f"reading {escape(args.source)}") as status, jax.default_device(jax.devices("cpu")[0]):
+    with console.status(f"reading {escape(options.source)}") as status, jax.default_device(jax.devices("cpu")[0]):
         with bad_input():
-            found = _read_folder(source, args) if source.is_dir() else _read_file(source, args)
-        status.update(f"writing {escape(args.out)}")
+            found = _read_folder(source, options) if source.is_dir() else _read_file(source, options)
+        status.update(f"writing {escape(options.out)}")
         with bad_input("OUT"):
             if isinstance(found.sampler, str):
-                other_folders.save_network(found.network, out, source=source, label_names=found.names, dtype=args.dtype)
+                other_folders.save_network(
+                    found.network, out, source=source, label_names=found.names, dtype=options.dtype
+                )
             else:
                 checkpoint = Checkpoint(found.network, found.sampler)
-                cmjax.save(checkpoint, out, label_names=found.names, dtype=args.dtype)
-    _report(args, found, out)
+                cmjax.save(checkpoint, out, label_names=found.names, dtype=options.dtype)
+    _report(options, found, out)
 
 
-def _read_file(source: Path, args: argparse.Namespace) -> _Source:
-    given = {name: value for name in _FILE_ONLY if (value := getattr(args, name)) is not None}
+def _read_file(source: Path, options: ConvertOptions) -> _Source:
+    given = {name: value for name in _FILE_ONLY if (value := getattr(options, name)) is not None}
     return _Source(*load_original(source, **given), None)
 
 
-def _read_folder(folder: Path, args: argparse.Namespace) -> _Source:
+def _read_folder(folder: Path, options: ConvertOptions) -> _Source:
     """Read a folder of diffusers, be its weights safetensors or pickles, and its sampler known or not."""
     for name in _FILE_ONLY:
-        if getattr(args, name) is not None:
+        if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for a .pt file; {folder} says it itself in its configs.")
     scheduler = other_folders.other_scheduler(folder)
     sampler = read_config(other_folders.scheduler_file(folder)) if scheduler is None else scheduler
     return _Source(other_folders.read_network(folder), sampler, cmjax.io.label_names(folder))
 
 
-def _report(args: argparse.Namespace, found: _Source, out: Path) -> None:
+def _report(options: ConvertOptions, found: _Source, out: Path) -> None:
     network, leaves = found.network.config, jax.tree.leaves(found.network)
     written = (out / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("read", f"{escape(args.source)}: {sum(leaf.size for leaf in leaves):,} parameters")
+    table.add_row("read", f"{escape(options.source)}: {sum(leaf.size for leaf in leaves):,} parameters")
     table.add_row("network", _inside(network))
     table.add_row("", _outside(network))
-    table.add_row("sampler", escape(_sampler(args, found.sampler)))
-    table.add_row("written", f"{escape(args.out)}: {written / 2**20:.1f} MiB of {args.dtype or 'float32'}")
+    table.add_row("sampler", escape(_sampler(options, found.sampler)))
+    table.add_row("written", f"{escape(options.out)}: {written / 2**20:.1f} MiB of {options.dtype or 'float32'}")
     if isinstance(found.sampler, str):
-        table.add_row("try", escape(f"cmjax.io.load_unet({args.out!r}) in Python"))
+        table.add_row("try", escape(f"cmjax.io.load_unet({options.out!r}) in Python"))
     else:
-        table.add_row("try", escape(f"cmjax sample --model {shlex.quote(args.out)}{_path(args)}"))
+        table.add_row("try", escape(f"cmjax sample --model {shlex.quote(options.out)}{_path(options)}"))
     Console(highlight=False).print(table)
 
 
@@ -140,26 +142,26 @@ def _time(network: UNetConfig) -> str:
     return "scales and shifts" + ("" if scales or network.mid_block_type is None else ", and is added in the middle")
 
 
-def _sampler(args: argparse.Namespace, sampler: SamplerConfig | str) -> str:
+def _sampler(options: ConvertOptions, sampler: SamplerConfig | str) -> str:
     if isinstance(sampler, str):
         return f"none here for {sampler}, whose config is kept as it is; cmjax.io.load_unet loads the network"
     said = type(sampler).scheduler
     if not isinstance(sampler, CMConfig):
         return said
-    if Path(args.source).expanduser().is_dir():
+    if Path(options.source).expanduser().is_dir():
         why = "as its folder says"
-    elif args.num_train_timesteps is not None:
+    elif options.num_train_timesteps is not None:
         why = "as given"
-    elif published(args.source):
+    elif published(options.source):
         why = "as published"
     else:
         why = "the default, as of distilled models: for another, --num-train-timesteps"
     return f"{said}, N = {sampler.num_train_timesteps} ({why})"
 
 
-def _path(args: argparse.Namespace) -> str:
+def _path(options: ConvertOptions) -> str:
     """The two steps that were published with a file, where the new folder's name does not bring them along."""
-    entry = published(args.source)
-    if entry is None or entry.timesteps is None or published(args.out) or args.num_train_timesteps is not None:
+    entry = published(options.source)
+    if entry is None or entry.timesteps is None or published(options.out) or options.num_train_timesteps is not None:
         return ""
     return f" --timesteps {' '.join(map(str, entry.timesteps))}"

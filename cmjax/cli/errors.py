@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 from collections.abc import Iterator
@@ -23,6 +22,9 @@ _OPTIONS = (
     ("num_train_timesteps", "--num-train-timesteps"),
     ("sample_size", "--sample-size"),
     ("head_dim", "--head-dim"),
+    ("devices", "--devices"),
+    ("batch", "--batch"),
+    ("wait", "--wait"),
 )
 
 
@@ -59,14 +61,15 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def as_typed(message: str, args: argparse.Namespace) -> str:
-    """Call the argument that a sentence is about by its option, where that was given: as the user typed it.
+def as_typed(message: str, options: object) -> str:
+    """Replace the name of the library's argument by the option that was given for it.
 
     Example:
-      >>> as_typed("sigmas must be positive, got -1.", argparse.Namespace(sigma=-1.0))
+      >>> from cmjax.cli.options import DenoiseOptions
+      >>> as_typed("sigmas must be positive, got -1.", DenoiseOptions(images=("a.png",), sigma=-1.0))
       '--sigma must be positive, got -1.'
     """
     for argument, option in _OPTIONS:
-        if getattr(args, option[2:].replace("-", "_"), None) is not None:
+        if getattr(options, option[2:].replace("-", "_"), None) is not None:
             message = re.sub(rf"(^|: ){argument}\b", rf"\1{option}", message, count=1)
     return message

@@ -2,9 +2,9 @@
 
 from cmjax import recipes
 
-__all__ = ["CONVERT", "EDIT", "EVALUATE", "EXPORT", "INSPECT", "SAMPLE", "TASKS", "train"]
+__all__ = ["TASKS", "of"]
 
-SAMPLE = """\
+_SAMPLE = """\
 examples:
   cmjax sample                                    8 images of each class in 2 steps, to samples.png
   cmjax sample --steps 1 --seed 7                 one step, other images
@@ -23,7 +23,7 @@ Image i depends on the seed and on i alone, its label included: more images, ano
 or more devices change none of those that were there before.
 """
 
-EDIT = """\
+_EDIT = """\
 examples:
   cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    fill what is white in a mask
   cmjax edit upscale tiny.png --labels Bag                             enlarge; each pixel stays a block's mean
@@ -103,7 +103,7 @@ the first end is that picture itself. In a folder, pictures are 000.png ... and 
     ),
 }
 
-EVALUATE = """\
+_EVALUATE = """\
 examples:
   cmjax evaluate --data fashion_mnist.npz                        the model inside the package, in 2 steps
   cmjax evaluate runs/mine/model --data fashion_mnist.npz --steps 1 --seed 0 1 2 --json one-step.json
@@ -145,7 +145,7 @@ checkpoint), run.json (recipe, network, noise levels), log.jsonl and curves.png,
 On a CPU each core, up to eight, is a device with a copy of the weights: JAX_NUM_CPU_DEVICES=1 for one.
 """
 
-EXPORT = """\
+_EXPORT = """\
 examples:
   cmjax export fashion-mnist-cm drawer                      for CPU, NVIDIA GPU and TPU, up to 8 steps
   cmjax export fashion-mnist-tcd drawer --steps 4 --max-steps 16
@@ -157,14 +157,14 @@ runs without cmjax, with jax and flatbuffers alone (the README shows how). JAX k
 readable for at least six months. An artifact is a program: run one only if you trust its maker.
 """
 
-INSPECT = """\
+_INSPECT = """\
 examples:
   cmjax inspect                                     the model inside the package
   cmjax inspect checkpoints/mine --steps 4          its configs, parameters, and the path of four steps
   cmjax inspect --sampler tcd --steps 4 --eta 0.3   where TCD lands at each step
 """
 
-CONVERT = """\
+_CONVERT = """\
 examples:
   cmjax convert cd_imagenet64_l2.pt cd-imagenet64      a published checkpoint of openai/consistency_models
   cmjax convert ema_0.9999_600000.pt mine --num-train-timesteps 151     one of your own runs of it
@@ -181,7 +181,9 @@ sampler for a folder's scheduler, that config is kept, and cmjax.io.load_unet lo
 """
 
 
-def train() -> str:
-    """The examples of `cmjax train`, with the recipes that there are."""
-    names = "\n".join(f"  {name:<5} {about}" for name, about in recipes.built_in().items())
-    return _TRAIN.format(recipes=names)
+def of(command: str) -> str:
+    """What `cmjax COMMAND --help` ends with."""
+    if command == "train":
+        return _TRAIN.format(recipes="\n".join(f"  {name:<5} {about}" for name, about in recipes.built_in().items()))
+    texts = {"sample": _SAMPLE, "edit": _EDIT, "evaluate": _EVALUATE}
+    return {**texts, "export": _EXPORT, "inspect": _INSPECT, "convert": _CONVERT}[command]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import jax
@@ -13,21 +12,23 @@ from rich.table import Table
 
 import cmjax
 from cmjax.cli.errors import bad_input
-from cmjax.cli.open_model import SamplerSetup, prepare
+from cmjax.cli.options import InspectOptions
+from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 
 __all__ = ["run"]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print what the model of `args` is, and its path."""
+def run(options: InspectOptions) -> None:
+    """Print what a model is, and the path that a sampler takes."""
     with bad_input():
-        checkpoint = cmjax.load(args.model, variant=args.variant, abstract=True)
-        names = cmjax.io.label_names(args.model, variant=args.variant)
-    setup = prepare(checkpoint, args)
+        checkpoint = cmjax.load(options.model, variant=options.variant, abstract=True)
+        classes = checkpoint.model.config.num_class_embeds
+        names = None if classes is None else cmjax.io.label_names(options.model, variant=options.variant)
+    setup = choose_sampler(checkpoint, options.model, options)
     network, sampler = checkpoint.model.config.to_dict(), cmjax.io.config_dict(setup.config)
     console = Console(highlight=False)
     for title, table in (
-        (f"model: {args.model}", _model_table(checkpoint, names)),
+        (f"model: {options.model}", _model_table(checkpoint, names)),
         (f"network: {network.pop('_class_name')}", _config_table(network)),
         (f"sampler: {sampler.pop('_class_name')}", _config_table(sampler)),
         (f"path: {setup.sampler}, {setup.state.num_steps} steps{setup.note}", _path_table(setup)),

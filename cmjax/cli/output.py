@@ -1,8 +1,7 @@
-"""Where results go: --out is looked at before anything is computed; what was done is told after it."""
+"""Where results go: --out is checked before anything is computed, and what was done is printed after it."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,26 +9,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cmjax.cli.drawing import Run
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.open_model import SamplerSetup
 from cmjax.io.atomic import check_writable
 
 __all__ = ["check_out", "print_rows", "report"]
 
 
 def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
-    """Refuse what cannot be written.
+    """Refuse an --out that cannot be written.
 
     Args:
       out: a file, or a folder that may be new.
-      suffixes: what files may end in, in capitals or not.
+      suffixes: the endings that files may have, in capitals or not.
 
     Returns:
-      The suffix of a file, or nothing for a folder.
+      The suffix of a file; "" for a folder.
 
     Raises:
-      UsageError: it is neither, or of another kind than what is there, or its place cannot be written.
+      UsageError: it is neither, or something of the other kind is there, or its place cannot be written.
     """
     with bad_input("--out"):  # a name may be too long even to be looked at
         is_file, there, is_folder = out.suffix.lower() in suffixes, out.exists() or out.is_symlink(), out.is_dir()
@@ -44,30 +41,32 @@ def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
     return out.suffix.lower() if is_file else ""
 
 
-def report(args: argparse.Namespace, setup: SamplerSetup, run: Run, speed: str, notes: Iterable[str] = ()) -> None:
-    """Print what was done.
+def report(
+    source: tuple[str, str],
+    sampler: str,
+    steps: str,
+    compile_seconds: float,
+    speed: str,
+    notes: Iterable[str],
+    out: str,
+) -> None:
+    """Print what was drawn.
 
     Args:
-      args: with `model` and `out`.
-      setup: what was run.
-      run: what came of it.
-      speed: of drawing, in the command's own terms.
-      notes: what else is to be said of it.
+      source: "model" or "artifact", and which.
+      sampler: its name.
+      steps: how many steps were taken, and why.
+      compile_seconds: how long compiling took.
+      speed: how fast images were drawn, in the command's own terms.
+      notes: what else a reader should know.
+      out: where the result is.
     """
-    rows = (
-        ("artifact", args.artifact) if getattr(args, "artifact", None) else ("model", args.model),
-        ("sampler", setup.sampler),
-        ("steps", f"{setup.state.num_steps - int(setup.state.index)}{setup.note}"),
-        ("compile", f"{run.compile_seconds:.2f} s"),
-        ("speed", speed),
-        *(("note", note) for note in dict.fromkeys(notes)),
-        ("file", args.out),
-    )
-    print_rows(rows)
+    rows = (source, ("sampler", sampler), ("steps", steps), ("compile", f"{compile_seconds:.2f} s"), ("speed", speed))
+    print_rows((*rows, *(("note", note) for note in dict.fromkeys(notes)), ("file", out)))
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Print names and what belongs to each."""
+    """Print a table of names and values."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import zlib
@@ -12,6 +11,7 @@ import numpy as np
 
 from cmjax import recipes, training
 from cmjax._typed import unknown_names
+from cmjax.cli.options import TrainOptions
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
@@ -53,21 +53,21 @@ class RunConfig(NamedTuple):
         }
 
 
-def compute_dtype(args: argparse.Namespace, run: Any) -> str:
+def compute_dtype(asked: str | None, run: Any) -> str:
     """What the networks compute in: as asked, or as in the run to go on with.
 
     Raises:
       ValueError: the two differ.
     """
     if not isinstance(run, dict) or "dtype" not in run:
-        return args.dtype or "float32"
-    if args.dtype not in (None, run["dtype"]):
-        raise ValueError(f"the run to resume has dtype = {run['dtype']}, not {args.dtype}: leave out --dtype.")
+        return asked or "float32"
+    if asked not in (None, run["dtype"]):
+        raise ValueError(f"the run to resume has dtype = {run['dtype']}, not {asked}: leave out --dtype.")
     return run["dtype"]
 
 
 def run_config(
-    args: argparse.Namespace,
+    options: TrainOptions,
     data: ImageData,
     run: dict[str, Any] | None,
     start: Checkpoint | None,
@@ -79,7 +79,7 @@ def run_config(
     its network unless another is said, and its noise levels unless the recipe says them.
 
     Args:
-      args: what was said.
+      options: what was asked for.
       data: the images.
       run: what run.json of the run to resume says.
       start: the model of --init.
@@ -89,19 +89,19 @@ def run_config(
       ValueError: they do not go together.
     """
     if run is not None:
-        if args.init is not None:
+        if options.init is not None:
             raise ValueError("--init: a run that is resumed goes on from its own weights; leave out that option.")
-        return _of_run(args, data, run, teacher)
-    name = args.recipe or _DEFAULT
+        return _of_run(options, data, run, teacher)
+    name = options.recipe or _DEFAULT
     given = recipes.read(name)
     network, scheduler = given.pop("network", None), given.pop("scheduler", None)
-    recipe = _recipe(args, training.Recipe().changed(given, name))
-    said = bool(args.network or args.channels or network)
+    recipe = _recipe(options, training.Recipe().changed(given, name))
+    said = bool(options.network or options.channels or network)
     taught = None if teacher is None else _fitting(teacher, data, "--teacher")
     if start is not None:
         unet = _fitting(start, data, "--init")
     else:
-        unet = _network(args, data, network) if said or taught is None else taught
+        unet = _network(options, data, network) if said or taught is None else taught
     source = start or teacher
     if scheduler is not None and start is None:
         config = _said(scheduler, name)
@@ -115,7 +115,7 @@ def run_config(
         option = "[scheduler]" if source is None else "--init" if start is not None else "--teacher"
         wanted, got = (_KINDS[issubclass(kind, VPConfig)] for kind in (recipe.method.config_type, type(config)))
         raise ValueError(f"{option}: {name} needs a model {wanted}, but this one is {got}.")
-    return RunConfig(recipe, unet, config, compute_dtype(args, None))
+    return RunConfig(recipe, unet, config, compute_dtype(options.dtype, None))
 
 
 def _said(scheduler: Any, source: str) -> Any:
@@ -134,7 +134,7 @@ def _as_method_wants(config: Any, kind: type) -> Any:
     return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
 
-def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkpoint | None) -> RunConfig:
+def _of_run(options: TrainOptions, data: ImageData, run: Any, teacher: Checkpoint | None) -> RunConfig:
     """What was settled when the run began, if what is asked now agrees with it."""
     if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "dtype", "data"}:
         raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
@@ -148,16 +148,16 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
     unet = UNetConfig.from_dict(run["network"])
     config = read_config(run["scheduler"])
     asked, network, scheduler = recipe, None, None
-    if args.recipe is not None:
-        given = recipes.read(args.recipe)
+    if options.recipe is not None:
+        given = recipes.read(options.recipe)
         network, scheduler = given.pop("network", None), given.pop("scheduler", None)
         if run.get("init"):  # then the model's counted, not the recipe's
             network = scheduler = None
         own = {name: getattr(recipe, name) for name in _OPTIONS}
-        asked = training.Recipe().changed({**given, **own}, args.recipe)
-    asked = _recipe(args, asked)
-    asked_unet = _network(args, data, network) if args.network or args.channels or network else unet
-    asked_config = config if scheduler is None else _said(scheduler, str(args.recipe))
+        asked = training.Recipe().changed({**given, **own}, options.recipe)
+    asked = _recipe(options, asked)
+    asked_unet = _network(options, data, network) if options.network or options.channels or network else unet
+    asked_config = config if scheduler is None else _said(scheduler, str(options.recipe))
     for was, now in (
         (recipe.to_dict(), asked.to_dict()),
         (unet.to_dict(), asked_unet.to_dict()),
@@ -173,9 +173,9 @@ def _of_run(args: argparse.Namespace, data: ImageData, run: Any, teacher: Checkp
     return RunConfig(recipe, unet, config, run["dtype"])
 
 
-def _recipe(args: argparse.Namespace, base: training.Recipe) -> training.Recipe:
+def _recipe(options: TrainOptions, base: training.Recipe) -> training.Recipe:
     """Change a recipe as the options ask."""
-    asked = {"steps": args.steps, "batch_size": args.batch, "seed": args.seed}
+    asked = {"steps": options.steps, "batch_size": options.batch, "seed": options.seed}
     return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 
@@ -199,7 +199,7 @@ def _fingerprint_of_teacher(teacher: Checkpoint | None) -> int | None:
     return None if teacher is None else fingerprint(teacher.model)
 
 
-def _network(args: argparse.Namespace, data: ImageData, described: Any) -> UNetConfig:
+def _network(options: TrainOptions, data: ImageData, described: Any) -> UNetConfig:
     """Read --network, or the recipe's [network], or describe a UNet: as many levels as the images' size allows.
 
     The coarsest level has attention, unless it is so large (of images of odd sizes) that no memory would hold it.
@@ -211,10 +211,10 @@ def _network(args: argparse.Namespace, data: ImageData, described: Any) -> UNetC
         "out_channels": depth,
         "num_class_embeds": None if data.labels is None else int(data.labels.max()) + 1,
     }
-    if args.network or (described is not None and not args.channels):
-        given = read_json(args.network) if args.network else described
+    if options.network or (described is not None and not options.channels):
+        given = read_json(options.network) if options.network else described
         if not isinstance(given, dict):
-            raise ValueError(f"{args.network or args.recipe}: a network must be a JSON object, or a table.")
+            raise ValueError(f"{options.network or options.recipe}: a network must be a JSON object, or a table.")
         config = UNetConfig.from_dict({**given, **fits})
         if config.class_embed_type is not None:
             raise ValueError(
@@ -224,7 +224,7 @@ def _network(args: argparse.Namespace, data: ImageData, described: Any) -> UNetC
     levels = 1
     while math.gcd(height, width) % 2**levels == 0 and min(height, width) >> levels >= 4 and levels < len(_WIDTHS):
         levels += 1
-    widths = tuple(args.channels or _WIDTHS[:levels])
+    widths = tuple(options.channels or _WIDTHS[:levels])
     plain = len(widths) - 1
     attends = (height >> plain) * (width >> plain) <= _MOST_TOKENS
     return UNetConfig(

@@ -1,62 +1,172 @@
-"""`cmjax sample`: images from a model, in one compiled call a batch."""
+"""`cmjax sample`: draw images, into one file or folder, or into numbered shards that several processes divide."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import os
+import sys
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from cmjax.cli import compile_cache, cores
-from cmjax.cli.devices import choose_devices, plan_batch
-from cmjax.cli.drawing import Drawn, class_grid, class_of, default_batch, draw_all, strips
+import cmjax
+from cmjax.cli import compile_cache
+from cmjax.cli.draw import draw, get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.hosts import meet
-from cmjax.cli.many import draw_shards
+from cmjax.cli.labels import class_names, class_numbers
+from cmjax.cli.open_artifact import open_artifact
+from cmjax.cli.open_model import UnloadedModel, open_model
+from cmjax.cli.options import SampleOptions
 from cmjax.cli.output import check_out, report
-from cmjax.cli.work import Classes, Work, plan
+from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
+from cmjax.drawing import (
+    Batches,
+    BatchPlan,
+    Drawn,
+    Hosts,
+    Shards,
+    choose_devices,
+    class_grid,
+    class_of,
+    compile_draw,
+    default_batch,
+    draw_shards,
+    join,
+    plan_batch,
+    read_run,
+    strips,
+    use_cores_as_devices,
+)
 from cmjax.io.images import to_uint8, write_npz, write_png
 
-__all__ = ["run"]
+__all__ = ["refuse", "run"]
+
+_IMAGES_A_CLASS = 8
+_UNCONDITIONAL = 64  # images, where there are no classes
+_CLASSES = 10  # drawn from, of a model that has many
+_SHARD = 1000  # images
+_MOST = 1 << 16  # images that a device may draw at once
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw the images that `args` asks for, write them, and print what was done."""
-    sharded = any(option is not None for option in (args.distributed, args.shard_size, args.shard_format))
-    if sharded:  # many batches: 1.4 times as fast on two cores (`benchmarks/scaling.py`)
-        cores.as_devices()
-    with meet(args.distributed, args.wait) as hosts:
-        out = Path(args.out)
+def run(options: SampleOptions) -> None:
+    """Draw the images that were asked for, write them, and print what was done."""
+    if options.sharded:  # many batches: 1.4 times as fast on two cores (`benchmarks/scaling.py`)
+        use_cores_as_devices()
+    with contextlib.ExitStack() as stack:
+        hosts = _join(options, stack)
+        out = Path(options.out)
         kind = check_out(out, (".png", ".npz"))
-        if sharded and kind:
+        if options.sharded and kind:
             raise UsageError(f"--out: shards go into a folder, not into a {kind} file.")
-        if not args.no_compile_cache:
+        if options.compile_cache:
             compile_cache.enable()
-        work = plan(args)
-        channels, in_arrays = work.opened.shape[-1], kind == ".npz" or (sharded and args.shard_format != "png")
+        plan = _plan(options)
+        channels = plan.opened.shape[-1]
+        in_arrays = options.shard_format != "png" if options.sharded else kind == ".npz"
         if channels not in (1, 3) and not in_arrays:
             raise UsageError(
                 f"the model makes images of {channels} channels, which only an .npz file holds: --out samples.npz."
             )
-        if sharded:
-            draw_shards(args, work, out, choose_devices(args.devices), hosts)
+        if options.sharded:
+            _sample_shards(options, plan, out, hosts)
         else:
-            _draw(args, work, out, kind)
+            _sample(options, plan, out, kind)
 
 
-def _draw(args: argparse.Namespace, work: Work, out: Path, kind: str) -> None:
+def refuse(options: SampleOptions) -> None:
+    """Tell the other processes of `--distributed` that this one has a mistake, rather than let them wait for it."""
+    with contextlib.suppress(UsageError), contextlib.ExitStack() as stack:
+        _join(options, stack).refuse()
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+class _Classes(NamedTuple):
+    """The classes drawn in turn: their numbers, and their names or else the numbers as text."""
+
+    numbers: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class _Plan(NamedTuple):
+    """What is drawn: the model and its path, how many images, of which classes, and by which function."""
+
+    opened: UnloadedModel
+    setup: SamplerSetup
+    generate: Any
+    classes: _Classes | None
+    count: int
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """Of the classes, or None."""
+        return None if self.classes is None else self.classes.numbers
+
+    def compile(self, batch: BatchPlan, seed: int, *, every_step: bool = False) -> Batches:
+        """Compile the call that draws a batch."""
+        return compile_draw(
+            self.setup.model,
+            self.setup.state,
+            (batch.batch, *self.opened.shape),
+            classes=self.numbers,
+            seed=seed,
+            every_step=every_step,
+            devices=batch.devices,
+            generate=self.generate,
+        )
+
+    def load(self) -> Any:
+        """Read the weights, and show them to the sampler."""
+        return self.setup.with_weights(self.opened.load())
+
+
+def _plan(options: SampleOptions) -> _Plan:
+    """Look the model or the artifact up, and plan what is drawn."""
+    if options.artifact is None:
+        opened = open_model(options.model, dtype=options.dtype, variant=options.variant)
+        setup, generate = choose_sampler(opened.checkpoint, options.model, options), cmjax.generate
+    else:
+        fixed = {"sampler": options.sampler, "variant": options.variant, "trajectory": options.trajectory or None}
+        fixed["dtype"] = None if options.dtype == "float32" else options.dtype
+        opened, setup, generate = open_artifact(options.artifact, options, fixed)
+    classes = _choose_classes(options.labels, opened.classes, opened.names)
+    count = options.num or (_UNCONDITIONAL if classes is None else _IMAGES_A_CLASS * len(classes.numbers))
+    return _Plan(opened, setup, generate, classes, count)
+
+
+def _choose_classes(
+    wanted: tuple[str, ...] | None, classes: int | None, names: tuple[str, ...] | None
+) -> _Classes | None:
+    """Read --labels; without them, take all classes or the first ten."""
+    if classes is None and not wanted:
+        return None
+    known = class_names(classes or 0, names if classes else None)
+    numbers = class_numbers(wanted, classes, names) if wanted else range(min(classes or 0, _CLASSES))
+    return _Classes(tuple(numbers), tuple(known[i] for i in numbers))
+
+
+# ---- one file or folder ----------------------------------------------------------------------------------------------
+
+
+def _sample(options: SampleOptions, plan: _Plan, out: Path, kind: str) -> None:
     """Draw all images, and write them to one file or one folder."""
-    each, strict = default_batch(*work.opened.shape[:2]), args.devices is not None
-    lanes = plan_batch(choose_devices(args.devices), args.batch, work.count, each, strict=strict)
-    run = draw_all(lambda: work.compile(lanes, args), work.load, work.count, lanes.batch)
-    with bad_input("the model"):  # NaN, which is not for any picture
-        drawn = Drawn(*(None if part is None else to_uint8(part) for part in run.images))
+    per_device, strict = default_batch(*plan.opened.shape[:2]), options.devices is not None
+    with bad_input():
+        devices = choose_devices(options.devices)
+        batch = plan_batch(devices, options.batch, plan.count, per_device, strict=strict)
+    done = draw(lambda: plan.compile(batch, options.seed, every_step=options.trajectory), plan.load, plan.count)
+    with bad_input("the model"):  # NaN, which no picture holds
+        drawn = Drawn(*(None if part is None else to_uint8(part) for part in done.images))
     with bad_input("--out"):
-        _write(out, kind, drawn, work.classes)
-    report(args, work.setup, run, lanes.speed(work.count, run.seconds))
+        _write(out, kind, drawn, plan.classes)
+    _report(options, plan, done.compile_seconds, _speed(plan.count, done.seconds, batch))
 
 
-def _write(out: Path, kind: str, drawn: Drawn, classes: Classes | None) -> None:
+def _write(out: Path, kind: str, drawn: Drawn, classes: _Classes | None) -> None:
     """Write u8 arrays, a grid with one row a class, or one file an image."""
     labels = class_of(np.arange(len(drawn.images)), None if classes is None else classes.numbers)
     if kind == ".npz":
@@ -68,3 +178,116 @@ def _write(out: Path, kind: str, drawn: Drawn, classes: Classes | None) -> None:
         out.mkdir(exist_ok=True)
         for i, image in enumerate(strips(drawn)):
             write_png(image, out / f"{i:05}{'' if labels is None else f'-class{labels[i]}'}.png")
+
+
+def _report(
+    options: SampleOptions, plan: _Plan, compile_seconds: float, speed: str, notes: tuple[str, ...] = ()
+) -> None:
+    source = ("model", options.model) if options.artifact is None else ("artifact", options.artifact)
+    report(source, plan.setup.sampler, plan.setup.steps, compile_seconds, speed, notes, options.out)
+
+
+def _speed(count: int, seconds: float, batch: BatchPlan) -> str:
+    devices = len(batch.devices)
+    return f"{count / seconds:.1f} images/s{f' on {devices} devices' if devices > 1 else ''}"
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def _join(options: SampleOptions, stack: contextlib.ExitStack) -> Hosts:
+    """Meet the other processes of --distributed."""
+    given = options.distributed
+    if given is None:
+        return Hosts()
+    if len(given) not in (0, 3):
+        raise UsageError(
+            "--distributed takes three values, HOST:PORT of process 0, the number of processes, and which of them this "
+            f"is, from 0 (or none on a cluster), got {' '.join(given)}."
+        )
+    who: list[Any] = [int(text) if i and text.isascii() and text.isdecimal() else text for i, text in enumerate(given)]
+    with bad_input("--distributed"):
+        return stack.enter_context(join(*who, wait=options.wait, on_timeout=_give_up))
+
+
+def _give_up(message: str) -> NoReturn:
+    """End the process, as nothing can interrupt what waits."""
+    print(f"cmjax sample: --distributed: {message} (--wait S waits longer.)", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def _sample_shards(options: SampleOptions, plan: _Plan, out: Path, hosts: Hosts) -> None:
+    """Draw the shards that are missing and this process's to draw, write them, and print what was done."""
+    if options.trajectory:
+        raise UsageError("--trajectory shows every step of a few images; shards hold images alone.")
+    with bad_input():
+        devices = choose_devices(options.devices)
+    size = options.shard_size or _SHARD
+    with bad_input("--out"):
+        recorded = _recorded_batch(out)
+    with bad_input("--distributed"):
+        recorded = hosts.largest(recorded)
+    if options.batch is None:  # all of a run draw as many images at once on a device, since the last bits depend on it
+        per_device = recorded or min(default_batch(*plan.opened.shape[:2]), size)
+        batch = BatchPlan(devices, per_device * len(devices))
+    else:
+        with bad_input():
+            batch = plan_batch(devices, options.batch, options.batch, 1, strict=True)
+    about = {**_run(options, plan), "shard_size": size, "shard_format": options.shard_format or "npz"}
+    about["images_a_device"] = batch.per_device
+    shards = Shards(out, plan.count, size, about, "png" if options.shard_format == "png" else "npz")
+    with bad_input("--out"):
+        shards.check()
+        done = shards.done()
+    with bad_input("--distributed"):
+        done = hosts.agree(about, done)
+    with bad_input("--out"):
+        shards.begin()
+    mine = hosts.share(done)
+    compile_seconds, speed = 0.0, "nothing was left to draw"
+    if mine:
+        compile_seconds, speed = _draw_shards(plan, options.seed, batch, shards, mine)
+    with bad_input("--out"):
+        shards.sweep()
+    note = f"{len(mine)} of {shards.number} shards drawn here, {int(done.sum())} were there"
+    _report(options, plan, compile_seconds, speed, (note,))
+
+
+def _draw_shards(plan: _Plan, seed: int, batch: BatchPlan, shards: Shards, mine: list[int]) -> tuple[float, str]:
+    """Draw these shards; returns the seconds that compiling took, and the speed of drawing."""
+    ready = get_ready(lambda: plan.compile(batch, seed), plan.load)
+    start, bar = time.perf_counter(), partial(progress_bar, what="drawing shards")
+    try:
+        count = draw_shards(ready.draw, ready.model, shards, mine, classes=plan.numbers, progress=bar)
+    except ValueError as error:
+        raise UsageError(f"the model: {error}") from error
+    except OSError as error:
+        with bad_input("--out"):
+            raise error
+    return ready.compile_seconds, _speed(count, time.perf_counter() - start, batch)
+
+
+def _recorded_batch(out: Path) -> int:
+    """How many images a device drew at once in the run that is there; 0 where there is none."""
+    recorded = read_run(out).get("images_a_device")
+    return recorded if type(recorded) is int and 0 < recorded <= _MOST else 0
+
+
+def _run(options: SampleOptions, plan: _Plan) -> dict[str, Any]:
+    """What run.json says: all that the images depend on."""
+    path = cmjax.artifact.tables(plan.setup.state)
+    with bad_input():
+        digest = cmjax.io.digest(options.artifact or options.model, variant=options.variant)
+    return {
+        "cmjax": "samples",
+        "model": digest,
+        "variant": options.variant,
+        "dtype": options.dtype,
+        "sampler": cmjax.io.config_dict(plan.setup.config),
+        "path": {name: np.asarray(table).tolist() for name, table in path.items()},
+        "seed": options.seed,
+        "num": plan.count,
+        "classes": None if plan.classes is None else list(plan.classes.numbers),
+        "class_names": None if plan.classes is None else list(plan.classes.names),
+        "image": list(plan.opened.shape),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import os
@@ -17,11 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import cmjax
 from cmjax import training
-from cmjax.cli import compile_cache, cores
-from cmjax.cli.drawing import class_grid, compile_draw, image_shape
+from cmjax.cli import compile_cache
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.open_model import own_path
+from cmjax.cli.options import TrainOptions
 from cmjax.cli.run_config import RUN, RunConfig, compute_dtype, run_config
+from cmjax.cli.sampler_path import own_path
+from cmjax.drawing import class_grid, compile_draw, image_shape, use_cores_as_devices
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
@@ -35,21 +35,21 @@ _SAMPLED_CLASSES, _SAMPLES_A_CLASS = 10, 8
 _MEANING = ("prediction_type", "sigma_data")  # of what a network says: in other terms its weights are noise
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train as `args` says and write the run's folder."""
-    out = Path(args.out)
-    _check_out(out, Path(args.data), args.resume)
-    cores.as_devices()
-    if not args.no_compile_cache:
+def run(options: TrainOptions) -> None:
+    """Train a model and write the run's folder."""
+    out = Path(options.out)
+    _check_out(out, Path(options.data), options.resume)
+    use_cores_as_devices()
+    if options.compile_cache:
         compile_cache.enable()
     with bad_input():
-        data = read_images(args.data)
-        names = _label_names(args.label_names, data)
-        before = read_json(out / RUN) if args.resume else None
-        dtype = compute_dtype(args, before)
-        start = None if args.init is None else cmjax.load(args.init, dtype=dtype)
-        teacher = None if args.teacher is None else cmjax.load(args.teacher, dtype=dtype)
-        settled = run_config(args, data, before, start, teacher)
+        data = read_images(options.data)
+        names = _label_names(options.label_names, data)
+        before = read_json(out / RUN) if options.resume else None
+        dtype = compute_dtype(options.dtype, before)
+        start = None if options.init is None else cmjax.load(options.init, dtype=dtype)
+        teacher = None if options.teacher is None else cmjax.load(options.teacher, dtype=dtype)
+        settled = run_config(options, data, before, start, teacher)
     recipe = settled.recipe
     _check_fit(data, settled, teacher)
     with bad_input("--out"):
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> None:
                 recipe=recipe,
                 teacher=teacher,
                 out=out,
-                resume=args.resume,
-                checkpoint_every=args.checkpoint_every,
+                resume=options.resume,
+                checkpoint_every=options.checkpoint_every,
                 on_progress=on_progress,
                 on_checkpoint=keep,
             )
@@ -211,7 +211,7 @@ def _has_run(out: Path) -> bool:
     return training.latest_step(out / "checkpoints") is not None
 
 
-def _label_names(given: list[str] | None, data: ImageData) -> tuple[str, ...] | None:
+def _label_names(given: tuple[str, ...] | None, data: ImageData) -> tuple[str, ...] | None:
     names = tuple(given) if given else data.label_names
     if data.labels is None or names is None:
         if given:

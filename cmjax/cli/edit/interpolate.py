@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,39 @@ import numpy as np
 import cmjax
 from cmjax._random import split
 from cmjax.cli import compile_cache
-from cmjax.cli.drawing import compile_batches, default_batch, draw_all
+from cmjax.cli.draw import draw
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.open_model import UnloadedModel, open_model, prepare
+from cmjax.cli.open_model import UnloadedModel, open_model
+from cmjax.cli.options import InterpolateOptions
 from cmjax.cli.output import check_out, report
+from cmjax.cli.sampler_path import choose_sampler
+from cmjax.drawing import compile_batches, default_batch
 from cmjax.io.images import grid, to_uint8, write_png
 
 __all__ = ["run"]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw the way from seed to seed that `args` asks for, write it, and print what was done."""
-    is_file = check_out(Path(args.out), (".png",))
-    rows, columns = _layout(args)
-    if not args.no_compile_cache:
+def run(options: InterpolateOptions) -> None:
+    """Draw the way from seed to seed or from class to class, write it, and print what was done."""
+    is_file = check_out(Path(options.out), (".png",))
+    rows, columns = _layout(options)
+    if options.compile_cache:
         compile_cache.enable()
-    opened = open_model(args, pictures=True)
-    classes = _classes(args, opened, columns)
-    if len(args.seeds) == 1 and (classes is None or classes.ndim == 1):
+    opened = open_model(options.model, dtype=options.dtype, variant=options.variant, pictures=True)
+    classes = _classes(options.labels, opened, columns)
+    if len(options.seeds) == 1 and (classes is None or classes.ndim == 1):
         raise UsageError("--seeds: one seed leads nowhere, unless from class to class: --labels A B.")
-    setup = prepare(opened.checkpoint, args)
+    setup = choose_sampler(opened.checkpoint, options.model, options)
 
     count = rows * columns
     size = min(default_batch(*opened.shape[:2]), count)
-    shared = setup.state, jax.vmap(jax.random.key)(np.array(args.seeds, np.uint32))
+    shared = setup.state, jax.vmap(jax.random.key)(np.array(options.seeds, np.uint32))
 
-    def draw(model, shared, rows_):
+    def walk(model, shared, rows_):
         (state, seeds), (indices, cond) = shared, rows_
         k_x, k_z = split(jax.vmap(lambda seed: jax.random.fold_in(seed, 0))(seeds), 2)
-        ends = cmjax.prior(state, k_x, (len(args.seeds), *opened.shape))
+        ends = cmjax.prior(state, k_x, (len(options.seeds), *opened.shape))
         x = _between(ends, rows, columns)[indices]
         same = k_z[jnp.zeros_like(indices)]  # noise that is added on the way does not change along it
         return cmjax.sample(model, state, x, same, cond)
@@ -51,36 +53,36 @@ def run(args: argparse.Namespace) -> None:
         indices = indices % count
         return indices, None if classes is None else classes[indices % columns]
 
-    run = draw_all(
-        lambda: compile_batches(draw, setup.model, shared, size, belonging),
+    done = draw(
+        lambda: compile_batches(walk, setup.model, shared, size, belonging),
         lambda: setup.with_weights(opened.load()),
         count,
-        size,
     )
     with bad_input("the model"):  # NaN, which is not for any picture
-        images = to_uint8(run.images)
+        images = to_uint8(done.images)
     with bad_input("--out"):
-        _write(Path(args.out), bool(is_file), images, columns)
-    report(args, setup, run, f"{run.seconds / count:.3g} s a picture")
+        _write(Path(options.out), bool(is_file), images, columns)
+    source, speed = ("model", options.model), f"{done.seconds / count:.3g} s a picture"
+    report(source, setup.sampler, setup.steps, done.compile_seconds, speed, (), options.out)
 
 
-def _layout(args: argparse.Namespace) -> tuple[int, int]:
+def _layout(options: InterpolateOptions) -> tuple[int, int]:
     """How many rows and columns of pictures."""
-    seeds = len(args.seeds)
+    seeds = len(options.seeds)
     if seeds not in (1, 2, 4):
         raise UsageError(f"--seeds: give two seeds for a row of pictures, or four for a grid, got {seeds}.")
-    if seeds < 4 and args.rows not in (None, 1):
+    if seeds < 4 and options.rows not in (None, 1):
         raise UsageError(f"--rows belongs to four seeds, got {seeds}.")
-    rows = (args.rows or args.num) if seeds == 4 else 1
-    columns = args.columns or args.num
+    rows = (options.rows or options.num) if seeds == 4 else 1
+    columns = options.columns or options.num
     if columns < 2 or (seeds == 4 and rows < 2):
         raise UsageError("--num, --rows and --columns must be at least 2: the ends are among them.")
     return rows, columns
 
 
-def _classes(args: argparse.Namespace, opened: UnloadedModel, columns: int) -> np.ndarray | None:
+def _classes(wanted: tuple[str, ...] | None, opened: UnloadedModel, columns: int) -> np.ndarray | None:
     """What each column shows: i32[columns], or mixtures of two classes, f32[columns, classes]; None without classes."""
-    numbers = needed_classes(args.labels, opened.classes, opened.names, "what is to be drawn")
+    numbers = needed_classes(wanted, opened.classes, opened.names, "what is to be drawn")
     if numbers is None:
         return None
     if len(numbers) > 2:

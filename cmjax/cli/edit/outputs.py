@@ -1,37 +1,44 @@
-"""What comes out: the names of the files, settled before anything is computed, the results and the strip."""
+"""The files that `cmjax edit` writes: their names, which are checked before anything is computed, and the strip."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cmjax.cli.edit.inputs import InputPictures
 from cmjax.cli.errors import UsageError
 from cmjax.io.images import grid, to_uint8, write_png
 
 __all__ = ["check_apart", "name_files", "write"]
 
 
-def name_files(folder: Path, given: InputPictures, num: int) -> list[Path]:
-    """Name the files of a folder that are to be written: one for each result, and last the strip."""
-    stems = [Path(path).stem for path in given.paths]
+def name_files(folder: Path, paths: Sequence[str], num: int) -> list[Path]:
+    """Name the files of a folder that are to be written: `num` results of each picture, and last the strip."""
+    stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         stems = [f"{i}-{stem}" for i, stem in enumerate(stems)]
     return [*(folder / f"{stem}-{v + 1}.png" for stem in stems for v in range(num)), folder / "strip.png"]
 
 
-def check_apart(files: list[Path], given: InputPictures) -> None:
-    """Refuse to write what is read."""
-    read = {os.path.realpath(path) for path in (*given.paths, *given.mask_paths)}
+def check_apart(files: Sequence[Path], read: Sequence[str]) -> None:
+    """Refuse to write a file that is read."""
+    real = {os.path.realpath(path) for path in read}
     for file in files:
-        if os.path.realpath(file) in read:
+        if os.path.realpath(file) in real:
             raise UsageError(f"--out: {file} is one of the pictures that are read, and would be lost.")
 
 
-def write(files: list[Path], results: np.ndarray, columns: dict[str, np.ndarray], paths: list[str]) -> None:
-    """Write the results, u8[P, V, H, W, C], if there is a folder for them, and the strip of what went in and out."""
+def write(files: Sequence[Path], results: np.ndarray, columns: Mapping[str, np.ndarray], paths: Sequence[str]) -> None:
+    """Write the results, one file each if there is a folder for them, and a strip of what went in and came out.
+
+    Args:
+      files: from `name_files`, or one for the strip alone.
+      results: u8[P, V, H, W, C].
+      columns: what is shown before the results, by title, f32[P, H, W, C].
+      paths: of the pictures, which name the rows.
+    """
     variants = results.shape[1]
     shown = {title: to_uint8(tiles) for title, tiles in columns.items()}
     if "known" in shown and (shown["known"] == shown["given"]).all():

@@ -1,15 +1,13 @@
-"""What an evaluation is given, checked before anything is computed."""
+"""What `cmjax evaluate` reads and writes: data, extractor and files, each checked before anything is computed."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.open_model import UnloadedModel
 from cmjax.evaluation import EMBEDDED, Extractor, feature_shapes, load_extractor
 from cmjax.io import ImageData
 from cmjax.io.atomic import check_writable
@@ -18,7 +16,7 @@ __all__ = ["NamedExtractor", "check_counts", "check_data", "check_file", "open_e
 
 
 class NamedExtractor(NamedTuple):
-    """An extractor, its name, and the numbers of its features and classes."""
+    """A feature extractor, its name, and the numbers of its features and classes."""
 
     extractor: Extractor
     name: str
@@ -27,7 +25,7 @@ class NamedExtractor(NamedTuple):
 
 
 def check_file(path: str | None, option: str, suffix: str) -> None:
-    """Refuse a path that cannot be written, or is not of its kind; None is none."""
+    """Refuse a file that cannot be written or has another ending; None is none."""
     if path is None:
         return
     if Path(path).suffix.lower() != suffix:
@@ -38,32 +36,37 @@ def check_file(path: str | None, option: str, suffix: str) -> None:
         check_writable(path)
 
 
-def check_data(data: ImageData | None, opened: UnloadedModel) -> None:
-    """Refuse images and labels that are not of the model's sizes and classes."""
+def check_data(data: ImageData | None, shape: tuple[int, int, int], classes: int | None) -> None:
+    """Refuse images and labels that are not of the model's size and classes.
+
+    Args:
+      data: the images, if there are any.
+      shape: (H, W, C) of the model's images.
+      classes: how many the model has, or None.
+    """
     if data is None:
         return
-    if data.images.shape[1:] != opened.shape:
+    if data.images.shape[1:] != shape:
         raise UsageError(
-            f"--data: the images are {data.images.shape[1:]}, but the model makes {opened.shape}: bring them to its "
+            f"--data: the images are {data.images.shape[1:]}, but the model makes {shape}: bring them to its "
             "height, width and channels first (and say how, beside the figures)."
         )
-    if data.labels is not None and opened.classes is not None and data.labels.max() >= opened.classes:
+    if data.labels is not None and classes is not None and data.labels.max() >= classes:
         raise UsageError(
-            f"--data: the labels go to {data.labels.max()}, but the model has {opened.classes} classes, "
-            f"0 ... {opened.classes - 1}."
+            f"--data: the labels go to {data.labels.max()}, but the model has {classes} classes, 0 ... {classes - 1}."
         )
 
 
-def open_extractor(args: argparse.Namespace, shape: tuple[int, int, int]) -> NamedExtractor:
-    """Load the extractor, and see what it makes of images of a shape, (H, W, C)."""
+def open_extractor(name: str, shape: tuple[int, int, int]) -> NamedExtractor:
+    """Load the extractor, and find out what it returns for images of a shape, (H, W, C)."""
     try:
         with bad_input("--features"):
-            extractor = load_extractor(args.features)
-            return NamedExtractor(extractor, args.features, *feature_shapes(extractor, shape))
+            extractor = load_extractor(name)
+            return NamedExtractor(extractor, name, *feature_shapes(extractor, shape))
     except TypeError as error:
         raise UsageError(f"--features: {' '.join(str(error).split())}") from error
     except UsageError as error:
-        if args.features != EMBEDDED:
+        if name != EMBEDDED:
             raise
         raise UsageError(f"{error} Name an extractor of your own: --features package.module:make.") from error
 

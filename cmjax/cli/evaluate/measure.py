@@ -1,8 +1,7 @@
-"""Images, real and drawn, through the extractor: batch by batch, of which nothing is kept but features."""
+"""Measure images, real and drawn, through the extractor: batch by batch, of which nothing is kept but features."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,18 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmjax
-from cmjax.cli.drawing import class_of, compile_batches, with_bar
+from cmjax.cli.draw import get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.evaluate.inputs import NamedExtractor
-from cmjax.cli.open_model import SamplerSetup, UnloadedModel
+from cmjax.cli.open_model import UnloadedModel
+from cmjax.cli.sampler_path import SamplerSetup
+from cmjax.drawing import class_of, compile_batches
 from cmjax.evaluation import Extractor, Features, Figures, Gaussian, Moments, Seen, look, measure, write_statistics
 from cmjax.io import ImageData
 
-__all__ = ["Real", "draw_and_measure", "look_at_data"]
+__all__ = ["Real", "measure_real", "measure_samples"]
 
 
 class Real(NamedTuple):
-    """What there is to compare with: the reference, the manifold, and the figures of so many real images."""
+    """What samples are compared with.
+
+    Attributes:
+      reference: the statistics that distances are measured from.
+      manifold: features of real images, for precision and recall.
+      figures: of other real images, compared in the same way.
+      count: how many real images those are.
+    """
 
     reference: Moments | Gaussian
     manifold: np.ndarray | None = None
@@ -38,47 +46,64 @@ class _Batch(NamedTuple):
     seen: Features
 
 
-def look_at_data(
-    args: argparse.Namespace,
+def measure_real(
     data: ImageData,
     cut: tuple[np.ndarray, np.ndarray],
-    given: Gaussian | None,
-    eye: NamedExtractor,
+    reference: Gaussian | None,
+    extractor: NamedExtractor,
     count: int,
     batch: int,
+    *,
+    neighbours: int,
+    save_statistics: str | None,
 ) -> Real:
-    """Look at both halves of the data: the one is what samples are compared with, the other is compared as they are."""
+    """Measure both halves of the data: samples are compared with one, and so is the other, as if it were samples.
+
+    Args:
+      data: the images.
+      cut: the numbers of the images in either half.
+      reference: statistics to measure distances from; None for those of the first half.
+      extractor: of features.
+      count: images to compare.
+      batch: images at once.
+      neighbours: k of precision and recall.
+      save_statistics: the file for statistics of all the data, if they are wanted.
+    """
     half, others = cut
-    candidates, rest = others[:count], others[count if args.save_statistics else len(others) :]
+    candidates, rest = others[:count], others[count if save_statistics else len(others) :]
     parts, manifold = (half, candidates, rest), min(count, len(half))
     order = np.concatenate([np.resize(part, _whole(len(part), batch)) for part in parts])
 
-    def draw(extractor, _, pictures):
+    def look_at(extractor, _, pictures):
         return _judge(extractor, pictures.astype(jnp.float32) / 127.5 - 1.0)
 
-    compiled = compile_batches(draw, eye.extractor, None, batch, lambda i: data.images[order[i]])
+    compiled = compile_batches(look_at, extractor.extractor, None, batch, lambda i: data.images[order[i]])
     lengths = [len(part) for part in parts]
-    seen = list(_look_at_sets(compiled, eye.extractor, lengths, batch, eye, manifold, "the data"))
-    if args.save_statistics:
+    networks = compiled.place(extractor.extractor)
+    seen = list(_look_at_sets(compiled, networks, lengths, batch, extractor.features, manifold, "the data"))
+    if save_statistics:
         with bad_input("--save-statistics"):
-            write_statistics(args.save_statistics, seen[0].moments.merge(seen[1].moments).merge(seen[2].moments))
-    told_apart = data.labels is not None and eye.classes is not None and int(data.labels.max()) < eye.classes
+            write_statistics(save_statistics, seen[0].moments.merge(seen[1].moments).merge(seen[2].moments))
+    classes = extractor.classes
+    told_apart = data.labels is not None and classes is not None and int(data.labels.max()) < classes
     labels = data.labels[candidates] if told_apart and data.labels is not None else None
-    reference = given or seen[0].moments
-    figures = measure(seen[1], reference, seen[0].features, labels, k=args.neighbours)
-    return Real(reference, seen[0].features, figures, len(candidates))
+    wanted = reference or seen[0].moments
+    figures = measure(seen[1], wanted, seen[0].features, labels, k=neighbours)
+    return Real(wanted, seen[0].features, figures, len(candidates))
 
 
-def draw_and_measure(
-    args: argparse.Namespace,
+def measure_samples(
     opened: UnloadedModel,
     setup: SamplerSetup,
-    eye: NamedExtractor,
+    extractor: NamedExtractor,
     real: Real,
+    seeds: Sequence[int],
     count: int,
     batch: int,
+    *,
+    neighbours: int,
 ) -> list[Figures]:
-    """Draw the images of every seed, batch by batch; nothing of a batch is kept but features."""
+    """Draw and measure `count` images of every seed, image i as `cmjax sample` draws it."""
     classes = None if opened.classes is None else range(opened.classes)
 
     def rows(numbers: np.ndarray) -> Any:
@@ -90,14 +115,16 @@ def draw_and_measure(
         own = jax.vmap(lambda seed, index: jax.random.fold_in(keys[seed], index))(seed, index)  # as `cmjax sample`
         return _judge(extractor, cmjax.generate(model, state, own, (len(index), *opened.shape), cond))
 
-    keys = jnp.stack([jax.random.key(seed) for seed in args.seed])
-    compiled = compile_batches(draw, (setup.model, eye.extractor), (setup.state, keys), batch, rows)
-    with bad_input():
-        networks = compiled.place((setup.with_weights(opened.load()), eye.extractor))
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    compiled, networks, _ = get_ready(
+        lambda: compile_batches(draw, (setup.model, extractor.extractor), (setup.state, keys), batch, rows),
+        lambda: (setup.with_weights(opened.load()), extractor.extractor),
+    )
     keep = 0 if real.manifold is None else len(real.manifold)
-    sets = _look_at_sets(compiled, networks, [count] * len(args.seed), batch, eye, keep, "the model")
-    labels = class_of(np.arange(count), classes) if opened.classes == eye.classes else None
-    return [measure(seen, real.reference, real.manifold, labels, k=args.neighbours) for seen in sets]
+    lengths = [count] * len(seeds)
+    sets = _look_at_sets(compiled, networks, lengths, batch, extractor.features, keep, "the model")
+    labels = class_of(np.arange(count), classes) if opened.classes == extractor.classes else None
+    return [measure(seen, real.reference, real.manifold, labels, k=neighbours) for seen in sets]
 
 
 def _look_at_sets(
@@ -105,7 +132,7 @@ def _look_at_sets(
     networks: Any,
     lengths: Sequence[int],
     batch: int,
-    eye: NamedExtractor,
+    features: int,
     keep: int,
     source: str,
 ) -> Iterator[Seen]:
@@ -114,16 +141,16 @@ def _look_at_sets(
     jobs = [
         (start + i, length - i) for start, length in zip(starts, lengths, strict=False) for i in range(0, length, batch)
     ]
-    bar = iter(with_bar(jobs, source))
+    bar = iter(progress_bar(jobs, source))
     for length in lengths:
         mine = itertools.islice(bar, _whole(length, batch) // batch)
         batches = (_checked(compiled(first, networks), wanted, source) for first, wanted in mine)
-        yield look(batches, eye.features, keep=keep)
+        yield look(batches, features, keep=keep)
     next(bar, None)  # nothing is left: this ends the bar
 
 
 def _whole(length: int, batch: int) -> int:
-    """So many images fill the batches that hold that many."""
+    """Round a number of images up to whole batches."""
     return length + -length % batch
 
 

@@ -1,9 +1,7 @@
-"""Images by number: image i of a seed, whatever the batch and the devices; for every command that draws."""
+"""Draw images by number: image i of a seed is the same whatever the batch, the devices and the process."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,52 +10,47 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-import cmjax
+from cmjax import sampling
 from cmjax._mesh import Device, batch_mesh
 from cmjax._random import split
-from cmjax.cli.errors import bad_input
-from cmjax.io.images import grid
 from cmjax.models import UNetConfig
 
 __all__ = [
     "Batches",
     "Drawn",
-    "Run",
-    "class_grid",
     "class_of",
     "compile_batches",
     "compile_draw",
     "default_batch",
     "draw_all",
     "image_shape",
-    "strips",
-    "with_bar",
 ]
 
 _BATCH, _BATCH_PIXELS = 128, 1 << 20
 
 
 class Drawn(NamedTuple):
-    """Images f[N, H, W, C] and, if every step is wanted, the estimates x0 f[N, n, H, W, C] on the way."""
+    """What was drawn.
+
+    Attributes:
+      images: f[N, H, W, C].
+      x0: the estimates of every step, f[N, n, H, W, C]; None where they were not kept.
+    """
 
     images: Any
     x0: Any = None
 
 
-class Run(NamedTuple):
-    """What was drawn, a pytree of arrays [count, ...], and the seconds that compiling and drawing took."""
-
-    images: Any
-    compile_seconds: float
-    seconds: float
-
-
 def class_of(indices: np.ndarray, classes: Sequence[int] | None) -> np.ndarray | None:
     """Say the class of image i: the classes in turn, so that it does not depend on how many images are drawn.
+
+    Args:
+      indices: numbers of images, i[N].
+      classes: the classes drawn in turn; None for a model without classes.
+
+    Returns:
+      i32[N], or None.
 
     Example:
       >>> class_of(np.arange(5), [3, 7])
@@ -75,11 +68,11 @@ def compile_draw(
     seed: int,
     every_step: bool = False,
     devices: Sequence[Device] | None = None,
-    generate: Callable[..., Any] = cmjax.generate,
+    generate: Callable[..., Any] = sampling.generate,
 ) -> Batches:
     """Compile the call that draws one batch of images, sharded over devices.
 
-    Image i gets a key of its own, the seed's folded with i, and the i-th class in turn; it depends on nothing else.
+    Image i gets its own key, `cmjax.image_keys(seed, i)`, and the i-th class in turn. It depends on nothing else.
 
     Args:
       model: a `ModelFn`, or its abstract form.
@@ -87,12 +80,22 @@ def compile_draw(
       shape: (B, H, W, C); the largest number of devices that divides B is used.
       classes: the classes drawn in turn, or None for a model without classes.
       seed: which images.
-      every_step: keep the estimates x0 of all steps.
+      every_step: whether to keep the estimates x0 of all steps.
       devices: of this process; None for all.
-      generate: what draws, (model, state, keys, shape, cond) -> images.
+      generate: the function that draws, (model, state, keys, shape, cond) -> images.
 
     Returns:
-      The call, for any weights of the same network.
+      The call, for any weights of the same network. It returns a `Drawn`.
+
+    Example:
+      The images 8 and 9 of seed 0:
+
+      >>> import cmjax
+      >>> model = jax.tree_util.Partial(lambda x, t, cond: 0.5 * x)
+      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=1)
+      >>> draw = compile_draw(model, state, (2, 4, 4, 1), classes=None, seed=0)
+      >>> draw(8, model).images.shape
+      (2, 4, 4, 1)
     """
 
     def draw(model, shared, rows):
@@ -108,12 +111,12 @@ def compile_draw(
 
 
 class Batches:
-    """A compiled call of whole batches, each device with its part of them.
+    """A compiled call that draws whole batches, in which each device draws its part. `compile_batches` makes it.
 
     Args:
       compiled: (model, shared, rows) -> arrays [B, ...].
       arguments: from the numbers of images, i32[B], to (shared, rows) on the devices.
-      everywhere: how a model lies on them.
+      everywhere: the sharding of a model that every device holds.
       size: B.
     """
 
@@ -123,15 +126,15 @@ class Batches:
         self._compiled, self._arguments, self._everywhere, self.size = compiled, arguments, everywhere, size
 
     def place(self, model: Any) -> Any:
-        """Put a model on every device, where it is used from then on."""
+        """Copy a model to every device. Pass the result to later calls, so that the weights move once."""
         return jax.device_put(model, self._everywhere)
 
     def __call__(self, first: int, model: Any) -> Any:
-        """What belongs to the images first ... first + B - 1, on the host."""
+        """Draw the images first ... first + B - 1, and return them on the host."""
         return self.of(np.arange(first, first + self.size, dtype=np.int32), model)
 
     def of(self, numbers: np.ndarray, model: Any) -> Any:
-        """What belongs to the images of these numbers, i32[B], on the host."""
+        """Draw the images of these numbers, i32[B], and return them on the host."""
         return jax.device_get(self._compiled(self.place(model), *self._arguments(numbers)))
 
 
@@ -143,17 +146,20 @@ def compile_batches(
     rows: Callable[[np.ndarray], Any],
     devices: Sequence[Device] | None = None,
 ) -> Batches:
-    """Compile a function of batches, so that each device runs it on its part.
+    """Compile a function of a batch so that each device runs it on its part of the batch.
 
-    What a device computes then depends on how many images are its own, and not on how many others there are.
+    What a device computes then depends on the size of its part, and not on the number of devices.
 
     Args:
       draw: (model, shared, rows) -> arrays [b, ...], pure, for any b.
       model: a `ModelFn`, or its abstract form.
-      shared: a pytree that all images share: the path, keys.
+      shared: a pytree that all images share, such as the path and keys.
       size: B; the largest number of devices that divides it is used.
-      rows: i32[B], the numbers of images -> a pytree of what belongs to each, arrays [B, ...].
+      rows: from the numbers of images, i32[B], to a pytree of what belongs to each, arrays [B, ...].
       devices: of this process; None for all.
+
+    Returns:
+      The compiled call.
     """
     mesh = batch_mesh(size, devices)
     everywhere, split_up = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
@@ -168,54 +174,59 @@ def compile_batches(
     return Batches(compiled, arguments, everywhere, size)
 
 
-def draw_all(compiled: Callable[[], Batches], load: Callable[[], Any], count: int, batch: int) -> Run:
-    """Compile, load the weights, and draw batch after batch, with a bar if there are many.
+def draw_all(
+    draw: Batches,
+    model: Any,
+    count: int,
+    *,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Any:
+    """Draw the images 0 ... count - 1, batch after batch.
 
-    In this order, as compiling takes memory that the weights can have after it. The last batch is full too, and what is
-    too much is dropped.
+    The last batch is full too, and its surplus is dropped.
 
     Args:
-      compiled: makes the call, as `compile_batches` does.
-      load: makes the model.
-      count: how many in all.
-      batch: how many at once.
+      draw: the compiled call.
+      model: with weights.
+      count: images in all.
+      progress: goes through the batches' first numbers, such as `tqdm.tqdm`.
 
-    Raises:
-      UsageError: the weights cannot be loaded.
+    Returns:
+      What `draw` returns, arrays [count, ...] on the host.
     """
-    start = time.perf_counter()
-    draw = compiled()
-    compile_seconds = time.perf_counter() - start
-    with bad_input():
-        model = draw.place(load())
-    start = time.perf_counter()
-    batches = [draw(first, model) for first in with_bar(range(0, count, batch), "drawing")]
-    seconds = time.perf_counter() - start
-    return Run(jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches), compile_seconds, seconds)
-
-
-def with_bar(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """Go through items with a bar and the time left on standard error, if there are many."""
-    return track(items, what, console=Console(stderr=True), transient=True, disable=len(items) == 1)
+    model = draw.place(model)
+    batches = [draw(first, model) for first in progress(range(0, count, draw.size))]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
 
 
 def default_batch(height: int, width: int) -> int:
-    """Say how many images of a size are computed at once, where nobody says."""
+    """Choose how many images of a size a device draws at once: at most 128, and about a million pixels.
+
+    Example:
+      >>> default_batch(28, 28), default_batch(1024, 1024)
+      (128, 1)
+    """
     return min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))
 
 
 def _generate_with_steps(model: Any, state: Any, keys: Any, shape: tuple[int, ...], cond: Any) -> Drawn:
     """Draw what `cmjax.generate` draws, and keep the estimates of all steps."""
     k_x, k_z = split(keys, 2)
-    path = cmjax.trajectory(model, state, cmjax.prior(state, k_x, shape), k_z, cond)
+    path = sampling.trajectory(model, state, sampling.prior(state, k_x, shape), k_z, cond)
     return Drawn(path.x[-1], path.x0.swapaxes(0, 1))
 
 
 def image_shape(config: UNetConfig) -> tuple[int, int, int]:
-    """Say the size (H, W, C) of the images of a network.
+    """Read the shape of a network's images off its config.
+
+    Args:
+      config: of the network.
+
+    Returns:
+      (H, W, C).
 
     Raises:
-      ValueError: its config does not say, or the network cannot make images of that size.
+      ValueError: the config does not say, or the network cannot draw images of that size.
     """
     size = config.sample_size
     if size is None:
@@ -231,31 +242,3 @@ def image_shape(config: UNetConfig) -> tuple[int, int, int]:
             "a sampler needs as many out as in."
         )
     return height, width, config.in_channels
-
-
-def strips(drawn: Drawn) -> np.ndarray:
-    """Show each image, or, with every step, its strip of steps: [N, H, W, C] or [N, H, n W, C].
-
-    The last column is the sample, where the path ends, in place of the last estimate.
-    """
-    if drawn.x0 is None:
-        return drawn.images
-    return np.concatenate([*np.moveaxis(drawn.x0, 1, 0)[:-1], drawn.images], axis=2)
-
-
-def class_grid(images: np.ndarray, names: Sequence[str] | None) -> Image.Image:
-    """Lay images out, one row a class; without classes, in a square.
-
-    Args:
-      images: u8[N, H, W, C], in the order of `class_of`.
-      names: the names of the classes drawn in turn, or None.
-    """
-    count = len(images)
-    if names is None:
-        return grid(images, math.ceil(math.sqrt(count)))
-    rows = min(len(names), count)
-    columns = math.ceil(count / rows)
-    full = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
-    full[:count] = images
-    by_row = full.reshape(columns, rows, *images.shape[1:]).swapaxes(0, 1).reshape(full.shape)
-    return grid(by_row, columns, row_labels=names[:rows])
