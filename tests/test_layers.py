@@ -14,7 +14,7 @@ import cmjax
 ROOT = Path(cmjax.__file__).parent
 # Layer of each module or package under cmjax. Inside layer 2 nobody imports a neighbour.
 LAYERS = {
-    0: ("types", "schedules", "_typed", "_version"),
+    0: ("types", "schedules", "_typed", "_bounds", "_version"),
     1: ("_struct", "_numerics", "_random", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
     3: ("paths", "sampling", "search", "vp_model"),

@@ -1,13 +1,18 @@
 """Configs come from files: this room gives every field of every config values of other types."""
 
 import dataclasses
+import fractions
+import json
 import types
 import typing
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import cmjax
-from cmjax._typed import mistyped
+from cmjax._typed import frozen, mistyped, thawed
 from cmjax.models import UNetConfig
 from cmjax.training import METHODS, Optimizer, Recipe
 
@@ -23,7 +28,7 @@ CONFIGS = [*(sampler.Config for sampler in cmjax.samplers.ALL), UNetConfig, Reci
 
 def wrong_values():
     for config in CONFIGS:
-        kinds = typing.get_type_hints(config)
+        kinds = typing.get_type_hints(config)  # without the bounds
         for field in dataclasses.fields(config):
             kind = kinds[field.name]
             allowed = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
@@ -55,7 +60,7 @@ def test_lists_are_read_value_by_value():
         UNetConfig(sample_size=(8, 8, 8))
     with pytest.raises(ValueError, match=r"^ema_decays must be a list, each a finite number, got \('1.5',\)"):
         Recipe(ema_decays=("1.5",))
-    with pytest.raises(ValueError, match=r"^sample_size must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match=r"^sample_size\[1\] must be a positive integer, got 0"):
         UNetConfig(sample_size=(8, 0))
 
 
@@ -92,3 +97,85 @@ def test_a_config_of_another_family_is_refused():
         cmjax.cm.init(cmjax.cm.CMConfig, num_steps=1)
     with pytest.raises(TypeError, match="got a dict"):
         cmjax.cm.init({}, num_steps=1)
+
+
+def there_and_back(config):
+    """A config as it is after a file: written as JSON, and read."""
+    if isinstance(config, UNetConfig):
+        return UNetConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    if isinstance(config, Recipe):
+        return Recipe().changed(json.loads(json.dumps(config.to_dict())), "a.json")
+    if isinstance(config, Optimizer):
+        return there_and_back(Recipe(optimizer=config)).optimizer
+    if type(config) in METHODS.values():
+        return there_and_back(Recipe(method=config)).method
+    return cmjax.io.read_config(json.loads(json.dumps(cmjax.io.config_dict(config))))
+
+
+def other_kinds(value):
+    """The same value as other libraries have it."""
+    if isinstance(value, bool):
+        return [np.bool_(value), np.array(value), jnp.array(value)]
+    if isinstance(value, int):
+        return [np.int64(value), np.int32(value), np.array(value), jnp.int32(value)]
+    if isinstance(value, float):
+        kinds = [np.float32, np.float64, np.longdouble, np.array, jnp.float32, jnp.bfloat16, fractions.Fraction]
+        return [kind(value) for kind in kinds]
+    if isinstance(value, str):
+        return [np.str_(value)]
+    if isinstance(value, tuple) and value:
+        alike = [list(value), [np.array(one) for one in value]]
+        return alike if isinstance(value[0], str) else [*alike, np.array(value), jnp.array(value)]
+    return []
+
+
+def is_plain(value):
+    return type(value) in (int, float, bool, str) or (type(value) is tuple and all(map(is_plain, value)))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_is_accepted_survives_json_and_equals_itself(config):
+    tried = 0
+    for field in dataclasses.fields(config):
+        default = getattr(config(), field.name)
+        for value in other_kinds(default):
+            made = config(**{field.name: value})
+            assert is_plain(getattr(made, field.name)), (field.name, value)
+            if not isinstance(default, str | tuple):
+                assert getattr(made, field.name) == pytest.approx(default, rel=1e-2)
+            assert there_and_back(made) == made and hash(there_and_back(made)) == hash(made)
+            tried += 1
+    assert tried > 5
+
+
+def test_sequences_of_numbers_become_tuples():
+    betas = np.linspace(0.1, 0.2, 4, dtype=np.float32)
+    config = cmjax.tcd.TCDConfig(num_train_timesteps=np.int64(4), trained_betas=betas)
+    assert there_and_back(config) == config and config.trained_betas == tuple(map(float, betas))
+    assert UNetConfig(sample_size=np.array([8, 16])).sample_size == (8, 16)
+
+
+def test_what_has_no_plain_number_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"^sigma_max must be a finite number, got "):
+        jax.jit(lambda sigma: cmjax.cm.CMConfig(sigma_max=sigma).sigma_max)(80.0)
+    for wrong in (10**400, fractions.Fraction(10**400), np.datetime64("2020-01-01", "ns"), np.ones(1), 1j):
+        with pytest.raises(TypeError, match=r"^sigma_max must be a finite number, got "):
+            cmjax.cm.CMConfig(sigma_max=wrong)
+
+
+def test_kept_keys_survive_json_too(tmp_path):
+    kept = {"lambda_min": -INF, "noise": NAN, "betas": np.ones(2), "more": {"a": [np.float32(0.5)]}, "none": None}
+    config = cmjax.tcd.TCDConfig(extra=kept)
+    cmjax.io.write_config(config, tmp_path)
+    again = cmjax.io.read_config(tmp_path)
+    assert again == config and hash(again) == hash(config)
+    assert thawed(frozen(kept["more"])) == {"a": [0.5]}
+    for extra, message in (
+        ({"a": {1, 2}}, r"extra must hold values that JSON has, got a = \{1, 2\}"),
+        ([("a", 1), ("a", 2)], "extra must hold each key once, .* got 'a'"),
+        ({"beta_end": 1}, "none of them a field .* got 'beta_end'"),
+        ({"_a": 1}, "begun by _, got '_a'"),
+        ("ab", "extra must be a mapping, or pairs of a key and a value, got 'ab'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            cmjax.tcd.TCDConfig(extra=extra)

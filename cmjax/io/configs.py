@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from cmjax._typed import thawed
 from cmjax.io.atomic import atomic_file
 from cmjax.samplers import ALL
 from cmjax.samplers.base import SamplerConfig
@@ -17,10 +18,6 @@ __all__ = ["config_dict", "read_config", "read_json", "write_config", "write_jso
 _C = TypeVar("_C", bound=SamplerConfig)
 _FILE = "scheduler_config.json"
 _CLASSES: dict[str, type[SamplerConfig]] = {sampler.Config.scheduler: sampler.Config for sampler in ALL}
-
-
-class _JsonText(str):
-    """A JSON object that a config keeps without understanding it: as text, so that the config stays hashable."""
 
 
 @overload
@@ -72,11 +69,9 @@ def read_config(path_or_dict, as_=None):
             raise ValueError(f"{_FILE} {what}; cmjax reads {', '.join(first)} and {last}.")
         as_ = _CLASSES[name]
     fields = {field.name for field in dataclasses.fields(as_)} - {"extra"}
-    known = {key: _freeze(value) for key, value in values.items() if key in fields}
+    known = {key: value for key, value in values.items() if key in fields}
     # _class_name and _diffusers_version say who wrote the file; the class is said by the config's type.
-    extra = tuple(
-        (key, _freeze(value)) for key, value in values.items() if key not in fields and not key.startswith("_")
-    )
+    extra = {key: value for key, value in values.items() if key not in fields and not key.startswith("_")}
     try:
         return as_(**known, extra=extra)
     except TypeError as error:
@@ -102,7 +97,8 @@ def write_config(config: SamplerConfig, path: str | Path) -> None:
       True
     """
     path = Path(path)
-    write_json(config_dict(config), path / _FILE if path.is_dir() else path)
+    # What diffusers writes of schedulers that we do not know may hold Infinity (lambda_min_clipped).
+    write_json(config_dict(config), path / _FILE if path.is_dir() else path, allow_nan=True)
 
 
 def config_dict(config: SamplerConfig) -> dict[str, Any]:
@@ -114,7 +110,7 @@ def config_dict(config: SamplerConfig) -> dict[str, Any]:
       'CMStochasticIterativeScheduler'
     """
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "extra"}
-    kept = {key: _thaw(value) for key, value in config.extra}
+    kept = {key: thawed(value) for key, value in config.extra}
     return {"_class_name": type(config).scheduler, **fields, **kept}
 
 
@@ -134,13 +130,13 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
-def write_json(value: Any, path: str | Path) -> None:
+def write_json(value: Any, path: str | Path, *, allow_nan: bool = False) -> None:
     """Write a JSON file, whole or not at all.
 
     Raises:
       OSError: when it cannot be written.
     """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -149,17 +145,3 @@ def _find(path: Path) -> Path:
     if not path.is_dir():
         return path
     return next((p for p in (path / _FILE, path / "scheduler" / _FILE) if p.exists()), path / _FILE)
-
-
-def _freeze(value: Any) -> Any:
-    """Make a JSON value hashable."""
-    if isinstance(value, list):
-        return tuple(map(_freeze, value))
-    return _JsonText(json.dumps(value)) if isinstance(value, dict) else value
-
-
-def _thaw(value: Any) -> Any:
-    """Make a hashable value what it was in JSON."""
-    if isinstance(value, tuple):
-        return list(map(_thaw, value))
-    return json.loads(value) if isinstance(value, _JsonText) else value

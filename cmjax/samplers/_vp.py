@@ -66,11 +66,6 @@ class VPConfig(SamplerConfig):
     timestep_scaling: float = 10.0
     rescale_betas_zero_snr: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.trained_betas, list | np.ndarray):  # JSON knows lists only, and those have no hash
-            object.__setattr__(self, "trained_betas", tuple(self.trained_betas))
-        super().__post_init__()
-
 
 # ---- the rates -------------------------------------------------------------------------------------------------------
 

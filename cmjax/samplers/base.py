@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
 from cmjax._random import noise, noise_if
 from cmjax._struct import Struct, static
-from cmjax._typed import mistyped
+from cmjax._typed import check_fields, frozen
 from cmjax.types import Array, Edit, Key
 
 __all__ = ["Prediction", "SamplerConfig", "SamplerState", "advance", "build", "step"]
@@ -40,7 +41,8 @@ class SamplerConfig:
 
     Attributes:
       scheduler: what the file calls the sampler.
-      extra: keys of the file that this config does not know, kept to be written back.
+      extra: keys of the file that this config does not know, kept to be written back: a mapping or pairs, of values
+        that JSON has.
     """
 
     scheduler: ClassVar[str]
@@ -48,8 +50,29 @@ class SamplerConfig:
     extra: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        if fault := mistyped(self):
-            raise TypeError(fault)
+        fields = {field.name for field in dataclasses.fields(self)} - {"extra"}
+        object.__setattr__(self, "extra", _kept(self.extra, fields))
+        check_fields(self, TypeError, bounds=False)
+
+
+def _kept(extra: Any, fields: set[str]) -> tuple[tuple[str, Any], ...]:
+    """The keys that a config keeps, as pairs with a hash."""
+    pairs = list(extra.items()) if isinstance(extra, Mapping) else extra
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    ):
+        raise TypeError(f"extra must be a mapping, or pairs of a key and a value, got {extra!r:.60}.")
+    names = [str(name) for name, _ in pairs]
+    for name in names:
+        if name in fields or name.startswith("_") or names.count(name) > 1:
+            raise TypeError(f"extra must hold each key once, none of them a field or begun by _, got {name!r}.")
+    kept = []
+    for name, value in pairs:
+        try:
+            kept.append((str(name), frozen(value)))
+        except ValueError as error:
+            raise TypeError(f"extra must hold values that JSON has, got {name} = {error}.") from error
+    return tuple(kept)
 
 
 StateT = TypeVar("StateT", bound="SamplerState")

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import optax
 
 from cmjax import curricula
-from cmjax._typed import mistyped, unknown_names
+from cmjax._bounds import at_least, each, one_of, positive, within
+from cmjax._typed import check_fields, unknown_names
 from cmjax.training.methods import METHODS, EasyConsistencyTuning, Method
 
 if TYPE_CHECKING:
@@ -46,34 +47,20 @@ class Optimizer:
       clip_norm: the largest global norm of a gradient; 0 for any.
     """
 
-    name: str = "adam"
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-4
-    warmup_steps: int = 200
-    hold: float = 1 / 3
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    name: Annotated[str, one_of(*_OPTIMIZERS, says=f"be one of {', '.join(_OPTIMIZERS)}")] = "adam"
+    learning_rate: Annotated[float, positive()] = 1e-3
+    final_learning_rate: Annotated[float, positive()] = 1e-4
+    warmup_steps: Annotated[int, at_least(0)] = 200
+    hold: Annotated[float, within("[0, 1]", says=", a share of the run")] = 1 / 3
+    b1: Annotated[float, within("[0, 1)")] = 0.9
+    b2: Annotated[float, within("[0, 1)")] = 0.99
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    clip_norm: Annotated[float, at_least(0)] = 1.0
 
     def __post_init__(self) -> None:
-        if fault := mistyped(self):
-            raise ValueError(fault)
-        if self.name not in _OPTIMIZERS:
-            raise ValueError(f"name must be one of {', '.join(_OPTIMIZERS)}, got {self.name!r}.")
-        for name in ("learning_rate", "final_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        check_fields(self)
         if self.weight_decay and self.name != "adamw":
             raise ValueError(f"weight_decay is for 'adamw', but the optimizer is {self.name!r}.")
-        if not 0 <= self.hold <= 1:
-            raise ValueError(f"hold must lie in [0, 1], a share of the run, got {self.hold}.")
 
     def schedule(self, *spans: int) -> optax.Schedule:
         """The learning rate at each step of a run of so many steps; of several spans, in each of them anew."""
@@ -118,21 +105,17 @@ class Recipe:
     """
 
     method: Method = EasyConsistencyTuning()  # noqa: RUF009 (frozen)
-    steps: int = 12000
-    batch_size: int = 64
-    accumulate: int = 1
+    steps: Annotated[int, at_least(1)] = 12000
+    batch_size: Annotated[int, at_least(1)] = 64
+    accumulate: Annotated[int, at_least(1)] = 1
     flip: bool = False
-    ema_decays: tuple[float, ...] = (0.999,)
+    ema_decays: Annotated[tuple[float, ...], each(within("[0, 1)"))] = (0.999,)
     ema_stds: tuple[float, ...] = ()
-    seed: int = 0
+    seed: Annotated[int, within("[0, 2^32)")] = 0
     optimizer: Optimizer | optax.GradientTransformation = Optimizer()
 
     def __post_init__(self) -> None:
-        for name in ("ema_decays", "ema_stds"):
-            if isinstance(getattr(self, name), list):  # files know lists only, and those have no hash
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if fault := mistyped(self):
-            raise ValueError(fault)
+        check_fields(self)
         if not isinstance(self.method, Method):
             raise ValueError(f"method must be a training.Method, got {self.method!r:.60}.")
         if not isinstance(self.optimizer, Optimizer | optax.GradientTransformation):
@@ -140,23 +123,16 @@ class Recipe:
                 "optimizer must be a training.Optimizer or an optax.GradientTransformation, "
                 f"got {self.optimizer!r:.60}."
             )
-        for name in ("steps", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate must divide batch_size = {self.batch_size} into equal parts, got {self.accumulate}."
             )
-        if not all(0.0 <= decay < 1.0 for decay in self.ema_decays):
-            raise ValueError(f"ema_decays must lie in [0, 1), got {list(self.ema_decays)}.")
         if not self.ema_decays + self.ema_stds:
             raise ValueError(
                 "ema_decays must name an average, or ema_stds: one of them samples. (A decay of 0 is none.)"
             )
         for std in self.ema_stds:
             curricula.power_ema_exponent(std)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}.")
         self.method.check(self.steps)
 
     def decays(self, step: int | Array) -> list[Array]:

@@ -193,6 +193,22 @@ def test_an_unknown_option_is_refused_by_name():
         UNetConfig.from_dict({"encoder_hid_dim": 3})
 
 
+def test_what_other_tools_leave_in_the_file_passes():
+    left = {
+        "decay": 0.9999,
+        "inv_gamma": 1.0,
+        "min_decay": 0.0,
+        "optimization_step": 100,
+        "power": 0.75,
+        "update_after_step": 0,
+        "use_ema_warmup": True,
+    }  # diffusers' EMAModel.save_pretrained
+    published = json.loads(IMAGENET_64)
+    assert UNetConfig.from_dict(published | left) == UNetConfig.from_dict(published)
+    with pytest.raises(ValueError, match="unknown options: power_of_attention"):
+        UNetConfig.from_dict(published | left | {"power_of_attention": 2})
+
+
 def test_another_class_is_refused():
     with pytest.raises(ValueError, match="is for UNet2DConditionModel; cmjax reads UNet2DModel"):
         UNetConfig.from_dict({"_class_name": "UNet2DConditionModel"})

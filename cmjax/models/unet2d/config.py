@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from cmjax._typed import mistyped
+from cmjax._bounds import Rule, at_least, at_most, each, one_of, positive, within
+from cmjax._typed import check_fields
+from cmjax.models.config_files import options
 from cmjax.models.unet2d.block_types import check_blocks, check_norms, num_groups, without_prefix
 
 __all__ = ["UNetConfig"]
 
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 
-# What each option may be, and why nothing else. Where an option acts nowhere, diffusers looks at it nowhere and takes
-# anything; here a value that no network could have is refused all the same.
-_CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "time_embedding_type": (("positional", "fourier", "learned"), ""),
-    "mid_block_type": (("UNetMidBlock2D", None), "UNet2DModel has no other; diffusers builds 'UNetMidBlock2D' for any"),
-    "downsample_type": (("conv", "resnet", None), "with any other an attention block would not halve its picture"),
-    "upsample_type": (("conv", "resnet", None), "with any other an attention block would not double its picture"),
-    "downsample_padding": ((0, 1), "with any other, pictures of the two ways would differ in size"),
-    "resnet_time_scale_shift": (
-        ("default", "scale_shift"),
-        "'ada_group' is what K blocks do by themselves, and 'spatial' is for decoders of latent pictures",
-    ),
-    "class_embed_type": ((None, "timestep", "identity"), "diffusers would build a network without classes"),
-}
-
 # Beyond these a damaged file is likelier than such a network, and making it would take all memory.
-_MOST_CHANNELS = 1 << 16
 _MOST_LEVELS, _MOST_BLOCKS = 16, 256
-_MOST = {"num_class_embeds": 1 << 24, "num_train_timesteps": 1 << 24}
+_POSITIVE, _MOST, _MOST_ROWS = positive("be a positive integer"), at_most(1 << 16), at_most(1 << 24)
+
+# Where an option acts nowhere, diffusers looks at it nowhere and takes anything; here a value that no network could
+# have is refused all the same.
+_MID_BLOCKS = one_of("UNetMidBlock2D", None, why="UNet2DModel has no other; diffusers builds 'UNetMidBlock2D' for any")
+_HALVES = one_of("conv", "resnet", None, why="with any other an attention block would not halve its picture")
+_DOUBLES = one_of("conv", "resnet", None, why="with any other an attention block would not double its picture")
+_PADDINGS = one_of(0, 1, why="with any other, pictures of the two ways would differ in size")
+_SHIFTS = one_of(
+    "default",
+    "scale_shift",
+    why="'ada_group' is what K blocks do by themselves, and 'spatial' is for decoders of latent pictures",
+)
+_CLASS_EMBEDS = one_of(None, "timestep", "identity", why="diffusers would build a network without classes")
+_ACTIVATIONS = Rule(f"be one of {', '.join(map(repr, ACTIVATIONS))}", lambda name: name.lower() in ACTIVATIONS)
+_DIVISOR = Rule("not be 0: the mid block's sums are divided by it", lambda factor: factor != 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,52 +96,41 @@ class UNetConfig:
       True
     """
 
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 3
-    out_channels: int = 3
+    sample_size: Annotated[int | tuple[int, int] | None, each(_POSITIVE), each(_MOST)] = None
+    in_channels: Annotated[int, _POSITIVE, _MOST] = 3
+    out_channels: Annotated[int, _POSITIVE, _MOST] = 3
     center_input_sample: bool = False
-    time_embedding_type: str = "positional"
-    time_embedding_dim: int | None = None
+    time_embedding_type: Annotated[str, one_of("positional", "fourier", "learned")] = "positional"
+    time_embedding_dim: Annotated[int | None, _POSITIVE, _MOST] = None
     freq_shift: int = 0
     flip_sin_to_cos: bool = True
     down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
-    mid_block_type: str | None = "UNetMidBlock2D"
+    mid_block_type: Annotated[str | None, _MID_BLOCKS] = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    layers_per_block: int = 2
-    mid_block_scale_factor: float = 1
-    downsample_padding: int = 1
-    downsample_type: str | None = "conv"
-    upsample_type: str | None = "conv"
-    dropout: float = 0.0
-    act_fn: str = "silu"
-    attention_head_dim: int | None = 8
-    norm_num_groups: int | None = 32
-    attn_norm_num_groups: int | None = None
-    norm_eps: float = 1e-5
-    resnet_time_scale_shift: str = "default"
+    block_out_channels: Annotated[tuple[int, ...], each(_POSITIVE), each(_MOST)] = (224, 448, 672, 896)
+    layers_per_block: Annotated[int, _POSITIVE, _MOST] = 2
+    mid_block_scale_factor: Annotated[float, _DIVISOR] = 1
+    downsample_padding: Annotated[int, _PADDINGS] = 1
+    downsample_type: Annotated[str | None, _HALVES] = "conv"
+    upsample_type: Annotated[str | None, _DOUBLES] = "conv"
+    dropout: Annotated[float, within("[0, 1)")] = 0.0
+    act_fn: Annotated[str, _ACTIVATIONS] = "silu"
+    attention_head_dim: Annotated[int | None, _POSITIVE, _MOST] = 8
+    norm_num_groups: Annotated[int | None, _POSITIVE, _MOST] = 32
+    attn_norm_num_groups: Annotated[int | None, _POSITIVE, _MOST] = None
+    norm_eps: Annotated[float, at_least(0, says="not be negative")] = 1e-5
+    resnet_time_scale_shift: Annotated[str, _SHIFTS] = "default"
     add_attention: bool = True
-    class_embed_type: str | None = None
-    num_class_embeds: int | None = None
-    num_train_timesteps: int | None = None
+    class_embed_type: Annotated[str | None, _CLASS_EMBEDS] = None
+    num_class_embeds: Annotated[int | None, _POSITIVE, _MOST_ROWS] = None
+    num_train_timesteps: Annotated[int | None, _POSITIVE, _MOST_ROWS] = None
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # JSON has lists; a hashable config has tuples
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-        if fault := mistyped(self):
-            raise ValueError(fault)
-        self._check_choices()
+        check_fields(self)
+        self._check_kinds()
         self._check_sizes()
 
-    def _check_choices(self):
-        for name, (allowed, why) in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                why = f" ({why})" if why else ""
-                raise ValueError(f"{name} must be one of {_list(allowed)}, got {getattr(self, name)!r}{why}.")
-        if self.act_fn.lower() not in ACTIVATIONS:
-            raise ValueError(f"act_fn must be one of {_list(ACTIVATIONS)}, got {self.act_fn!r}.")
+    def _check_kinds(self):
         check_blocks(
             self.down_block_types,
             self.up_block_types,
@@ -164,26 +154,6 @@ class UNetConfig:
                 f"block_out_channels may have {_MOST_LEVELS} levels at most, of {_MOST_BLOCKS} blocks in all, got "
                 f"{levels} with layers_per_block = {self.layers_per_block}."
             )
-        positive = {"in_channels": self.in_channels, "out_channels": self.out_channels}
-        positive |= {"layers_per_block": self.layers_per_block}
-        positive |= {f"block_out_channels[{i}]": c for i, c in enumerate(self.block_out_channels)}
-        if self.sample_size is not None:
-            positive["sample_size"] = min(self.sample_size) if isinstance(self.sample_size, tuple) else self.sample_size
-        optional = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps")
-        for name in (*optional, "norm_num_groups", "time_embedding_dim"):
-            if getattr(self, name) is not None:
-                positive[name] = getattr(self, name)
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-            if value > _MOST.get(name, _MOST_CHANNELS):
-                raise ValueError(f"{name} must be at most {_MOST.get(name, _MOST_CHANNELS)}, got {value!r}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")
-        if self.mid_block_scale_factor == 0:
-            raise ValueError("mid_block_scale_factor must not be 0: the mid block's sums are divided by it.")
-        if self.norm_eps < 0:
-            raise ValueError(f"norm_eps must not be negative, got {self.norm_eps}.")
         check_norms(
             self.down_kinds,
             self.up_kinds,
@@ -261,7 +231,8 @@ class UNetConfig:
         """Read the content of a diffusers config.json.
 
         Args:
-          d: The file's mapping. Keys that begin with an underscore are diffusers' own bookkeeping and are skipped.
+          d: The file's mapping. Keys that begin with an underscore are diffusers' own bookkeeping and are skipped, as
+            are those that other tools leave there (`cmjax.models.config_files`).
 
         Returns:
           The config.
@@ -270,22 +241,9 @@ class UNetConfig:
           ValueError: The file is for another class, has a key that is not an option of `UNet2DModel`, or asks for
             something that is not supported.
         """
-        if not isinstance(d, Mapping):
-            raise ValueError(f"the network's config.json must hold a JSON object, but it holds a {type(d).__name__}.")
-        kind = d.get("_class_name", "UNet2DModel")
-        if kind != "UNet2DModel":
-            raise ValueError(f"the network's config.json is for {kind}; cmjax reads UNet2DModel.")
-        options = {k: v for k, v in d.items() if not k.startswith("_")}
-        unknown = sorted(options.keys() - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"the network's config.json has unknown options: {', '.join(unknown)}.")
-        return cls(**options)
+        return cls(**options(d, "UNet2DModel", (field.name for field in dataclasses.fields(cls))))
 
     def to_dict(self) -> dict[str, Any]:
         """Write the mapping of a diffusers config.json: every option, lists for tuples, and the class name."""
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-        return {"_class_name": "UNet2DModel", **options}
-
-
-def _list(allowed: tuple[Any, ...]) -> str:
-    return ", ".join(repr(a) for a in allowed)
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {"_class_name": "UNet2DModel", **values}

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from cmjax._typed import mistyped
+from cmjax._bounds import Rule
+from cmjax._typed import check_fields
 from cmjax.losses import karras
 from cmjax.samplers.cm import CMConfig
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key, ModelFn
 
-__all__ = ["Learner", "Method", "check_lengths", "check_share", "in_proportion", "karras_grid", "positive"]
+__all__ = ["STAGES", "Learner", "Method", "in_proportion", "karras_grid"]
+
+STAGES = Rule("be one or more positive lengths", lambda stages: bool(stages) and min(stages) > 0)
 
 
 class Learner(NamedTuple):
@@ -46,11 +49,7 @@ class Method(abc.ABC):
     sample_steps: ClassVar[int] = 2  # of the pictures that show how far a run is
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(getattr(self, field.name), list):  # files know lists only, and those have no hash
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        if fault := mistyped(self):
-            raise ValueError(fault)
+        check_fields(self)
 
     def check(self, steps: int) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError for a run too short for this method."""
@@ -84,26 +83,6 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """One value per example, f32[B]."""
-
-
-def positive(method: Method, *names: str) -> None:
-    """Raise ValueError for the first of these numbers that is neither None nor above 0."""
-    for name in names:
-        value = getattr(method, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
-
-
-def check_share(method: Method, name: str) -> None:
-    """Raise ValueError where a number is no share below 1."""
-    if not 0.0 <= getattr(method, name) < 1.0:
-        raise ValueError(f"{name} must lie in [0, 1), got {getattr(method, name)}.")
-
-
-def check_lengths(stages: tuple[float, ...]) -> None:
-    """Raise ValueError where these are no stages."""
-    if not stages or min(stages) <= 0:
-        raise ValueError(f"stages must be one or more positive lengths, got {list(stages)}.")
 
 
 def in_proportion(stages: tuple[float, ...], steps: int) -> tuple[int, ...]:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from cmjax import curricula, losses
+from cmjax._bounds import positive, within
 from cmjax.parameterization import consistency_fn, trigflow_fn
-from cmjax.training.methods.base import (
-    Learner,
-    Method,
-    check_lengths,
-    in_proportion,
-    karras_grid,
-    positive,
-)
+from cmjax.training.methods.base import STAGES, Learner, Method, in_proportion, karras_grid
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -47,19 +41,12 @@ class EasyConsistencyTuning(Method):
       dropout: whether the network gets a dropout key (student and target the same one).
     """
 
-    stages: tuple[float, ...] = (4.0, 1.0, 0.5, 2.5, 4.0)
-    initial_gap: float = 1.0
+    stages: Annotated[tuple[float, ...], STAGES] = (4.0, 1.0, 0.5, 2.5, 4.0)
+    initial_gap: Annotated[float, within("(0, 1]", why="1 is denoising.")] = 1.0
     proposal_mean: float = -0.4
-    proposal_std: float = 2.0
-    huber_c: float | None = None
+    proposal_std: Annotated[float, positive()] = 2.0
+    huber_c: Annotated[float | None, positive()] = None
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_lengths(self.stages)
-        if not 0.0 < self.initial_gap <= 1.0:
-            raise ValueError(f"initial_gap must lie in (0, 1], got {self.initial_gap}. (1 is denoising.)")
-        positive(self, "proposal_std", "huber_c")
 
     def stage_steps(self, steps: int) -> tuple[int, ...]:
         """How many steps each stage lasts."""
@@ -101,13 +88,9 @@ class ImprovedConsistencyTraining(Method):
     initial_scales: int = 10
     final_scales: int = 1280
     proposal_mean: float = -1.1
-    proposal_std: float = 2.0
-    huber_c: float | None = None
+    proposal_std: Annotated[float, positive()] = 2.0
+    huber_c: Annotated[float | None, positive()] = None
     dropout: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "proposal_std", "huber_c")
 
     def check(self, steps: int) -> None:
         """Raise ValueError where the grid cannot double that often in so few steps."""
@@ -207,16 +190,10 @@ class ContinuousTraining(Method):
     """
 
     proposal_mean: float = -1.0
-    proposal_std: float = 1.4
-    warmup: float = 0.1
-    tangent_constant: float = 0.1
+    proposal_std: Annotated[float, positive()] = 1.4
+    warmup: Annotated[float, within("[0, 1]", says=", a share of the run")] = 0.1
+    tangent_constant: Annotated[float, positive()] = 0.1
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "proposal_std", "tangent_constant")
-        if not 0.0 <= self.warmup <= 1.0:
-            raise ValueError(f"warmup must lie in [0, 1], a share of the run, got {self.warmup}.")
 
     def _warmup(self, step: int | Array, steps: int) -> Array:
         return curricula.tangent_warmup(step, warmup_steps=round(self.warmup * steps))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import jax
 
 from cmjax import losses
+from cmjax._bounds import positive, within
 from cmjax.parameterization import denoiser_fn
 from cmjax.samplers import tcd
 from cmjax.samplers.tcd import TCDConfig
-from cmjax.training.methods.base import Learner, Method, check_share, positive
+from cmjax.training.methods.base import Learner, Method
 from cmjax.training.methods.guidance import some_left_out
 
 if TYPE_CHECKING:
@@ -33,14 +34,9 @@ class Denoising(Method):
     sample_steps: ClassVar[int] = 20
 
     proposal_mean: float = -1.2
-    proposal_std: float = 1.2
-    label_dropout: float = 0.0
+    proposal_std: Annotated[float, positive()] = 1.2
+    label_dropout: Annotated[float, within("[0, 1)")] = 0.0
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "proposal_std")
-        check_share(self, "label_dropout")
 
     def made(self, config: Any, step: int, steps: int) -> Any:
         """A denoiser's."""
@@ -79,14 +75,9 @@ class NoisePrediction(Method):
     config_type: ClassVar[type] = TCDConfig
     sample_steps: ClassVar[int] = 25
 
-    min_snr: float | None = None
-    label_dropout: float = 0.0
+    min_snr: Annotated[float | None, positive()] = None
+    label_dropout: Annotated[float, within("[0, 1)")] = 0.0
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "min_snr")
-        check_share(self, "label_dropout")
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.noise_prediction`."""

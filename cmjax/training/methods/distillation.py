@@ -5,22 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from cmjax import curricula, losses, ode
+from cmjax._bounds import at_least, positive, within
 from cmjax.parameterization import consistency_fn, denoiser_fn
-from cmjax.training.methods.base import (
-    Learner,
-    Method,
-    check_lengths,
-    check_share,
-    in_proportion,
-    karras_grid,
-    positive,
-)
+from cmjax.training.methods.base import STAGES, Learner, Method, in_proportion, karras_grid
 from cmjax.training.methods.consistency_training import ContinuousTraining
 from cmjax.training.methods.guidance import guided
 
@@ -46,17 +39,10 @@ class ConsistencyDistillation(Method):
     needs_teacher: ClassVar[bool] = True
     shared: ClassVar[tuple[str, ...]] = _RANGE
 
-    num_scales: int = 18
-    decay: float = 0.95
-    guidance_scale: float = 1.0
+    num_scales: Annotated[int, at_least(2)] = 18
+    decay: Annotated[float, within("[0, 1)")] = 0.95
+    guidance_scale: Annotated[float, positive()] = 1.0
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_scales < 2:
-            raise ValueError(f"num_scales must be at least 2, got {self.num_scales}.")
-        check_share(self, "decay")
-        positive(self, "guidance_scale")
 
     def target_decay(self, step: int | Array, steps: int) -> Array:
         """Always the same."""
@@ -102,15 +88,9 @@ class ProgressiveDistillation(Method):
     needs_teacher: ClassVar[bool] = True
     shared: ClassVar[tuple[str, ...]] = _RANGE
 
-    num_steps: int = 8
-    stages: tuple[float, ...] = (1.0,)
+    num_steps: Annotated[int, at_least(1)] = 8
+    stages: Annotated[tuple[float, ...], STAGES] = (1.0,)
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
-        check_lengths(self.stages)
 
     def check(self, steps: int) -> None:
         """Raise ValueError where a stage would have no step, so that its student never learned what it teaches."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import jax.numpy as jnp
 
 from cmjax import losses
+from cmjax._bounds import at_least, one_of, positive, within
 from cmjax.samplers import lcm, tcd
 from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
-from cmjax.training.methods.base import Learner, Method, positive
+from cmjax.training.methods.base import Learner, Method
 from cmjax.training.methods.guidance import guided
 
 if TYPE_CHECKING:
@@ -42,18 +43,10 @@ class _Distillation(Method):
     shared: ClassVar[tuple[str, ...]] = _SHARED
     sample_steps: ClassVar[int] = 4
 
-    skip: int = 1
-    decay: float | None = 0.95
-    guidance_scale: float = 1.0
+    skip: Annotated[int, at_least(1)] = 1
+    decay: Annotated[float | None, within("[0, 1)", why="At 0 the student is its own target.")] = 0.95
+    guidance_scale: Annotated[float, positive()] = 1.0
     dropout: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.skip < 1:
-            raise ValueError(f"skip must be at least 1, got {self.skip}.")
-        positive(self, "guidance_scale")
-        if self.decay is not None and not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), got {self.decay}. (At 0 the student is its own target.)")
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """Always the same."""
@@ -74,12 +67,7 @@ class TrajectoryDistillation(_Distillation):
 
     config_type: ClassVar[type] = TCDConfig
 
-    order: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in (1, 2):
-            raise ValueError(f"order must be 1 or 2, got {self.order}.")
+    order: Annotated[int, one_of(1, 2, says="be 1 or 2")] = 1
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.trajectory_distillation`."""
@@ -110,12 +98,7 @@ class LatentConsistencyDistillation(_Distillation):
 
     config_type: ClassVar[type] = LCMConfig
 
-    huber_c: float | None = 0.001
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.huber_c is not None and not self.huber_c >= 0:
-            raise ValueError(f"huber_c must be at least 0, got {self.huber_c}. (0 is the squared distance.)")
+    huber_c: Annotated[float | None, at_least(0, why="0 is the squared distance.")] = 0.001
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.latent_consistency_distillation`."""
