@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -73,15 +74,21 @@ def child(each: Part, folder: Path, tiny: bool) -> int:
     """Measure one part, in a process of its own, as soon as the parent says for how long."""
     import jax
 
-    import cmjax  # noqa: F401 (imported while the part before is at work)
-
-    if not each.name.startswith("pytorch"):
+    for name in ("cmjax.io", "cmjax.sampling", *each.warm):  # while the part before is at work
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if each.jax:
         jax.devices()  # starts the runtime, which takes seconds
     said = sys.stdin.readline()
     if not said:
         return 0
     result = gpu_parts.read(folder, each.name)
     run = Run(folder, result, float(said), tiny=tiny)
+
+    def count(event: str, **_: Any) -> None:
+        result["compile_cache_hits"] += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_listener(count)
     try:
         each.measure(run)
     except BaseException:
@@ -102,8 +109,7 @@ class Child:
         self.part, self.folder, self.log = each, folder, logs / f"{each.name}.log"
         command = [sys.executable, __file__, "--out", str(folder), "--child", each.name, *(["--tiny"] if tiny else [])]
         environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(logs / "cache"), **os.environ}
-        if each.name.startswith("profile"):  # a CUDA graph hides its kernels from the profiler
-            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {each.xla_flags}".strip()
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment,
@@ -115,7 +121,7 @@ class Child:
         result = {
             "part": self.part.name, "about": self.part.about, "machine": about, "status": "killed",
             "limit_seconds": round(seconds, 1), "seconds": 0.0, "rows": [], "targets": [], "left_out": [],
-            "errors": [],
+            "errors": [], "compile_cache_hits": 0,
         }  # fmt: skip
         gpu_parts.write(self.folder, self.part.name, result)
         start = time.monotonic()

@@ -35,22 +35,31 @@ class Part(NamedTuple):
     share: float
     about: str
     measure: Callable[[Run], None]
+    warm: tuple[str, ...]
+    jax: bool
+    xla_flags: str
 
 
 PARTS: dict[str, Part] = {}
 
 
-def part(name: str, *, place: float, share: float) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
+def part(
+    name: str, *, place: float, share: float, warm: tuple[str, ...] = (), jax: bool = True, xla_flags: str = ""
+) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
     """Register a part.
 
     Args:
         name: of the part and of its result file.
         place: parts run in ascending order: the more a result is worth, the lower.
         share: a part may take `share` over the sum of the shares from it to the last, of the time that is left.
+        warm: modules that its process imports while the part before runs, if they are installed.
+        jax: whether it computes with JAX, so that its process gets the device ready as well.
+        xla_flags: added to XLA_FLAGS of its process.
     """
 
     def register(measure: Callable[[Run], None]) -> Callable[[Run], None]:
-        PARTS[name] = Part(name, place, share, (measure.__doc__ or "").strip().splitlines()[0], measure)
+        about = (measure.__doc__ or "").strip().splitlines()[0]
+        PARTS[name] = Part(name, place, share, about, measure, warm, jax, xla_flags)
         return measure
 
     return register

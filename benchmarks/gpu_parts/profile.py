@@ -162,16 +162,12 @@ def table(run: Run, where: str, compiled: Any, call: Callable[[], Any], calls: i
         run.row(f"  {label}", ms=each["ms"], calls=each["calls"], share=each["share"])
 
 
-def forward_of(run: Run, dtype: str, batch: int) -> tuple[Any, Callable[[], Any]]:
-    """Compile the forward call of the ImageNet 64 network: the program and a call of it."""
-    from unet_forward import forward, labelled
+def compiled_forward(model: Any, arrays: tuple[Any, ...]) -> tuple[Any, Callable[[], Any]]:
+    """Compile a network's call, its parts labelled: the program and a call of it."""
+    from unet_forward import labelled
 
-    from gpu_parts.imagenet64 import given, network
-
-    model, _ = network(run, dtype)
-    arrays = given(model, batch)
-    with labelled():
-        compiled = jax.jit(forward).lower(model, *arrays).compile()
+    with labelled():  # a new function each time, since JAX remembers what it has traced
+        compiled = jax.jit(lambda model, *arrays: model(*arrays)).lower(model, *arrays).compile()
     return compiled, lambda: compiled(model, *arrays)
 
 
@@ -181,10 +177,11 @@ def by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
     return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), 1, 2)
 
 
-@part("profile", place=9, share=45)
+# A CUDA graph would hide its kernels from the profiler.
+@part("profile", place=9, share=45, xla_flags="--xla_gpu_enable_command_buffer=")
 def profile(run: Run) -> None:
     """Kernels of the headline network and of what missed its target; what another formulation would take."""
-    from gpu_parts.imagenet64 import cases, kind
+    from gpu_parts.imagenet64 import cases, given, kind, network
 
     missed = {
         (name, line.get("dtype"), line.get("batch"))
@@ -199,13 +196,15 @@ def profile(run: Run) -> None:
         if not run.has(15, where):
             continue
         with run.attempt(where):
-            compiled, call = forward_of(run, dtype, batch)
+            model, _ = network(run, dtype)
+            arrays = given(model, batch)
+            compiled, call = compiled_forward(model, arrays)
             table(run, where, compiled, call)
         if dtype == "bfloat16" and jax.default_backend() == "gpu" and run.has(15, f"{where}, attention by cuDNN"):
             from cmjax.models.unet2d import blocks
 
             with run.attempt(f"{where}, attention by cuDNN"), mock.patch.object(blocks, "attend", by_cudnn):
-                _, variant = forward_of(run, dtype, batch)
+                _, variant = compiled_forward(model, arrays)
                 timing, _ = interleaved({"as it is": call, "cuDNN": variant}, rounds=7)
                 ms = {f"ms {name}": each.median * 1e3 for name, each in timing.items()}
                 run.row(f"{where}: attention by cuDNN", **ms)
