@@ -201,9 +201,9 @@ def profile(run: Run) -> None:
             compiled, call = compiled_forward(model, arrays)
             table(run, where, compiled, call)
         if dtype == "bfloat16" and jax.default_backend() == "gpu" and run.has(15, f"{where}, attention by cuDNN"):
-            from cmjax.models.unet2d import blocks
+            from cmjax.models.layers import attention
 
-            with run.attempt(f"{where}, attention by cuDNN"), mock.patch.object(blocks, "attend", by_cudnn):
+            with run.attempt(f"{where}, attention by cuDNN"), mock.patch.object(attention, "attend", by_cudnn):
                 _, variant = compiled_forward(model, arrays)
                 timing, _ = interleaved({"as it is": call, "cuDNN": variant}, rounds=7)
                 ms = {f"ms {name}": each.median * 1e3 for name, each in timing.items()}
