@@ -142,16 +142,19 @@ def _plain(value: Any, kind: Any) -> Any:
     tuples = [one for one in kinds if typing.get_origin(one) is tuple]
     if tuples and _is_list(value):
         try:
-            values = value.tolist() if hasattr(value, "dtype") else list(value)
+            return tuple(map(_plain_number, _values(value)))
         except Exception:  # a traced array has no values
             return value
-        return tuple(_plain_number(one) for one in values)
     return _plain_number(value) if any(one in _SAID for one in kinds) else value
 
 
 def _is_list(value: Any) -> bool:
     """Whether it is a list, a tuple, or an array with an axis."""
     return bool(getattr(value, "shape", ())) or (isinstance(value, Sequence) and not isinstance(value, str | bytes))
+
+
+def _values(value: Any) -> list[Any]:
+    return value.tolist() if hasattr(value, "dtype") else list(value)
 
 
 def _plain_number(value: Any) -> Any:
@@ -190,8 +193,8 @@ def frozen(value: Any) -> Any:
     """
     if isinstance(value, _JsonText):
         return value
-    if _is_list(value) and (isinstance(value, Sequence) or hasattr(value, "tolist")):
-        return tuple(map(frozen, value.tolist() if hasattr(value, "tolist") else value))
+    if _is_list(value):
+        return tuple(map(frozen, _values(value)))
     if isinstance(value, Mapping):
         return _JsonText(json.dumps({str(key): thawed(frozen(one)) for key, one in value.items()}))
     value = _plain_number(value)

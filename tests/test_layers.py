@@ -51,6 +51,7 @@ def test_imports_point_down(file: Path) -> None:
     for name in imports(file):
         top, _, rest = name.partition(".")
         assert not (LAYER[part] <= 3 and top in HEAVY), f"{part} imports {name}"
+        assert top != "chex", "chex is for the tests alone"
         assert not (part == "schedules" and top == "jax")
         target = rest.split(".")[0]
         if top == "cmjax" and target in LAYER and target != part:

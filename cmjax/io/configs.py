@@ -73,7 +73,7 @@ def read_config(path_or_dict, as_=None):
     # _class_name and _diffusers_version say who wrote the file; the class is said by the config's type.
     extra = {key: value for key, value in values.items() if key not in fields and not key.startswith("_")}
     try:
-        return as_(**known, extra=extra)
+        return as_(**known, extra=tuple(extra.items()))
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error
 
