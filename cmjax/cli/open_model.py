@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.drawing import image_shape
 from cmjax.io import Checkpoint
+from cmjax.io.memory import return_freed_memory
 
 __all__ = ["UnloadedModel", "open_model"]
 
@@ -44,7 +44,12 @@ def open_model(name: str, *, dtype: str, variant: str | None, pictures: bool = F
     Raises:
       UsageError: there is none, or it is damaged, or of no use to commands.
     """
-    load = partial(cmjax.load, name, dtype=dtype, variant=variant)
+
+    def load(*, abstract: bool = False) -> Checkpoint:
+        if not abstract:
+            return_freed_memory()  # the compiler's, for the weights
+        return cmjax.load(name, dtype=dtype, variant=variant, abstract=abstract)
+
     with bad_input():
         checkpoint = load(abstract=True)
         unet = checkpoint.model.config

@@ -1,10 +1,12 @@
 """Files in and out: models in diffusers' layout, sampler configs, pictures."""
 
 from cmjax.io.assembly import Checkpoint
-from cmjax.io.checkpoint import embedded_models, label_names, load, load_unet, save
+from cmjax.io.checkpoint import load, load_unet, save
+from cmjax.io.class_names import label_names
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.digests import digest
 from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
+from cmjax.io.locate import embedded_models
 from cmjax.io.pictures import Picture, fit_picture, on_white, read_picture
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.single_files.consistency_models import load_original

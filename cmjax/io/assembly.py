@@ -59,10 +59,7 @@ def assemble(
         if jax.dtypes.canonicalize_dtype(value) != jnp.dtype(value):
             raise TypeError(f"{name} is float64, which takes jax.config.update('jax_enable_x64', True).")
 
-    family = family_of(config)
-    if family is None:
-        raise TypeError(f"config must be the config of a network, got {type(config).__name__}.")
-    make_network: Any = family.network
+    make_network: Any = family_of(config).network
 
     def make() -> nnx.Module:
         network = make_network(config, rngs=_OneKey(), dtype=jnp.dtype(dtype))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_file", "atomic_folder", "check_writable"]
-
-# linux/fs.h and sys/stdio.h: the flag that makes a rename exchange two names in one step.
-_RENAME_EXCHANGE, _RENAME_SWAP, _AT_FDCWD = 2, 2, -100
+__all__ = ["atomic_file", "atomic_folder", "check_writable", "recover_folder"]
 
 
 @contextlib.contextmanager
@@ -54,8 +50,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Lend a temporary folder beside `path`; it becomes `path` on success and disappears on failure.
 
-    An existing folder is replaced in one step: whoever looks, and whenever the program is killed, there is the old
-    folder or the new one. What else the old folder holds is kept (as hard links, so this costs nothing).
+    An existing folder is replaced by two renames: whoever looks finds the old folder or the new one, or for a moment
+    none. Should the program be killed in that moment, the old folder is beside it as `.NAME.old`, and whoever writes
+    the folder next, or loads a model from it, puts it back (`recover_folder`). What else the old folder holds is kept
+    (as hard links, so this costs nothing).
 
     Args:
       path: the folder to write. The folder above it must exist.
@@ -69,17 +67,30 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, not a folder.")
+    recover_folder(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
         _allow_reading(temporary, 0o777)
         if path.exists():
             _keep_others(path, temporary)
-            _exchange(temporary, path)
+            _replace(path, temporary)
         else:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(path: str | Path) -> None:
+    """Put back the old folder where a program was killed while it replaced it; otherwise do nothing.
+
+    Args:
+      path: the folder, as it was given to `atomic_folder`.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.exists():
+        with contextlib.suppress(OSError):  # there is none, or another program was quicker
+            _aside(path).rename(path)
 
 
 def check_writable(path: str | Path) -> None:
@@ -133,22 +144,24 @@ def _keep_others(old: Path, new: Path) -> None:
                 shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders' names in one system call; where there is none, in two renames a moment apart."""
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
-    if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        failed = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE)
-    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        failed = libc.renamex_np(os.fsencode(new), os.fsencode(old), _RENAME_SWAP)
-    else:
-        failed = True
-    if failed:
-        aside = Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent))
-        old.rename(aside / old.name)
+def _replace(old: Path, new: Path) -> None:
+    """Give a folder the name of another, which goes: two renames a moment apart."""
+    aside = _aside(old)
+    while True:
+        recover_folder(old)
+        shutil.rmtree(aside, ignore_errors=True)
         try:
+            old.rename(aside)
             new.rename(old)
-        except OSError:
-            (aside / old.name).rename(old)
-            raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            break
+        except OSError as error:
+            recover_folder(old)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not new.exists():
+                raise
+            # Another program has put a folder there in the meantime: replace that.
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where the old folder is while its name is given to the new one."""
+    return path.with_name(f".{path.name}.old")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from cmjax.io.checkpoint import resolve
+from cmjax.io.locate import resolve
 
 __all__ = ["digest", "file_digest"]
 

@@ -5,11 +5,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["download", "is_repo_id"]
+from cmjax.io.pieces import of_variant
+from cmjax.models.families import FAMILIES
 
-# All that is read of a repository but its weights, and nothing else of what may be gigabytes.
-_PATTERNS = ["model_index.json", "labels.json", "unet/*.json", "scheduler/*.json", "config.json"]
-_PATTERNS += ["scheduler_config.json", "diffusion_pytorch_model.safetensors.index*.json"]
+__all__ = ["download", "is_repo_id", "patterns"]
+
+
+def patterns(variant: str | None = None) -> list[str]:
+    """List what is read of a repository, and nothing else of what may be gigabytes.
+
+    Args:
+      variant: of the weights.
+
+    Raises:
+      ValueError: variant is no word.
+    """
+    found = ["model_index.json", "labels.json", "scheduler/*.json", "config.json", "scheduler_config.json"]
+    for family in FAMILIES:
+        if family.is_model:
+            weights = of_variant(family.stem, variant)
+            found += [f"{family.folder}/*.json", f"{family.stem}.safetensors.index*.json"]
+            found += [f"{at}{weights}{end}" for at in ("", f"{family.folder}/") for end in _ENDS]
+    return list(dict.fromkeys(found))
+
+
+_ENDS = (".safetensors", "-*.safetensors")  # whole or in pieces
 
 
 def is_repo_id(name: str) -> bool:
@@ -24,12 +44,12 @@ def is_repo_id(name: str) -> bool:
     return not odd and len(name) <= 96 and re.fullmatch(f"{word}/{word}", name, re.ASCII) is not None
 
 
-def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path:
+def download(repo_id: str, *, patterns: list[str], revision: str | None = None) -> Path:
     """Bring a repository's model to this machine, or find it in huggingface_hub's own cache.
 
     Args:
       repo_id: owner/name.
-      weights: the stem of the weights' files, in unet/ or beside config.json, whole or in pieces.
+      patterns: of the files to bring.
       revision: a branch, tag or commit; None for the newest.
 
     Returns:
@@ -46,8 +66,6 @@ def download(repo_id: str, *, weights: str, revision: str | None = None) -> Path
         raise ModuleNotFoundError(
             f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
         ) from error
-    files = (f"{weights}.safetensors", f"{weights}-*.safetensors")
-    patterns = [*_PATTERNS, *files, *(f"unet/{name}" for name in files)]
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:

@@ -16,11 +16,14 @@ import numpy as np
 
 from cmjax.io.assembly import assemble
 from cmjax.io.atomic import atomic_folder, check_writable
-from cmjax.io.checkpoint import load_unet, refuse_other_files, save
+from cmjax.io.checkpoint import load_unet, model_index, save
+from cmjax.io.class_names import LABELS
 from cmjax.io.configs import read_json, write_json
-from cmjax.io.pieces import WEIGHTS, read_pieces
+from cmjax.io.folder import INDEX, network_folder, refuse_other_files
+from cmjax.io.pieces import read_pieces
 from cmjax.io.torch_files.reader import read_pt
-from cmjax.models import Network, UNetConfig
+from cmjax.models import Network
+from cmjax.models.families import family_of, read_network_config
 from cmjax.samplers import ALL
 from cmjax.samplers.cm import CMConfig
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_target", "other_scheduler", "read_bin", "read_network", "save_network", "scheduler_file"]
 
-_INDEX, _SCHEDULER, _LABELS = "model_index.json", "scheduler_config.json", "labels.json"
+_SCHEDULER = "scheduler_config.json"
 _OURS = {sampler.Config.scheduler for sampler in ALL}
 
 
@@ -77,21 +80,23 @@ def read_network(folder: Path) -> Network:
       FileNotFoundError: the folder has no network, or a file is missing.
       ValueError: a file is damaged, or weights do not fit the network.
     """
-    inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    inner = network_folder(folder)
     if not (inner / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no unet/config.json, and no config.json of its own.")
-    modern = any((inner / f"{WEIGHTS}.safetensors{end}").exists() for end in ("", ".index.json"))
-    old = any((inner / f"{WEIGHTS}.bin{end}").exists() for end in ("", ".index.json"))
+    config = read_network_config(read_json(inner / "config.json"))
+    stem = family_of(config).stem
+    modern = any((inner / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
+    old = any((inner / f"{stem}.bin{end}").exists() for end in ("", ".index.json"))
     if modern or not old:
         return load_unet(folder)
-    network, tensors = UNetConfig.from_dict(read_json(inner / "config.json")), read_bin(inner)
+    tensors = read_bin(inner, stem)
     try:
-        return assemble(network, tensors)
+        return assemble(config, tensors)
     except ValueError as error:
         raise ValueError(f"{inner}: {error}") from error
 
 
-def read_bin(folder: Path) -> dict[str, np.ndarray]:
+def read_bin(folder: Path, stem: str) -> dict[str, np.ndarray]:
     """Read the weights of a folder that are .bin files: one, or the pieces that an index lists.
 
     Of each piece only those tensors are taken that the index says it holds.
@@ -100,9 +105,9 @@ def read_bin(folder: Path) -> dict[str, np.ndarray]:
       FileNotFoundError: there are none, or a piece is missing.
       ValueError: a file is damaged, or the index names no files beside it, or a piece lacks a tensor.
     """
-    index = folder / f"{WEIGHTS}.bin.index.json"
-    if (folder / f"{WEIGHTS}.bin").exists() or not index.exists():
-        return read_pt(folder / f"{WEIGHTS}.bin")
+    index = folder / f"{stem}.bin.index.json"
+    if (folder / f"{stem}.bin").exists() or not index.exists():
+        return read_pt(folder / f"{stem}.bin")
     return read_pieces(index, read_pt)
 
 
@@ -131,14 +136,13 @@ def save_network(
       OSError: it cannot be written.
     """
     check_target(path)
-    if label_names is None and (path / _LABELS).is_file():
-        label_names = read_json(path / _LABELS)  # those stay, so they must be of this network
+    if label_names is None and (path / LABELS).is_file():
+        label_names = read_json(path / LABELS)  # those stay, so they must be of this network
     with atomic_folder(path) as folder:
         save((network, CMConfig()), folder, label_names=label_names, dtype=dtype)
         # What it said of a sampler, `source` says otherwise.
         shutil.copyfile(scheduler_file(source), folder / "scheduler" / _SCHEDULER)
-        if (source / _INDEX).is_file():
-            shutil.copyfile(source / _INDEX, folder / _INDEX)
+        if (source / INDEX).is_file():
+            shutil.copyfile(source / INDEX, folder / INDEX)
         else:
-            parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", other_scheduler(source)]}
-            write_json({"_class_name": "DDPMPipeline", **parts}, folder / _INDEX)
+            write_json(model_index(family_of(network.config), str(other_scheduler(source))), folder / INDEX)

@@ -12,46 +12,46 @@ import numpy as np
 from cmjax.io.configs import read_json
 from cmjax.io.safetensors_files import read_safetensors
 from cmjax.io.weights import some_of
+from cmjax.models.families import FAMILIES
 
-__all__ = ["WEIGHTS", "read_pieces", "read_weights", "stem"]
-
-WEIGHTS = "diffusion_pytorch_model"
+__all__ = ["of_variant", "read_pieces", "read_weights"]
 
 
-def stem(variant: str | None) -> str:
-    """Say what the names of a variant's files begin with.
+def of_variant(stem: str, variant: str | None) -> str:
+    """Say what the names of a variant's files begin with, where those of no variant begin with `stem`.
 
     Raises:
       ValueError: it is no word.
 
     Example:
-      >>> stem("fp16")
+      >>> of_variant("diffusion_pytorch_model", "fp16")
       'diffusion_pytorch_model.fp16'
     """
     if variant is None:
-        return WEIGHTS
+        return stem
     if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(f"variant must be a word such as fp16, got {variant!r}.")
-    return f"{WEIGHTS}.{variant}"
+    return f"{stem}.{variant}"
 
 
-def read_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
+def read_weights(folder: Path, variant: str | None, *, stem: str) -> dict[str, np.ndarray]:
     """Read one file, or all the pieces that an index lists.
 
     Args:
       folder: a network's, such as unet/.
       variant: of the weights; None for those that are none.
+      stem: what the names of the family's files begin with.
 
     Raises:
       FileNotFoundError: there are no such weights.
       ValueError: variant is no word, or a file is damaged.
     """
-    whole = folder / f"{stem(variant)}.safetensors"
+    whole = folder / f"{of_variant(stem, variant)}.safetensors"
     if whole.exists():
         return read_safetensors(whole)
-    index = folder / f"{WEIGHTS}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
+    index = folder / f"{stem}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
     if not index.exists():
-        raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder)}")
+        raise FileNotFoundError(f"{folder} has no {whole.name}: the network has no weights.{_remedy(folder, stem)}")
     return read_pieces(index, read_safetensors)
 
 
@@ -81,17 +81,17 @@ def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
-def _remedy(folder: Path) -> str:
+def _remedy(folder: Path, stem: str) -> str:
     """What to do where the weights are of another variant or format."""
-    names = sorted(path.name for path in folder.glob(f"{WEIGHTS}*"))
+    names = sorted(path.name for path in folder.glob(f"{stem}*"))
     variants = sorted(
-        {found[1] for name in names if (found := re.fullmatch(rf"{WEIGHTS}\.([\w-]+)\.safetensors", name))}
+        {found[1] for name in names if (found := re.fullmatch(rf"{re.escape(stem)}\.([\w-]+)\.safetensors", name))}
     )
     if variants:
         return f" There is a variant: load(..., variant={variants[0]!r})."
-    if f"{WEIGHTS}.safetensors" in names:
+    if f"{stem}.safetensors" in names:
         return " There are weights that are no variant: leave variant out."
     others = [name for name in names if not name.endswith(".json")]
-    model = folder.parent if folder.name == "unet" else folder
+    model = folder.parent if folder.name in [family.folder for family in FAMILIES] else folder
     remedy = f"cmjax convert {model} OUT" if any(name.endswith(".bin") for name in others) else "convert it first"
     return f" It holds {', '.join(others)}: only safetensors are loaded; {remedy}." if others else ""

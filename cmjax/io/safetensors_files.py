@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cmjax.io.atomic import atomic_file
 
@@ -32,7 +33,6 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
 
 
@@ -66,8 +66,13 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); it may be truncated: fetch or write it again."
         ) from error
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _map(path, mmap.ACCESS_READ)
+
+
+def _map(path: Path, access: int) -> dict[str, np.ndarray]:
+    """Show the tensors of a whole safetensors file where they lie."""
+    with path.open("rb" if access == mmap.ACCESS_READ else "r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=access)
     start = 8 + int.from_bytes(mapped[:8], "little")
     entries = dict(_no_name_twice(json.loads(mapped[8:start], object_pairs_hook=list), path))
     entries.pop(_METADATA, None)
@@ -111,19 +116,16 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
             raise TypeError(f"tensors must map names to NumPy arrays, got a {type(value).__name__} for {name!r:.60}.")
         if name == _METADATA or not name.isprintable():
             raise ValueError(f"{name!r:.60} is no name for a tensor of a safetensors file.")
-    # Widest numbers first, which aligns every tensor.
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {_METADATA: {"format": "pt"}}  # by which diffusers knows that the layout is PyTorch's
-    end = 0
-    for name in ordered:
-        value = tensors[name]
-        if value.dtype not in _NAMES:
+        if value.dtype not in _DTYPES.values():
             raise ValueError(f"tensor {name} holds {value.dtype}; a safetensors file holds {', '.join(_DTYPES)}.")
-        start, end = end, end + value.nbytes
-        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in ordered:
-            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
+    # The library lays the file out. The numbers follow one tensor at a time, because many are views with turned axes,
+    # and copies of all of them at once would take as much memory as the network.
+    blank = np.zeros(max((value.nbytes for value in tensors.values()), default=0), np.uint8)
+    laid_out = {name: blank[: value.nbytes].view(value.dtype).reshape(value.shape) for name, value in tensors.items()}
+    with atomic_file(path) as temporary:
+        try:
+            save_file(laid_out, temporary, metadata={"format": "pt"})  # by which diffusers knows PyTorch's layout
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}.") from error
+        for name, place in _map(temporary, mmap.ACCESS_WRITE).items():
+            place[...] = tensors[name]

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from cmjax.io.memory import forget_pages
-from cmjax.models.families import family_of
+from cmjax.models.families import Family, family_of
 from cmjax.models.layers import Stored
 
 __all__ = ["Placement", "cast", "file_tensors", "load_weights", "some_of"]
@@ -93,10 +93,9 @@ def load_weights(
         are listed in one message. Also weights that are not floats, are infinite in the parameter's dtype, or cannot
         be divided as `sharding` says.
     """
-    if family := family_of(module):
-        tensors = {now: value for name, value in tensors.items() if (now := family.current(name)) is not None}
-    leaves = _leaves(module)
-    _check(module, leaves, tensors)
+    family, leaves = family_of(module), _leaves(module)
+    tensors = {now: value for name, value in tensors.items() if (now := family.current(name)) is not None}
+    _check(family, leaves, tensors)
     places = [_placement(".".join(map(str, leaf.path)), leaf.shape, sharding) for leaf in leaves]
     found = []
     for leaf, where in zip(leaves, places, strict=True):
@@ -161,7 +160,7 @@ def _copy(value: np.ndarray, dtype: Any) -> np.ndarray:
     return copy
 
 
-def _check(module: Any, leaves: list[_Leaf], tensors: Mapping[str, np.ndarray]) -> None:
+def _check(family: Family, leaves: list[_Leaf], tensors: Mapping[str, np.ndarray]) -> None:
     """Refuse tensors that do not fit the parameters, before any is placed."""
     rest, missing, misshapen = dict(tensors), [], []
     for leaf in leaves:
@@ -172,10 +171,9 @@ def _check(module: Any, leaves: list[_Leaf], tensors: Mapping[str, np.ndarray]) 
             misshapen.append(f"{leaf.name} is {value.shape}, not {leaf.stored.shape(leaf.shape)}")
         elif not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
             raise ValueError(f"tensor {leaf.name} of the file holds {value.dtype}, but weights are floats.")
-    family, faults = family_of(module), []
+    faults = []
     if missing:
-        where = family.folder if family else type(module).__name__
-        faults.append(f"{where} has {_count(missing, 'parameter')} with no weights: {some_of(missing)}")
+        faults.append(f"{family.folder} has {_count(missing, 'parameter')} with no weights: {some_of(missing)}")
     if left_over := sorted(rest):
         verb = "belong" if len(left_over) > 1 else "belongs"
         faults.append(f"{_count(left_over, 'tensor')} of the file {verb} to no parameter: {some_of(left_over)}")
@@ -183,8 +181,7 @@ def _check(module: Any, leaves: list[_Leaf], tensors: Mapping[str, np.ndarray]) 
         verb = "have" if len(misshapen) > 1 else "has"
         faults.append(f"{_count(misshapen, 'tensor')} of the file {verb} the wrong shape: {some_of(misshapen)}")
     if faults:
-        kind = family.class_name if family else type(module).__name__
-        raise ValueError(". ".join(faults) + f". Is this a {kind} checkpoint?")
+        raise ValueError(". ".join(faults) + f". Is this a {family.class_name} checkpoint?")
 
 
 def _count(names: list[str], what: str) -> str:

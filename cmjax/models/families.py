@@ -53,15 +53,21 @@ FAMILIES = (
 )
 
 
-def family_of(module_or_config: Any) -> Family | None:
-    """Find the family of a network's module or config; None for what is none.
+def family_of(module_or_config: Any) -> Family:
+    """Find the family of a network's module or config.
+
+    Raises:
+      TypeError: it is of no family.
 
     Example:
       >>> family_of(unet2d.UNetConfig()).class_name
       'UNet2DModel'
     """
-    found = (f for f in FAMILIES if isinstance(module_or_config, f.config | f.network))
-    return next(found, None)
+    for family in FAMILIES:
+        if isinstance(module_or_config, family.config | family.network):
+            return family
+    known = " or a ".join(f"cmjax.models.{family.network.__name__}" for family in FAMILIES if family.is_model)
+    raise TypeError(f"model must be a {known} or from_nnx of one, got {type(module_or_config).__name__}.")
 
 
 def read_network_config(content: Any) -> Any:
@@ -76,9 +82,8 @@ def read_network_config(content: Any) -> Any:
     Raises:
       ValueError: it is no JSON object, for a class that is none of `FAMILIES`, or not what that class understands.
     """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"the network's config.json must hold a JSON object, but it holds a {type(content).__name__}.")
-    name = content.get("_class_name", FAMILIES[0].class_name)
+    default = FAMILIES[0].class_name
+    name = content.get("_class_name", default) if isinstance(content, Mapping) else default
     for family in FAMILIES:
         if family.class_name == name:
             return family.config.from_dict(content)

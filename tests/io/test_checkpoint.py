@@ -110,7 +110,7 @@ def test_label_names_are_stored_with_the_model(checkpoint, tmp_path):
 
 
 def test_a_name_is_a_folder_before_it_is_an_embedded_model(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("cmjax.io.checkpoint._PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("cmjax.io.locate._PRETRAINED", tmp_path / "pretrained")
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

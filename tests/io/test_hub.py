@@ -1,3 +1,4 @@
+import fnmatch
 import sys
 import types
 
@@ -25,10 +26,6 @@ def fake_hub(monkeypatch):
     return module, errors
 
 
-def weights(stem):
-    return [f"{folder}{stem}{rest}" for folder in ("", "unet/") for rest in (".safetensors", "-*.safetensors")]
-
-
 def test_a_hub_id_is_downloaded_and_loaded(fake_hub, tmp_path):
     checkpoint = tiny.checkpoint()
     cmjax.save(checkpoint, tmp_path / "snapshot")
@@ -40,10 +37,27 @@ def test_a_hub_id_is_downloaded_and_loaded(fake_hub, tmp_path):
 
     fake_hub[0].snapshot_download = snapshot_download
     assert cmjax.load("owner/name", revision="v1").config == checkpoint.config
-    assert asked == [("owner/name", "v1", [*hub._PATTERNS, *weights("diffusion_pytorch_model")])]
+    assert asked == [("owner/name", "v1", hub.patterns())]
     with pytest.raises(FileNotFoundError, match="leave variant out"):
         cmjax.load("owner/name", variant="fp16")
-    assert asked[1] == ("owner/name", None, [*hub._PATTERNS, *weights("diffusion_pytorch_model.fp16")])
+    assert asked[1] == ("owner/name", None, hub.patterns("fp16"))
+
+
+def test_of_a_repository_what_is_read_is_fetched_and_nothing_else():
+    def fetched(name, variant):
+        return any(fnmatch.fnmatch(name, pattern) for pattern in hub.patterns(variant))
+
+    stem = "diffusion_pytorch_model"
+    texts = ["model_index.json", "labels.json", "scheduler/scheduler_config.json", "unet/config.json", "config.json"]
+    for at in ("", "unet/"):
+        plain = [f"{at}{stem}.safetensors", f"{at}{stem}-00001-of-00002.safetensors"]
+        half = [f"{at}{stem}.fp16.safetensors", f"{at}{stem}.fp16-00001-of-00002.safetensors"]
+        index = [f"{at}{stem}.safetensors.index.json", f"{at}{stem}.safetensors.index.fp16.json"]
+        assert all(fetched(name, None) and not fetched(name, "fp16") for name in plain)
+        assert all(fetched(name, "fp16") and not fetched(name, None) for name in half)
+        assert all(fetched(name, variant) for name in index + texts for variant in (None, "fp16"))
+    for name in (f"vae/{stem}.safetensors", f"unet/{stem}.bin", "other.safetensors", "README.md"):
+        assert not fetched(name, None)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cmjax
+from cmjax.io.folder import read_configs
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet
@@ -422,7 +423,7 @@ def test_nothing_but_a_typed_error_comes_of_damaged_jsons(folder):
             del data[at:]
         files[i].write_bytes(data)
         try:
-            network, sampler = cmjax.io.checkpoint._read_configs(folder)
+            network, sampler = read_configs(folder)
             cmjax.io.label_names(folder)
             if seed % 30 == 0:
                 nnx.eval_shape(lambda config=network: UNet(config, rngs=nnx.Rngs(0)))

@@ -1,0 +1,87 @@
+"""A model's folder as diffusers lays it out: which part of it is the network, and what its configs say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cmjax.io.configs import read_config, read_json
+from cmjax.models.families import FAMILIES, read_network_config
+
+__all__ = ["INDEX", "check_layout", "folder_of", "network_folder", "network_part", "read_configs", "refuse_other_files"]
+
+INDEX = "model_index.json"
+
+
+def network_part(folder: Path) -> Path:
+    """Find the part of a model's folder that is the network: by its model_index.json, else by its usual name.
+
+    Returns:
+      The part, such as unet/; it is there unless the folder has no network of any family.
+    """
+    families = [family for family in FAMILIES if family.is_model]
+    said = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
+    named = [
+        part
+        for part, entry in (said.items() if isinstance(said, dict) else ())
+        if isinstance(entry, list) and entry[1:] in [[family.class_name] for family in families] and "/" not in part
+    ]
+    parts = [folder / name for name in (*named, *(family.folder for family in families))]
+    return next((part for part in parts if (part / "config.json").is_file()), parts[0])
+
+
+def network_folder(folder: Path) -> Path:
+    """Find the folder of a network's files: a part of a model's folder, or the folder itself."""
+    part = network_part(folder)
+    return part if (part / "config.json").is_file() else folder
+
+
+def read_configs(folder: Path) -> tuple[Any, Any]:
+    """Read what a model's folder says of its network and of its sampler."""
+    network = read_network_config(read_json(network_part(folder) / "config.json"))
+    try:
+        return network, read_config(folder / "scheduler")
+    except ValueError as error:
+        raise ValueError(f"{error} The network alone: cmjax.io.load_unet.") from error
+
+
+def folder_of(file: Path) -> Path | None:
+    """The model's folder that has a file among its network's; None where there is none."""
+    folder = file.parent.parent
+    is_model = network_part(folder) == file.parent and all((folder / part).is_file() for part in _configs(folder))
+    return folder if is_model else None
+
+
+def check_layout(folder: Path) -> None:
+    """Name the first file that a model's folder lacks, and what kind of folder it is if that can be told."""
+    for part in _configs(folder):
+        if not (folder / part).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {part}: a model's folder holds {network_part(folder).name}/ and scheduler/, as "
+                f"diffusers writes it.{_kind_of(folder)}"
+            )
+
+
+def _kind_of(folder: Path) -> str:
+    """What a folder of another kind says of itself."""
+    for name in ("model_index.json", "config.json"):
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            kind = said.get("_class_name") if isinstance(said, dict) else None
+            return f" Its {name} is for {kind}." if isinstance(kind, str) else ""
+    return ""
+
+
+def refuse_other_files(path: Path) -> None:
+    """Refuse a folder that holds something other than a model.
+
+    Raises:
+      FileExistsError: It does.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / INDEX).exists():
+        raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")
+
+
+def _configs(folder: Path) -> tuple[str, str]:
+    """The files that say what the folder is, by their names in it."""
+    return f"{network_part(folder).name}/config.json", "scheduler/scheduler_config.json"

@@ -1,0 +1,62 @@
+"""Where a model is: a folder or file here, a model in the package, or a repository on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cmjax.io import hub
+from cmjax.io.atomic import recover_folder
+
+__all__ = ["embedded_models", "resolve"]
+
+_PRETRAINED = Path(__file__).parent.parent / "pretrained"
+
+
+def embedded_models() -> tuple[str, ...]:
+    """Name the models that come inside the package.
+
+    Example:
+      >>> "no such model" in embedded_models()
+      False
+    """
+    return tuple(sorted(p.parent.name for p in _PRETRAINED.glob("*/model_index.json")))
+
+
+def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> Path:
+    """Find a model: a folder or file of that name, then a model in the package, then a repository on the hub.
+
+    Args:
+      path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
+      revision: of the hub's repository.
+      variant: of the weights to fetch from there.
+
+    Returns:
+      The folder, or the file.
+
+    Raises:
+      FileNotFoundError: there is no such folder or model.
+      ModuleNotFoundError: it looks like a hub id, and huggingface_hub is not installed.
+      TypeError: path_or_name is neither a text nor a path.
+      ValueError: variant is not a word, or a single file is asked for a variant or a revision.
+    """
+    if not isinstance(path_or_name, str | Path):
+        raise TypeError(f"path_or_name must be a path, a name or a hub id, got a {type(path_or_name).__name__}.")
+    patterns = hub.patterns(variant)
+    try:
+        path = Path(path_or_name).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise FileNotFoundError(f"no model {path_or_name}: {error}") from error
+    recover_folder(path)
+    if path.is_file() and (variant is not None or revision is not None):
+        raise ValueError(f"{path} is a single file, which has no variant and no revision.")
+    if path.is_dir() or path.is_file():
+        return path
+    name = str(path_or_name)
+    if name in embedded_models():
+        return _PRETRAINED / name
+    if hub.is_repo_id(name) and not path.parent.is_dir():
+        return hub.download(name, patterns=patterns, revision=revision)
+    raise FileNotFoundError(
+        f"no model {name}: it is neither a folder here, nor one of the package's models "
+        f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."
+    )
