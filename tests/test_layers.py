@@ -12,51 +12,136 @@ import pytest
 import cmjax
 
 ROOT = Path(cmjax.__file__).parent
-# Layer of each module or package under cmjax. Inside layer 2 nobody imports a neighbour.
+# Layer of each module or package under cmjax: imports point down.
 LAYERS = {
     0: ("types", "schedules", "_typed", "_bounds", "_version"),
     1: ("_struct", "_numerics", "_random", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
     3: ("paths", "sampling", "search", "vp_model"),
-    4: ("models", "io", "artifact", "drawing", "recipes", "training", "evaluation"),
-    5: ("cli", "__main__", "plots", "__init__"),
+    4: ("models",),
+    5: ("io",),
+    6: ("artifact", "drawing", "recipes", "training", "evaluation"),
+    7: ("cli", "plots", "__main__", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
+APART = {2, 6}  # layers in which nobody imports a neighbour
 HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "huggingface_hub"}
+
+# The rooms of each folder from layer 4 up, floor by floor: imports point down, and neighbours never import each other.
+# A folder's __init__ stands above all of its rooms.
+FLOORS = {
+    "models": ("config_files layers network", "unet2d", "families"),
+    "models/layers": (
+        "activation dropout fir initial layout on_cpu",
+        "linear",
+        "convolution embeddings norm",
+        "attention resnet",
+    ),
+    "models/unet2d": ("block_types names", "config", "blocks", "k_blocks skip_blocks", "network"),
+    "io": (
+        "atomic memory pictures torch_files",
+        "configs images safetensors_files weights",
+        "assembly folder pieces",
+        "hub single_files",
+        "locate",
+        "class_names digests",
+        "checkpoint",
+        "other_folders",
+    ),
+    "io/single_files": ("published", "consistency_models"),
+    "io/torch_files": ("pickles", "archives", "reader"),
+    "artifact": ("program", "drawer", "files"),
+    "drawing": ("batches devices hosts", "grids shards"),
+    "recipes": (),
+    "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
+    "training/methods": ("base guidance", "consistency_training diffusion vp_distillation", "distillation"),
+    "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
+    "cli": (
+        "compile_cache errors help_texts options",
+        "draw labels open_model output parser run_config sampler_path",
+        "open_artifact",
+        "convert edit evaluate export inspect sample train",
+    ),
+    "cli/edit": ("inputs interpolate outputs", "tasks"),
+    "cli/evaluate": ("inputs", "measure report"),
+}
 
 
 def imports(file: Path) -> set[str]:
-    """Everything that runs on import or later, as dotted names; what only type checkers read is left out."""
-    tree = ast.parse(file.read_text())
-    checked = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
+    """Everything that a file imports, as dotted names: on import or later, or for type checkers only."""
     found = set()
-    for node in ast.walk(tree):
-        if id(node) not in checked and isinstance(node, ast.Import):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif id(node) not in checked and isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom):
             assert node.module and not node.level, f"{file}: a relative import hides where it points"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+FILES = {file: imports(file) for file in sorted(ROOT.rglob("*.py"))}
+
+
+def target(name: str) -> Path | None:
+    """The file that an imported name is in; None for one outside of cmjax."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        path = ROOT.parent.joinpath(*parts[:end])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file in FILES:
+                return file
+    return None
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_down(file: Path) -> None:
     part = file.relative_to(ROOT).parts[0].removesuffix(".py")
     assert part in LAYER, f"{part} has no layer yet: give it one"
-    for name in imports(file):
+    for name in FILES[file]:
         top, _, rest = name.partition(".")
         assert not (LAYER[part] <= 3 and top in HEAVY), f"{part} imports {name}"
-        assert top != "chex", "chex is for the tests alone"
         assert not (part == "schedules" and top == "jax")
-        target = rest.split(".")[0]
-        if top == "cmjax" and target in LAYER and target != part:
-            below = LAYER[target] < LAYER[part] or LAYER[target] == LAYER[part] != 2
+        assert not (part == "models" and rest.startswith("samplers")), f"{part} imports {name}"
+        other = rest.split(".")[0]
+        if top == "cmjax" and other in LAYER and other != part:
+            below = LAYER[other] < LAYER[part] or (LAYER[other] == LAYER[part] and LAYER[part] not in APART)
             assert below, f"{part} imports {name}"
+
+
+def high_folders() -> list[str]:
+    folders = {file.parent.relative_to(ROOT) for file in FILES} - {Path()}
+    return sorted(str(folder) for folder in folders if LAYER.get(folder.parts[0], 4) >= 4)
+
+
+@pytest.mark.parametrize("said", high_folders())
+def test_within_a_folder_imports_point_down(said: str) -> None:
+    assert said in FLOORS, f"{said} has no floors yet: say which of its rooms stand on which in FLOORS"
+    folder = ROOT / said
+    floor = {name: i for i, names in enumerate(FLOORS[said]) for name in names.split()}
+    for file in FILES:
+        if folder not in file.parents or file == folder / "__init__.py":
+            continue
+        room = file.relative_to(folder).parts[0].removesuffix(".py")
+        assert room in floor, f"{said}/{room} has no floor yet: give it one in FLOORS"
+        for name in FILES[file]:
+            found = target(name)
+            assert found != folder / "__init__.py", f"{said}/{room} imports {name}, which stands above it"
+            if found and folder in found.parents:
+                other = found.relative_to(folder).parts[0].removesuffix(".py")
+                assert other == room or floor[other] < floor[room], f"{said}/{room} imports {name}"
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    def visit(file: Path, above: tuple[Path, ...]) -> None:
+        assert file not in above, f"{' -> '.join(str(f.relative_to(ROOT)) for f in (*above, file))}"
+        if file not in done:
+            for other in {target(name) for name in FILES[file] if name.split(".")[0] == "cmjax"} - {None, file}:
+                visit(other, (*above, file))
+            done.add(file)
+
+    done: set[Path] = set()
+    for file in FILES:
+        visit(file, ())
 
 
 def test_importing_the_core_imports_nothing_heavy() -> None:
