@@ -63,14 +63,14 @@ def vp_from_sigma(model: ModelFn, config: CMConfig, vp: VPConfig | np.ndarray) -
       model: the raw network, `model(x_in, t, cond)`.
       config: its config.
       vp: which alpha and sigma a timestep means: the `TCDConfig` or `LCMConfig` that the sampler is given too, whose
-      prediction_type must be "sample"; or alphas_cumprod itself, f[T].
+        prediction_type must be "sample"; or alphas_cumprod itself, f[T].
 
     Returns:
       The VP model. The network's arrays and the two tables are its leaves; the CM config's numbers are static.
 
     Raises:
       ValueError: the config predicts something else than "sample", or the table is not one of decreasing numbers in
-      [0, 1].
+        [0, 1].
 
     Example:
       >>> import cmjax, jax, jax.numpy as jnp

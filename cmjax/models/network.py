@@ -216,7 +216,7 @@ def from_function(fn: Callable[..., Array], params: Any = None) -> Network:
 
     Args:
       fn: the function; static, so use the same function object to share a compilation. Arrays that it closes over
-      are constants of the compiled program: give them as params if they may change.
+        are constants of the compiled program: give them as params if they may change.
       params: any pytree of arrays, the leaves; None for none.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What was published with the checkpoints, held to the README's table and to the samplers."""
+"""What was published with the checkpoints, held to the guide's table and to the samplers."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 import cmjax
 from cmjax.io.single_files.published import PUBLISHED, published
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "notebooks" / "published_models.md").read_text(encoding="utf-8")
 
 
 def rows():
-    section = README.split("## Published consistency models")[1].split("\n## ")[0]
+    section = PAGE.split("\n## ")[0]
     for line in section.splitlines():
         if line.startswith("| `openai/"):
             ids, _, classes, size, path = (cell.strip() for cell in line.strip("|").split("|"))
@@ -22,7 +22,7 @@ def rows():
                 yield name, (int(size), steps, None if classes == "none" else int(classes))
 
 
-def test_the_readme_shows_the_table():
+def test_the_guide_shows_the_table():
     assert dict(rows()) == {name: tuple(entry) for name, entry in PUBLISHED.items()}
     assert len(PUBLISHED) == 9
 
