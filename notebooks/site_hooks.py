@@ -1,7 +1,8 @@
-"""What `mkdocs build` does beyond the guides: pages from elsewhere in the repository, one API page a public module, and links.
+"""What `mkdocs build` does beyond the guides: pages from elsewhere in the repository, API pages, and links.
 
-Guides link to files as they lie in the repository, so that links work on a code host too. On the site a link to a file that has a page becomes a
-link to that page, a link to another file of the repository becomes plain text, and a link to nothing stays as it is: `--strict` then fails.
+Guides link to files as they lie in the repository, so that links work on a code host too. On the site, a link to a file
+that has a page becomes a link to that page, and a link to another file of the repository becomes plain text. A link to
+nothing stays as it is, and `--strict` fails.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def on_files(files, config):
         text = re.sub(r"\A---\n.*?\n---\n", "", (ROOT / path).read_text("utf-8"), flags=re.DOTALL)  # a card's header
         files.append(File.generated(config, page, content=text))
     for module in public_modules():
-        options = "    options:\n      members: %s\n" % _functions() if module == "cmjax" else ""
+        options = f"    options:\n      members: {_functions()}\n" if module == "cmjax" else ""
         files.append(File.generated(config, f"api/{module}.md", content=f"# {module}\n\n::: {module}\n{options}"))
     return files
 
