@@ -32,8 +32,8 @@ HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "h
 FLOORS = {
     "models": ("config_files layers network", "unet2d", "families"),
     "models/layers": (
-        "activation dropout fir initial layout on_cpu",
-        "linear",
+        "activation dropout initial layout resample",
+        "linear on_cpu",
         "convolution embeddings norm",
         "attention resnet",
     ),

@@ -19,6 +19,7 @@ from cmjax.io import Checkpoint, other_folders, read_config
 from cmjax.io.single_files.consistency_models import load_original
 from cmjax.io.single_files.published import published
 from cmjax.models import Network, UNetConfig
+from cmjax.models.families import family_of
 from cmjax.samplers.base import SamplerConfig
 from cmjax.samplers.cm import CMConfig
 
@@ -73,7 +74,8 @@ def _read_folder(folder: Path, options: ConvertOptions) -> _Source:
 
 def _report(options: ConvertOptions, found: _Source, out: Path) -> None:
     network, leaves = found.network.config, jax.tree.leaves(found.network)
-    written = (out / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    family = family_of(network)
+    written = (out / family.folder / f"{family.stem}.safetensors").stat().st_size
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

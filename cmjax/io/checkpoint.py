@@ -192,7 +192,7 @@ def save(
     path = Path(path).expanduser()
     names = label_names if label_names is not None or not (path / LABELS).exists() else read_json(path / LABELS)
     if names is not None:
-        check_label_names(names, network.config.num_class_embeds)
+        check_label_names(names, getattr(network.config, "num_class_embeds", None))
     if not isinstance(config, SamplerConfig):
         raise TypeError(f"config must be a CMConfig, TCDConfig or LCMConfig, got a {type(config).__name__}.")
     refuse_other_files(path)

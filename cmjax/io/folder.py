@@ -76,7 +76,7 @@ def refuse_other_files(path: Path) -> None:
     """Refuse a folder that holds something other than a model.
 
     Raises:
-      FileExistsError: It does.
+      FileExistsError: it does.
     """
     if path.is_dir() and any(path.iterdir()) and not (path / INDEX).exists():
         raise FileExistsError(f"{path} holds other files than a model's; choose a new or empty folder.")

@@ -30,7 +30,7 @@ def forget_pages(view: np.ndarray) -> None:
     """Drop the pages of a mapped file that an array looks at; looked at again, they are read again.
 
     Args:
-      view: Of a read-only map, through any number of other views. Of anything else, nothing is dropped.
+      view: of a read-only map, through any number of other views. Of anything else, nothing is dropped.
     """
     whole, base = view, view.base
     while isinstance(base, np.ndarray):

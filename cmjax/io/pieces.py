@@ -59,12 +59,12 @@ def read_pieces(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> d
     """Read weights from the files that an index lists: from each only those tensors that the index says it holds.
 
     Args:
-      index: The JSON file; the pieces lie beside it.
-      read: Reads one piece.
+      index: the JSON file; the pieces lie beside it.
+      read: reads one piece.
 
     Raises:
-      FileNotFoundError: A piece is missing.
-      ValueError: The index names no files beside it, a piece is damaged, or it lacks a tensor.
+      FileNotFoundError: a piece is missing.
+      ValueError: the index names no files beside it, a piece is damaged, or it lacks a tensor.
     """
     listed = read_json(index)
     names = listed.get("weight_map") if isinstance(listed, dict) else None

@@ -40,14 +40,14 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """Read every tensor of a safetensors file, without copying any: the numbers are fetched when they are used.
 
     Args:
-      path: The file. It must not be written to while the tensors are in use (to replace it by a new one is no harm).
+      path: the file. It must not be written to while the tensors are in use (to replace it by a new one is no harm).
 
     Returns:
       The tensors by name, read-only, in the file's dtypes (bfloat16 through ml_dtypes).
 
     Raises:
-      FileNotFoundError: There is no such file.
-      ValueError: The file is not a safetensors file, its end is missing, or it holds a dtype that NumPy has not.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a safetensors file, its end is missing, or it holds a dtype that NumPy has not.
 
     Example:
       >>> import pathlib, tempfile
@@ -103,13 +103,13 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
     """Write tensors to a safetensors file.
 
     Args:
-      tensors: The tensors by name, in any memory layout.
-      path: The file; it is replaced in one step, so that tensors may be views of the very file.
+      tensors: the tensors by name, in any memory layout.
+      path: the file; it is replaced in one step, so that tensors may be views of the very file.
 
     Raises:
-      TypeError: Something that is not an array.
-      ValueError: A dtype that such files have not.
-      OSError: It cannot be written.
+      TypeError: something that is not an array.
+      ValueError: a dtype that such files have not.
+      OSError: it cannot be written.
     """
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, np.ndarray):

@@ -57,7 +57,7 @@ def file_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
     """Give a module's parameters with the names and layout of files.
 
     Args:
-      module: A network of any family, or one of `cmjax.models.layers`.
+      module: a network of any family, or one of `cmjax.models.layers`.
 
     Returns:
       The tensors by name: convolutions (out, in, H, W), linear layers (out, in). On a CPU they are views.
@@ -79,17 +79,17 @@ def load_weights(
     but that of the result.
 
     Args:
-      module: A network, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
-      tensors: What `file_tensors` gives or `read_safetensors` has read; any float dtype.
-      sharding: Where the weights go; None for JAX's default device, uncommitted.
-      abstract: Check everything and read no weights: each is a `jax.ShapeDtypeStruct`.
+      module: a network, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
+      tensors: what `file_tensors` gives or `read_safetensors` has read; any float dtype.
+      sharding: where the weights go; None for JAX's default device, uncommitted.
+      abstract: check everything and read no weights: each is a `jax.ShapeDtypeStruct`.
 
     Returns:
       The module with the weights, in the dtypes of its parameters.
 
     Raises:
       TypeError: sharding is something else, or gives something else.
-      ValueError: Parameters without weights, weights without a parameter, or weights of another shape; all of them
+      ValueError: parameters without weights, weights without a parameter, or weights of another shape; all of them
         are listed in one message. Also weights that are not floats, are infinite in the parameter's dtype, or cannot
         be divided as `sharding` says.
     """
@@ -136,7 +136,7 @@ def cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
     """Copy a tensor in a dtype, whatever its memory layout.
 
     Raises:
-      ValueError: A finite number becomes infinite: float16 ends at 65504.
+      ValueError: a finite number becomes infinite: float16 ends at 65504.
     """
     with np.errstate(over="ignore"):
         copy = _copy(value, dtype)

@@ -41,7 +41,7 @@ class Family:
     is_model: bool = True
 
 
-FAMILIES = (
+FAMILIES = [
     Family(
         "UNet2DModel",
         config=unet2d.UNetConfig,
@@ -50,7 +50,7 @@ FAMILIES = (
         stem=unet2d.names.STEM,
         current=unet2d.names.current,
     ),
-)
+]
 
 
 def family_of(module_or_config: Any) -> Family:

@@ -10,7 +10,7 @@ import unets
 from flax import nnx
 
 from cmjax.models import UNet, from_nnx
-from cmjax.models.layers.fir import fir_double
+from cmjax.models.layers.resample import fir_double
 
 SKIP = {
     "in_channels": 3,

@@ -126,13 +126,18 @@ def test_narrow_doubling_computes_no_doubled_picture():
     assert "tensor<2x2x5x28xf32>" in text and "tensor<2x12x8x5xf32>" not in text
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_with_the_switch_off_a_program_is_the_textbook_s(name, monkeypatch):
-    monkeypatch.setattr(_cpu, "WORKAROUNDS", False)
-    assert formulation(*arrays(*SIZES[name])) == "direct"
-    key = jax.random.key(0)
-    assert "erf_inv" in str(jax.make_jaxpr(lambda key: _random._normal(key, 7))(key))
-    assert "threefry2x32" in str(jax.make_jaxpr(lambda key: _random._normal(key, 7))(key))
+@pytest.mark.parametrize("on", [True, False])
+def test_one_switch_turns_all_of_it_off(on, monkeypatch):
+    monkeypatch.setattr(_cpu, "WORKAROUNDS", on)
+    monkeypatch.setattr(on_cpu, "_WEIGHTS", 0)
+    own = {name: formulation(*arrays(*shapes)) == "direct" for name, shapes in SIZES.items()}
+    assert own == {name: not on or name == "direct" for name in SIZES}
+    x, kernel, q = arrays((2, 6, 4, 5), (3, 3, 5, 7), (2, 3, 6, 4))
+    doubled = jax.jit(lambda x, kernel: convolve_doubled(x, kernel)).lower(x, kernel).as_text()
+    assert ("tensor<2x12x8x5xf32>" in doubled) != on
+    assert ("stablehlo.while" in jax.jit(lambda q: attend(q, q, q)).lower(q[:, None]).as_text()) == on
+    drawn = str(jax.make_jaxpr(lambda key: _random._normal(key, 7))(jax.random.key(0)))
+    assert ("random_bits" in drawn) != on
 
 
 def test_half_precision_takes_no_minimal_filtering():

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet, UNetConfig, from_nnx
 from cmjax.models.unet2d.block_types import DOWN_BLOCKS, UP_BLOCKS
-from cmjax.models.unet2d.config import _CHOICES, ACTIVATIONS
+from cmjax.models.unet2d.config import ACTIVATIONS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -246,11 +247,20 @@ def acting(options):
     return {pair for pair in values if pair[0] not in idle}
 
 
+CHOICES = {
+    name: rule.holds.__self__  # of `one_of`: the values themselves
+    for name, hint in typing.get_type_hints(UNetConfig, include_extras=True).items()
+    for rule in getattr(hint, "__metadata__", ())
+    if isinstance(getattr(rule.holds, "__self__", None), tuple)
+}
+
+
 def test_together_they_try_every_value_of_every_option():
     tried = set().union(
         *(acting(SMALL | options) for options in NAMED.values()), *map(acting, map(random_options, SEEDS))
     )
-    wanted = {(name, value) for name, (values, _) in _CHOICES.items() for value in values}
+    wanted = {(name, value) for name, values in CHOICES.items() for value in values}
+    assert {"mid_block_type", "downsample_type", "downsample_padding", "class_embed_type"} <= CHOICES.keys()
     wanted |= {("down", kind) for kind in DOWN_BLOCKS} | {("up", kind) for kind in UP_BLOCKS}
     wanted |= {("act_fn", name) for name in (*ACTIVATIONS, "SiLU")}
     wanted |= {(name, value) for name in ("center_input_sample", "flip_sin_to_cos") for value in (False, True)}

@@ -85,24 +85,24 @@ def load_original(
     training run of that repository writes (`ema_0.9999_*.pt`, `model*.pt`, `target_model*.pt`).
 
     Args:
-      path: The file; or a .safetensors file of the same names.
-      num_train_timesteps: N of the sampler's grid, up to 10^6; None means the published N of a file of a published
+      path: the file; or a .safetensors file of the same names.
+      num_train_timesteps: n of the sampler's grid, up to 10^6; None means the published N of a file of a published
         name, else 40.
-      sample_size: Pixels a side of the pictures; None means what the repository's table has for such channels (256,
+      sample_size: pixels a side of the pictures; None means what the repository's table has for such channels (256,
         128 or 64), or 64.
-      head_dim: Channels of one attention head.
-      dtype: What the network computes in, as for `cmjax.load`.
-      param_dtype: What its matrices are stored in, as for `cmjax.load`.
-      sharding: Where the weights go, as for `cmjax.load`.
-      abstract: Check the file, but read no weights, as for `cmjax.load`.
+      head_dim: channels of one attention head.
+      dtype: what the network computes in, as for `cmjax.load`.
+      param_dtype: what its matrices are stored in, as for `cmjax.load`.
+      sharding: where the weights go, as for `cmjax.load`.
+      abstract: check the file, but read no weights, as for `cmjax.load`.
 
     Returns:
       The model and a `CMConfig`.
 
     Raises:
-      FileNotFoundError: There is no such file.
+      FileNotFoundError: there is no such file.
       TypeError: path is no path, a number is no whole number, or dtype or param_dtype is not a float dtype.
-      ValueError: The file is damaged or holds no such network, or an argument does not fit it.
+      ValueError: the file is damaged or holds no such network, or an argument does not fit it.
 
     Example:
       >>> load_original("cd_imagenet64_l2.pt")
@@ -161,15 +161,15 @@ def network_config(
     """Read a network's config off the shapes of its tensors.
 
     Args:
-      tensors: The tensors of an original file, by its names.
-      sample_size: As for `load_original`.
-      head_dim: As for `load_original`.
+      tensors: the tensors of an original file, by its names.
+      sample_size: as for `load_original`.
+      head_dim: as for `load_original`.
 
     Returns:
       The config of the same network here.
 
     Raises:
-      ValueError: The tensors are not of such a network, or it has parts that are not supported.
+      ValueError: the tensors are not of such a network, or it has parts that are not supported.
     """
     _check_kind(tensors)
     blocks = {side: _parts(tensors, side) for side in ("input_blocks", "output_blocks")}
@@ -223,14 +223,14 @@ def rename(tensors: Mapping[str, np.ndarray], config: UNetConfig) -> dict[str, n
     """Give the tensors of an original file diffusers' names and layout.
 
     Args:
-      tensors: The tensors by their names there.
-      config: What `network_config` says of them.
+      tensors: the tensors by their names there.
+      config: what `network_config` says of them.
 
     Returns:
       The tensors by their names here: views of those given.
 
     Raises:
-      ValueError: There are tensors that have no place in the network, or none for a place in it: all are listed
+      ValueError: there are tensors that have no place in the network, or none for a place in it: all are listed
         (of very many, the first).
     """
     left, renamed, missing = dict(tensors), {}, []

@@ -40,13 +40,13 @@ def stored_records(file: mmap.mmap) -> dict[str, Record]:
     """Find every record of a zip archive.
 
     Args:
-      file: The whole file.
+      file: the whole file.
 
     Returns:
       The records by name.
 
     Raises:
-      ValueError: The archive is damaged or contradicts itself, or a record is compressed or encrypted.
+      ValueError: the archive is damaged or contradicts itself, or a record is compressed or encrypted.
     """
     offset, size, count = _directory(file)
     records: dict[str, Record] = {}

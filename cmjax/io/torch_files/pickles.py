@@ -80,15 +80,15 @@ def read_pickle(data: bytes, at: int = 0) -> Pickle:
     """Read one pickle as torch.save writes them.
 
     Args:
-      data: The bytes that hold it.
-      at: Where in `data` it begins. It must end within the first `LONGEST` bytes of `data`.
+      data: the bytes that hold it.
+      at: where in `data` it begins. It must end within the first `LONGEST` bytes of `data`.
 
     Returns:
       Its value, made of dicts, lists, tuples, texts, numbers, True, False, None, and the records `StridedTensor` and
       `Storage`.
 
     Raises:
-      ValueError: It is damaged, too long, makes too many things, or asks for anything that a dict of tensors does not
+      ValueError: it is damaged, too long, makes too many things, or asks for anything that a dict of tensors does not
         need.
 
     Example:

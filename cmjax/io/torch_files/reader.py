@@ -43,7 +43,7 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
     of its bytes are not checked, as torch does not check them either.
 
     Args:
-      path: The file. It holds a dict from names to tensors (or parameters), or such a dict as `state_dict`, `model` or
+      path: the file. It holds a dict from names to tensors (or parameters), or such a dict as `state_dict`, `model` or
         `ema` beside other things.
 
     Returns:
@@ -52,8 +52,8 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
       TypeError: path is no path.
-      FileNotFoundError: There is no such file.
-      ValueError: The file is damaged, of another kind, holds something else than tensors, or was written on a
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, of another kind, holds something else than tensors, or was written on a
         big-endian machine.
 
     Example:

@@ -2,7 +2,7 @@
 
 from cmjax.models.layers.activation import activation
 from cmjax.models.layers.attention import Attention, PixelAttention, attend
-from cmjax.models.layers.convolution import Conv, Downsample2D, Upsample2D, avg_pool, upsample_nearest
+from cmjax.models.layers.convolution import Conv, Downsample2D, Upsample2D
 from cmjax.models.layers.dropout import dropout, dropout_keys
 from cmjax.models.layers.embeddings import (
     ClassEmbedding,
@@ -11,11 +11,11 @@ from cmjax.models.layers.embeddings import (
     guidance_embedding,
     positional,
 )
-from cmjax.models.layers.fir import fir_double, fir_halve
 from cmjax.models.layers.initial import fan_in_uniform
 from cmjax.models.layers.layout import Layout, Stored
 from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
 from cmjax.models.layers.norm import AdaGroupNorm, GroupNorm
+from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, upsample_nearest
 from cmjax.models.layers.resnet import ResnetBlock
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Convolutions, and the halving and doubling of pictures."""
+"""Convolutions, those that halve and double pictures among them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flax import nnx
 from cmjax.models.layers.initial import fan_in_uniform, zeros
 from cmjax.models.layers.layout import CONV, Layout
 from cmjax.models.layers.linear import Dtype
-from cmjax.models.layers.on_cpu import convolve, convolve_doubled, upsample_nearest
+from cmjax.models.layers.on_cpu import convolve, convolve_doubled
 from cmjax.types import Array
 
-__all__ = ["Conv", "Downsample2D", "Upsample2D", "avg_pool", "upsample_nearest"]
+__all__ = ["Conv", "Downsample2D", "Upsample2D"]
 
 
 class Conv(nnx.Conv):
@@ -89,9 +89,3 @@ class Upsample2D(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Map f[B, H, W, C] to f[B, 2 H, 2 W, C]."""
         return self.conv.doubled(x)
-
-
-def avg_pool(x: Array) -> Array:
-    """Halve a picture f[B, H, W, C] by taking means of 2 x 2 pixels."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))

@@ -25,10 +25,10 @@ def positional(t: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: 
     omega_i = 10000^(-i / (dim // 2 - freq_shift)), and the embedding is (cos omega t, sin omega t).
 
     Args:
-      t: Times, f32[B]; negative and fractional ones are as good as any.
-      dim: Width of the embedding; an odd one ends in a zero.
-      flip_sin_to_cos: Cosines first.
-      freq_shift: Subtracted from the number of frequencies when they are spaced.
+      t: times, f32[B]; negative and fractional ones are as good as any.
+      dim: width of the embedding; an odd one ends in a zero.
+      flip_sin_to_cos: cosines first.
+      freq_shift: subtracted from the number of frequencies when they are spaced.
 
     Returns:
       f32[B, dim].
@@ -54,8 +54,8 @@ def guidance_embedding(w: Array, dim: int = 256) -> Array:
     out = cond + w (cond - uncond), which is one less than a guidance scale (`guidance.classifier_free`).
 
     Args:
-      w: Guidance scales, f32[B].
-      dim: Width of the embedding; an odd one ends in a zero.
+      w: guidance scales, f32[B].
+      dim: width of the embedding; an odd one ends in a zero.
 
     Returns:
       f32[B, dim].

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from cmjax import _cpu
+from cmjax.models.layers.resample import interleave, upsample_nearest
 from cmjax.types import Array
 
-__all__ = ["attend_by_heads", "convolve", "convolve_doubled", "upsample_nearest"]
+__all__ = ["attend_by_heads", "convolve", "convolve_doubled"]
 
 Padding = Sequence[tuple[int, int]]
 Grid = Sequence[Sequence[Array]]
@@ -138,18 +139,6 @@ def attend_by_heads(attend: Callable[..., Array], q: Array, k: Array, v: Array) 
     return jax.lax.platform_dependent(q, k, v, cpu=head_by_head, default=attend)
 
 
-def upsample_nearest(x: Array) -> Array:
-    """Double a picture f[B, H, W, C] by repeating its pixels."""
-    return _interleave([_interleave([x, x], axis=2)] * 2, axis=1)
-
-
-def _interleave(pair: Sequence[Array], axis: int) -> Array:
-    """Take pixels from two pictures in turn, along an axis: one at a time, so that no sharded axis is merged."""
-    shape = list(pair[0].shape)
-    shape[axis] *= 2
-    return jnp.stack(pair, axis + 1).reshape(shape)
-
-
 def _as_a_call(convolution: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """Keep a convolution together in the compiled program.
 
@@ -252,8 +241,8 @@ def _shuffled(windows: Array) -> Array:
     """Lay the four pixels of each window beside each other: f[B, H + 1, W + 1, 4 C] -> f[B, 2 H, 2 W, C]."""
     b, h, w, c = windows.shape
     four = windows.reshape(b, h, w, 2, 2, c // 4)
-    return _interleave(
-        [_interleave([four[:, i : i + h - 1, j : j + w - 1, i, j] for j in range(2)], axis=2) for i in range(2)], axis=1
+    return interleave(
+        [interleave([four[:, i : i + h - 1, j : j + w - 1, i, j] for j in range(2)], axis=2) for i in range(2)], axis=1
     )
 
 
@@ -261,7 +250,7 @@ def _filter(tiles: Grid, kernel: Array, of_tile: Transform, of_kernel: Transform
     """Transform tiles and kernel along both axes, multiply position by position, and transform back to 2x2 pixels."""
     tiles, weights = _both_axes(of_tile, tiles), _both_axes(of_kernel, kernel)
     products = [[d @ g for d, g in zip(*rows, strict=True)] for rows in zip(tiles, weights, strict=True)]
-    return _interleave([_interleave(row, axis=2) for row in _both_axes(of_products, products)], axis=1)
+    return interleave([interleave(row, axis=2) for row in _both_axes(of_products, products)], axis=1)
 
 
 def _both_axes(transform: Transform, grid: Any) -> Grid:

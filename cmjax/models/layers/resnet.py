@@ -7,11 +7,11 @@ from flax import nnx
 
 from cmjax._numerics import f32
 from cmjax.models.layers.activation import activation
-from cmjax.models.layers.convolution import Conv, avg_pool, upsample_nearest
+from cmjax.models.layers.convolution import Conv
 from cmjax.models.layers.dropout import dropout
-from cmjax.models.layers.fir import fir_double, fir_halve
 from cmjax.models.layers.linear import Dtype, Linear
 from cmjax.models.layers.norm import GroupNorm
+from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, upsample_nearest
 from cmjax.types import Array, Key
 
 __all__ = ["ResnetBlock"]
@@ -31,7 +31,7 @@ class ResnetBlock(nnx.Module):
       act: the activation's name.
       scale_shift: whether time scales and shifts, rather than being added.
       dropout: its rate.
-      resample: None, "up" or "down": both branches are doubled (nearest) or halved (means); "fir_up" or "fir_down": by
+      resample: none, "up" or "down": both branches are doubled (nearest) or halved (means); "fir_up" or "fir_down": by
         a smooth filter.
       scale: the sum is divided by it.
       shortcut: whether x passes through a 1x1 convolution even where c_in is c_out.

@@ -104,14 +104,14 @@ def check_blocks(
     """Refuse blocks that are not known or not for this network, do not go together, or do not fit their channels.
 
     Args:
-      down_block_types: From the config.
-      up_block_types: From the config.
-      levels: How many there must be of each; where there are not, that has its own message elsewhere.
-      in_channels: Of the network.
-      out_channels: Of the network.
+      down_block_types: from the config.
+      up_block_types: from the config.
+      levels: how many there must be of each; where there are not, that has its own message elsewhere.
+      in_channels: of the network.
+      out_channels: of the network.
 
     Raises:
-      ValueError: The block's name, and why.
+      ValueError: the block's name, and why.
     """
     given = {"down_block_types": (down_block_types, DOWN_BLOCKS), "up_block_types": (up_block_types, UP_BLOCKS)}
     for option, (names, allowed) in given.items():
@@ -168,15 +168,15 @@ def check_norms(
     """Refuse numbers of channels that the groups of a norm do not divide.
 
     Args:
-      down: The blocks on the way down, without prefixes.
-      up: The blocks on the way up.
+      down: the blocks on the way down, without prefixes.
+      up: the blocks on the way up.
       widths: block_out_channels.
       layers: layers_per_block.
       groups: norm_num_groups.
-      has_mid_block: Whether there is one.
+      has_mid_block: whether there is one.
 
     Raises:
-      ValueError: The block, its channels and its groups.
+      ValueError: the block, its channels and its groups.
     """
     plain = [kind for kind in down + up if _is_plain(kind)]
     if groups is None and plain:

@@ -54,13 +54,13 @@ class DownBlock(nnx.Module):
     """One level on the way down: residual blocks, each with attention or not, then a halving (but for the last level).
 
     Args:
-      config: The network's.
+      config: the network's.
       kind: "DownBlock2D", "AttnDownBlock2D" or "ResnetDownsampleBlock2D".
-      c_in: Channels that come in.
-      c_out: Channels of the level.
-      halve: Whether the level ends in a halving.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      c_in: channels that come in.
+      c_out: channels of the level.
+      halve: whether the level ends in a halving.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class MidBlock(nnx.Module):
     """The coarsest level's middle: residual block, attention (if the config has it), residual block.
 
     Args:
-      config: The network's.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      config: the network's.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
     """
 
     def __init__(self, config: UNetConfig, *, dtype: Dtype, rngs: nnx.Rngs):
@@ -118,14 +118,14 @@ class UpBlock(nnx.Module):
     """One level on the way up: each residual block also gets a picture from the way down; then a doubling.
 
     Args:
-      config: The network's.
+      config: the network's.
       kind: "UpBlock2D", "AttnUpBlock2D" or "ResnetUpsampleBlock2D".
-      c_prev: Channels that come in from the level below.
-      c_skip: Channels of the last picture from the way down (those of the level above, on the way down).
-      c_out: Channels of the level.
-      double: Whether the level ends in a doubling.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      c_prev: channels that come in from the level below.
+      c_skip: channels of the last picture from the way down (those of the level above, on the way down).
+      c_out: channels of the level.
+      double: whether the level ends in a doubling.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
     """
 
     def __init__(

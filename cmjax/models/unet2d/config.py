@@ -44,47 +44,47 @@ class UNetConfig:
     """Describe a `UNet`; names and defaults are the keys of a diffusers `UNet2DModel` config.json.
 
     Args:
-      sample_size: Pixels a side (or height and width) the network is meant for; the network takes any size that its
+      sample_size: pixels a side (or height and width) the network is meant for; the network takes any size that its
         downsampling divides.
-      in_channels: Channels of x.
-      out_channels: Channels of the output.
-      center_input_sample: Give the network 2 x - 1 in place of x.
-      time_embedding_type: How t is shown to the network: "positional" (sines and cosines of t), "fourier" (of
+      in_channels: channels of x.
+      out_channels: channels of the output.
+      center_input_sample: give the network 2 x - 1 in place of x.
+      time_embedding_type: how t is shown to the network: "positional" (sines and cosines of t), "fourier" (of
         random frequencies of ln t, and the output is divided by t, which must be above 0), or "learned" (a table over
         integer t; what is after the point is cut off).
-      time_embedding_dim: Width of the time embedding; None means 4 x block_out_channels[0].
-      freq_shift: Subtracted from the number of frequencies when they are spaced (positional).
-      flip_sin_to_cos: Cosines first (positional).
-      down_block_types: One block per level, from fine to coarse: "DownBlock2D", "AttnDownBlock2D",
+      time_embedding_dim: width of the time embedding; None means 4 x block_out_channels[0].
+      freq_shift: subtracted from the number of frequencies when they are spaced (positional).
+      flip_sin_to_cos: cosines first (positional).
+      down_block_types: one block per level, from fine to coarse: "DownBlock2D", "AttnDownBlock2D",
         "ResnetDownsampleBlock2D"; of NCSN++, "SkipDownBlock2D" or "AttnSkipDownBlock2D"; or all of them "KDownBlock2D".
         A "UNetRes" before a name, as in the first files, changes nothing.
       mid_block_type: "UNetMidBlock2D" or None.
-      up_block_types: One block per level, from coarse to fine: "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D";
+      up_block_types: one block per level, from coarse to fine: "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D";
         "SkipUpBlock2D" or "AttnSkipUpBlock2D"; or all of them "KUpBlock2D".
-      block_out_channels: Channels of each level, from fine to coarse.
-      layers_per_block: Residual blocks per level on the way down (one more on the way up).
-      mid_block_scale_factor: The mid block's sums are divided by it.
-      downsample_padding: Padding of the strided convolution: 1 on every side, or 0 for one row at the bottom and
+      block_out_channels: channels of each level, from fine to coarse.
+      layers_per_block: residual blocks per level on the way down (one more on the way up).
+      mid_block_scale_factor: the mid block's sums are divided by it.
+      downsample_padding: padding of the strided convolution: 1 on every side, or 0 for one row at the bottom and
         one column at the right.
-      downsample_type: How an "AttnDownBlock2D" halves the picture: "conv" (also None) or "resnet".
-      upsample_type: How an "AttnUpBlock2D" doubles it: "conv" (also None) or "resnet".
-      dropout: Rate of the dropout inside every residual block; it acts only when the network is given a key.
-      act_fn: Activation of the residual blocks: "silu" ("swish"), "mish", "gelu" or "relu", in capitals or not.
-      attention_head_dim: Channels of one attention head; None means a single head.
-      norm_num_groups: Groups of every group norm, but for skip blocks, which have min(channels // 4, 32), and K blocks,
+      downsample_type: how an "AttnDownBlock2D" halves the picture: "conv" (also None) or "resnet".
+      upsample_type: how an "AttnUpBlock2D" doubles it: "conv" (also None) or "resnet".
+      dropout: rate of the dropout inside every residual block; it acts only when the network is given a key.
+      act_fn: activation of the residual blocks: "silu" ("swish"), "mish", "gelu" or "relu", in capitals or not.
+      attention_head_dim: channels of one attention head; None means a single head.
+      norm_num_groups: groups of every group norm, but for skip blocks, which have min(channels // 4, 32), and K blocks,
         which have one for 32 channels. None means min(channels // 4, 32), where all blocks are skip or K blocks.
-      attn_norm_num_groups: Groups of the mid attention's norm; None means norm_num_groups, and with
+      attn_norm_num_groups: groups of the mid attention's norm; None means norm_num_groups, and with
         resnet_time_scale_shift="scale_shift" it means that the mid attention has no norm at all.
-      norm_eps: Epsilon of every group norm.
+      norm_eps: epsilon of every group norm.
       resnet_time_scale_shift: "default" (the time embedding is added) or "scale_shift" (it scales and shifts).
-      add_attention: Whether the mid block has attention.
-      class_embed_type: None (a table of num_class_embeds rows, if that is given), "timestep" (the class is a number,
+      add_attention: whether the mid block has attention.
+      class_embed_type: none (a table of num_class_embeds rows, if that is given), "timestep" (the class is a number,
         embedded as t is) or "identity" (the condition is already an embedding).
-      num_class_embeds: Number of classes, or None for an unconditional network; no effect with a class_embed_type.
-      num_train_timesteps: Rows of the learned time table.
+      num_class_embeds: number of classes, or None for an unconditional network; no effect with a class_embed_type.
+      num_train_timesteps: rows of the learned time table.
 
     Raises:
-      ValueError: An option is not supported or two options contradict each other.
+      ValueError: an option is not supported or two options contradict each other.
 
     Example:
       >>> config = UNetConfig(block_out_channels=(32, 64), norm_num_groups=8,
@@ -231,14 +231,14 @@ class UNetConfig:
         """Read the content of a diffusers config.json.
 
         Args:
-          d: The file's mapping. Keys that begin with an underscore are diffusers' own bookkeeping and are skipped, as
+          d: the file's mapping. Keys that begin with an underscore are diffusers' own bookkeeping and are skipped, as
             are those that other tools leave there (`cmjax.models.config_files`).
 
         Returns:
           The config.
 
         Raises:
-          ValueError: The file is for another class, has a key that is not an option of `UNet2DModel`, or asks for
+          ValueError: the file is for another class, has a key that is not an option of `UNet2DModel`, or asks for
             something that is not supported.
         """
         return cls(**options(d, "UNet2DModel", (field.name for field in dataclasses.fields(cls))))

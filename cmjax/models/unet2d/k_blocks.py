@@ -24,12 +24,12 @@ class KResnetBlock2D(nnx.Module):
     """A residual block: x + conv(act(norm(conv(act(norm(x, time))), time))).
 
     Args:
-      config: Gives activation, epsilon and dropout.
-      c_in: Channels of x.
-      c_out: Channels of the result; where they differ, x passes through a 1x1 convolution without a bias.
-      groups: Groups of the first and of the second norm.
-      dtype: Of the convolutions; norms, activations and time stay float32.
-      rngs: Keys of the initial weights.
+      config: gives activation, epsilon and dropout.
+      c_in: channels of x.
+      c_out: channels of the result; where they differ, x passes through a 1x1 convolution without a bias.
+      groups: groups of the first and of the second norm.
+      dtype: of the convolutions; norms, activations and time stay float32.
+      rngs: keys of the initial weights.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class KDownBlock(nnx.Module):
     """One level on the way down: residual blocks, then a halving (but for the last level).
 
     Args:
-      config: The network's.
+      config: the network's.
       kind: "KDownBlock2D".
-      c_in: Channels that come in.
-      c_out: Channels of the level.
-      halve: Whether the level ends in a halving.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      c_in: channels that come in.
+      c_out: channels of the level.
+      halve: whether the level ends in a halving.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class KUpBlock(nnx.Module):
     """One level on the way up: residual blocks; the first also gets the level's last picture from the way down.
 
     Args:
-      config: The network's.
+      config: the network's.
       kind: "KUpBlock2D".
-      c_prev: Channels that come in from the level below: c_out.
-      c_skip: Channels of the level above, which the last residual block makes.
-      c_out: Channels of the level.
-      double: Whether the level ends in a doubling.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      c_prev: channels that come in from the level below: c_out.
+      c_skip: channels of the level above, which the last residual block makes.
+      c_out: channels of the level.
+      double: whether the level ends in a doubling.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
     """
 
     def __init__(

@@ -39,9 +39,9 @@ class UNet(nnx.Module):
     returns 0.
 
     Args:
-      config: What to build.
-      rngs: Keys of the initial weights.
-      dtype: Of convolutions and matrix products. Weights are stored in float32; norms, softmax, activations and the
+      config: what to build.
+      rngs: keys of the initial weights.
+      dtype: of convolutions and matrix products. Weights are stored in float32; norms, softmax, activations and the
         time embedding are computed in float32.
 
     Example:
@@ -130,17 +130,17 @@ class UNet(nnx.Module):
 
         Args:
           x: f[B, H, W, in_channels], with H and W multiples of `config.downsampling`.
-          t: What the network is told of the noise: f[] or f[B].
-          cond: Class labels, i32[B] or i32[] for all, or how much of each class, f[B, classes], rows that sum to 1 (a
+          t: what the network is told of the noise: f[] or f[B].
+          cond: class labels, i32[B] or i32[] for all, or how much of each class, f[B, classes], rows that sum to 1 (a
             mixture of their embeddings, to go from one to another); or what `config.class_embed_type` says. None
             exactly for an unconditional network. A traced label out of range gives NaN.
-          key: A key for the dropout; None for none.
+          key: a key for the dropout; None for none.
 
         Returns:
           f[B, H, W, out_channels] in the dtype of x.
 
         Raises:
-          ValueError: A shape does not fit, a condition is missing or not wanted, or a concrete label is out of range.
+          ValueError: a shape does not fit, a condition is missing or not wanted, or a concrete label is out of range.
         """
         x_dtype, t = x.dtype, jnp.asarray(t)
         _check_x(self.config, x, t)

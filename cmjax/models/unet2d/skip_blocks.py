@@ -29,13 +29,13 @@ class SkipDownBlock(nnx.Module):
     """One level on the way down; where it ends in a halving, it also halves the small picture and adds it, projected.
 
     Args:
-      config: The network's.
+      config: the network's.
       kind: "SkipDownBlock2D" or "AttnSkipDownBlock2D".
-      c_in: Channels that come in.
-      c_out: Channels of the level.
-      halve: Whether the level ends in a halving.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      c_in: channels that come in.
+      c_out: channels of the level.
+      halve: whether the level ends in a halving.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
 
     References:
       Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix H ("input skip").
@@ -75,14 +75,14 @@ class SkipUpBlock(nnx.Module):
     """One level on the way up; it doubles the small picture, and where it ends in a doubling, adds to it first.
 
     Args:
-      config: The network's.
+      config: the network's.
       kind: "SkipUpBlock2D" or "AttnSkipUpBlock2D" (one attention, after all residual blocks).
-      c_prev: Channels that come in from the level below.
-      c_skip: Channels of the last picture from the way down (those of the level above, on the way down).
-      c_out: Channels of the level.
-      double: Whether the level ends in a doubling.
-      dtype: Of the convolutions.
-      rngs: Keys of the initial weights.
+      c_prev: channels that come in from the level below.
+      c_skip: channels of the last picture from the way down (those of the level above, on the way down).
+      c_out: channels of the level.
+      double: whether the level ends in a doubling.
+      dtype: of the convolutions.
+      rngs: keys of the initial weights.
 
     References:
       Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix H ("output skip").

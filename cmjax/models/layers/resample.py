@@ -1,16 +1,35 @@
-"""Resampling with a smoothing filter: halve or double a picture with the kernel (1, 3, 3, 1), with either edge."""
+"""Halving and doubling pictures without weights: by means, by repeating, or by a filter (1, 3, 3, 1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
 
 from cmjax.types import Array
 
-__all__ = ["fir_double", "fir_halve"]
+__all__ = ["avg_pool", "fir_double", "fir_halve", "interleave", "upsample_nearest"]
 
 Edges = Literal["constant", "reflect"]
+
+
+def avg_pool(x: Array) -> Array:
+    """Halve a picture f[B, H, W, C] by taking means of 2 x 2 pixels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample_nearest(x: Array) -> Array:
+    """Double a picture f[B, H, W, C] by repeating its pixels."""
+    return interleave([interleave([x, x], axis=2)] * 2, axis=1)
+
+
+def interleave(pair: Sequence[Array], axis: int) -> Array:
+    """Take pixels from two pictures in turn, along an axis: one at a time, so that no sharded axis is merged."""
+    shape = list(pair[0].shape)
+    shape[axis] *= 2
+    return jnp.stack(pair, axis + 1).reshape(shape)
 
 
 def fir_halve(x: Array, edges: Edges = "constant") -> Array:
@@ -18,7 +37,7 @@ def fir_halve(x: Array, edges: Edges = "constant") -> Array:
 
     Args:
       x: f[B, H, W, C], with H and W even.
-      edges: What lies beyond the picture: "constant" (zeros) or "reflect" (the pixel next to the last).
+      edges: what lies beyond the picture: "constant" (zeros) or "reflect" (the pixel next to the last).
 
     Returns:
       f[B, H / 2, W / 2, C].
@@ -46,7 +65,7 @@ def fir_double(x: Array, edges: Edges = "constant") -> Array:
 
     Args:
       x: f[B, H, W, C].
-      edges: What lies beyond the picture: "constant" (zeros) or "reflect" (the pixel next to the last; an axis of one
+      edges: what lies beyond the picture: "constant" (zeros) or "reflect" (the pixel next to the last; an axis of one
         pixel is repeated).
 
     Returns:
@@ -55,8 +74,7 @@ def fir_double(x: Array, edges: Edges = "constant") -> Array:
     for axis in (1, 2):
         padded = _padded(x, axis, edges)
         before, after = _cut(padded, axis, slice(None, -2)), _cut(padded, axis, slice(2, None))
-        shape = (*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
-        x = jnp.stack([(3 * x + before) / 4, (3 * x + after) / 4], axis=axis + 1).reshape(shape)
+        x = interleave([(3 * x + before) / 4, (3 * x + after) / 4], axis)
     return x
 
 

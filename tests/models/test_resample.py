@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.models.layers import fir
+from cmjax.models.layers import resample
 
-fir_halve, fir_double = (jax.jit(f, static_argnames="edges") for f in (fir.fir_halve, fir.fir_double))
+fir_halve, fir_double = (jax.jit(f, static_argnames="edges") for f in (resample.fir_halve, resample.fir_double))
 
 KERNEL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 SHAPES = [(2, 4, 6, 3), (1, 2, 2, 1), (1, 8, 2, 2)]
