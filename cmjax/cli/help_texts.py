@@ -1,4 +1,4 @@
-"""What `--help` teaches by example, for each command and for each task of `cmjax edit`."""
+"""The examples and notes at the end of `--help`, for each command and each task of `cmjax edit`."""
 
 from cmjax import recipes
 
@@ -14,26 +14,26 @@ examples:
   cmjax sample --trajectory                       every step of every image, side by side
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
-  cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; killed, the same command goes on
+  cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; rerun it to resume
   cmjax sample --num 50000 --out drawn/ --distributed host0:9876 4 0     and on three more hosts, 1 2 3
   cmjax sample --artifact exported/ --steps 4     what cmjax export wrote
 
-In shards, on a CPU, each core is a device, up to eight: JAX_NUM_CPU_DEVICES=1 for one.
-Image i depends on the seed and on i alone, its label included: more images, another batch size
-or more devices change none of those that were there before.
+Image i and its label depend only on the seed and on i. Drawing more images, or using another batch
+size or more devices, does not change the images that you had before. Shards drawn on a CPU use up to
+eight cores as devices; set JAX_NUM_CPU_DEVICES=1 to use one.
 """
 
 _EDIT = """\
 examples:
-  cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    fill what is white in a mask
+  cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    fill the white pixels of a mask
   cmjax edit upscale tiny.png --labels Bag                             enlarge; each pixel stays a block's mean
   cmjax edit interpolate --seeds 3 8 --labels Sneaker                  from one picture to another
-  cmjax edit inpaint --help                                            what one task takes, with examples
+  cmjax edit inpaint --help                                            the options of one task, with examples
 
-Results go to --out: a .png shows, for each picture, what was given, what of it is known, and the
-results side by side; a folder holds each result at its own size, NAME-1.png ..., and strip.png.
-Any model and sampler will do: nothing is trained. Pictures must have the model's size (--resize
-crops and resizes them) and may be PNG or JPEG files of any colour mode.
+Results go to --out. A .png shows, for each picture, the input, what of it is known, and the results
+side by side. A folder holds each result at its own size, NAME-1.png ..., and strip.png. Any model and
+sampler works, and nothing is trained. Pictures must have the model's size (--resize crops and resizes
+them). They may be PNG or JPEG files of any colour mode.
 """
 
 TASKS = {
@@ -46,8 +46,8 @@ examples:
   cmjax edit inpaint a.png b.png --mask m.png --labels Bag --num 5     five ways each, one mask for both
   cmjax edit inpaint photo.jpg --mask soft.png --soft --resize --model M --out filled/
 
-A mask has its picture's size. Grey masks need --soft, which blends picture and model there: then
-a grey pixel is not kept exactly.
+A mask must have the size of its picture. Grey masks need --soft, which blends the picture with the
+model's estimate. Pixels under grey are not kept exactly.
 """,
     ),
     "colorize": (
@@ -57,15 +57,15 @@ examples:
   cmjax edit colorize old.jpg --resize --model openai/diffusers-cd_cat256_l2 --num 4
   cmjax edit colorize a.png b.png --model M --out coloured/
 
-The model must make colour pictures. A colour picture is turned to grey first.
+The model must draw colour pictures. A colour picture is converted to grey first.
 """,
     ),
     "upscale": (
         "Enlarge pictures; every pixel stays the mean of its block",
         """\
 examples:
-  cmjax edit upscale tiny.png --labels Bag                   7x7 to a model's 28x28: the factor, 4, is found
-  cmjax edit upscale bag.png --factor 4 --resize --labels 8  shrinks it first, to see what comes back
+  cmjax edit upscale tiny.png --labels Bag                   7x7 to a model's 28x28: a factor of 4
+  cmjax edit upscale bag.png --factor 4 --resize --labels 8  shrink it first, to compare with the original
 
 The result has the model's size.
 """,
@@ -80,12 +80,12 @@ The model must be a consistency model.
 """,
     ),
     "stroke": (
-        "Redraw pictures: keep what noise leaves to be seen, draw the rest (SDEdit)",
+        "Redraw pictures from strokes: add noise, then draw from there (SDEdit)",
         """\
 examples:
   cmjax edit stroke sketch.png --labels Sneaker                          noise of 5.38, then of 2.24
   cmjax edit stroke sketch.png --labels Sneaker --sigmas 2.24            less noise keeps more
-  cmjax edit stroke sketch.png --labels 7 --strength 0.4 --steps 4       0 keeps all ... 1 nothing
+  cmjax edit stroke sketch.png --labels 7 --strength 0.4 --steps 4       0 keeps everything, 1 nothing
   cmjax edit stroke sketch.png --labels 7 --sampler tcd --strength 0.7
 """,
     ),
@@ -97,8 +97,8 @@ examples:
   cmjax edit interpolate --seeds 3 --labels Sneaker "Ankle boot"    one seed, from class to class
   cmjax edit interpolate --seeds 1 2 3 4 --labels Bag --num 6       a grid between four corners
 
-A seed's picture is the first one of `cmjax sample --seed S`: without --labels for several classes
-the first end is that picture itself. In a folder, pictures are 000.png ... and the grid strip.png.
+The picture of a seed is the first picture of `cmjax sample --seed S`; unless --labels names several
+classes, the first end is exactly that picture. A folder holds 000.png ... and the grid, strip.png.
 """,
     ),
 }
@@ -110,20 +110,23 @@ examples:
   cmjax evaluate runs/cats/model --data cats/ --features my_inception:make --num 50000
   cmjax evaluate runs/cats/model --reference cats-train.npz --features my_inception:make
 
-The data is cut in two by class: samples are compared with one half, and so is the other half, which
-says what the best figures are. --num images are drawn for each seed, image i as `cmjax sample` draws
-it, classes in turn; several seeds give mean and standard deviation.
+The data is split into two halves, class by class. Samples are compared with one half. The other half
+is compared with it too, which shows the figures that real images get. For each seed, --num images are
+drawn, with classes in turn, image i as `cmjax sample` draws it. Several seeds give a mean and a standard
+deviation.
 
-The Frechet distance of few images is too large, the more so the fewer. Compare only distances of the
-same number of images, to the same data, in the same extractor. Published FIDs take 50,000 images.
+The Frechet distance is biased upward for small samples. Compare only distances of equal numbers of
+images, on the same data, in the same extractor. Published FIDs use 50,000 images.
 
---features MODULE:FUNCTION imports your own program and calls FUNCTION(), which returns a JAX callable
-from images f32[B, H, W, C] in [-1, 1] to cmjax.evaluation.Features(features, logits or None). Without
-it a small Fashion-MNIST classifier looks at 28x28 grey images, which is not FID. For FID bring the
-Inception network, its weights and its resizing to 299 pixels: none comes with cmjax. Then --reference
-takes an .npz with its published statistics, mu and sigma. Features kept for precision and recall take
-4 bytes each: 10,000 images of 2048 features 82 MB. The data is held as bytes; all else streams by.
-On a CPU each core, up to eight, is a device with a copy of the weights: JAX_NUM_CPU_DEVICES=1 for one.
+The default extractor is a small classifier of 28x28 grey Fashion-MNIST images. Its distance is not FID.
+--features MODULE:FUNCTION imports your own module and calls FUNCTION(), which must return a JAX callable
+from images f32[B, H, W, C] in [-1, 1] to cmjax.evaluation.Features(features, logits or None). For FID you
+need an Inception network, its weights and its resizing to 299 pixels; cmjax includes none of them. Then
+--reference takes an .npz file with the published statistics, mu and sigma.
+
+Memory: the data is kept as bytes, and the features for precision and recall as 4 bytes each (10,000
+images of 2048 features take 82 MB); everything else is streamed. On a CPU, up to eight cores are used as
+devices, each with a copy of the weights; set JAX_NUM_CPU_DEVICES=1 to use one.
 """
 
 _TRAIN = """\
@@ -133,16 +136,17 @@ recipes (cmjax/recipes; a TOML file of your own may change any number):
 examples:
   cmjax train ect --data fashion.npz --out runs/fashion     arrays images u8[N, H, W] and labels
   cmjax train ect --data photos/ --out runs/photos          a folder of images, or one folder a class
-  cmjax train --data photos/ --out runs/photos --resume     go on where the run stopped
+  cmjax train --data photos/ --out runs/photos --resume     continue where the run stopped
   cmjax train ect --data photos/ --out runs/tuned --init M  tune a model's weights further
   cmjax train cd --data photos/ --teacher M --out runs/cd   distil a diffusion model
   cmjax sample --model runs/fashion/model                   draw from what was trained
 
-The run's folder holds model/ (what `cmjax sample --model` takes), samples/ (a grid at every
-checkpoint), run.json (recipe, network, noise levels), log.jsonl and curves.png, and checkpoints/
-(what --resume goes on from, to the same bits as a run that never stopped).
+The run's folder holds model/ (for `cmjax sample --model`), samples/ (a grid at every checkpoint),
+run.json (recipe, network, noise levels), log.jsonl, curves.png and checkpoints/. A run continued with
+--resume ends with the same bits as a run that never stopped.
 
-On a CPU each core, up to eight, is a device with a copy of the weights: JAX_NUM_CPU_DEVICES=1 for one.
+On a CPU, up to eight cores are used as devices, each with a copy of the weights; set
+JAX_NUM_CPU_DEVICES=1 to use one.
 """
 
 _EXPORT = """\
@@ -152,32 +156,33 @@ examples:
   cmjax export openai/diffusers-cd_imagenet64_l2 penguins --weights beside --dtype bfloat16
   cmjax sample --artifact drawer --steps 3                  draw with it
 
-The program takes any batch size, one key for each image, and any number of steps up to --max-steps; it
-runs without cmjax, with jax and flatbuffers alone (the README shows how). JAX keeps such programs
-readable for at least six months. An artifact is a program: run one only if you trust its maker.
+The program takes any batch size, one key for each image, and any number of steps up to --max-steps. It
+needs only jax and flatbuffers to run, not cmjax (the guide "Devices and hosts" shows how). JAX keeps such
+programs readable for at least six months. An artifact is a program: run one only if you trust its maker.
 """
 
 _INSPECT = """\
 examples:
   cmjax inspect                                     the model inside the package
   cmjax inspect checkpoints/mine --steps 4          its configs, parameters, and the path of four steps
-  cmjax inspect --sampler tcd --steps 4 --eta 0.3   where TCD lands at each step
+  cmjax inspect --sampler tcd --steps 4 --eta 0.3   the landing of TCD at each step
 """
 
 _CONVERT = """\
 examples:
   cmjax convert cd_imagenet64_l2.pt cd-imagenet64      a published checkpoint of openai/consistency_models
-  cmjax convert ema_0.9999_600000.pt mine --num-train-timesteps 151     one of your own runs of it
+  cmjax convert ema_0.9999_600000.pt mine --num-train-timesteps 151     a run of your own
   cmjax convert edm_cat256_ema.pt teacher              the diffusion model behind a published one
   cmjax convert downloads/old new                      a diffusers folder with .bin weights, as safetensors
   cmjax convert downloads/old small --dtype float16    half the size
   cmjax convert ddpm-cifar10-32 teacher                a network of another sampler, for cmjax.io.load_unet
   cmjax sample --model cd-imagenet64                   draw from what was converted
 
-Nothing in a .pt or .bin file is executed, and PyTorch is not needed. A .pt file carries no config: the
-network is read off the shapes of its tensors, and N off a published file's name. OUT is a folder in
-diffusers' layout, which cmjax and diffusers load; it appears whole or not at all. Where cmjax has no
-sampler for a folder's scheduler, that config is kept, and cmjax.io.load_unet loads the network.
+Nothing in a .pt or .bin file is executed, and PyTorch is not needed. A .pt file has no config, so the
+network is inferred from the shapes of its tensors, and N from the name of a published file. OUT is a
+folder in diffusers' layout, which cmjax and diffusers can load; it is written completely or not at all.
+If cmjax has no sampler for a folder's scheduler, the scheduler's config is kept, and cmjax.io.load_unet
+loads the network.
 """
 
 
