@@ -1,4 +1,4 @@
-"""What every edit asks of its arrays: floats, in bounds, of shapes that fit."""
+"""Check the arrays of an edit: float dtypes, values in bounds, shapes that fit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Bounds = tuple[float, float] | None
 
 
 def measured(name: str, value: ArrayLike) -> Array:
-    """Bring what was measured to float32; grey levels, 0 ... 255, are refused."""
+    """Convert a measurement to float32; refuse grey levels, 0 ... 255."""
     return f32(floating(name, value))
 
 
 def few_numbers(name: str, value: Any, rule: str) -> np.ndarray:
-    """Bring numbers that a person writes, such as weights, to the host: f64[n]; anything else is refused."""
+    """Convert numbers that a person writes, such as weights, to f64[n] on the host; refuse anything else."""
     if is_traced(value):
         raise TypeError(f"{name} must be concrete under jit, got {value}: make the edit outside.")
     try:
@@ -42,7 +42,7 @@ _ON_ANOTHER_SCALE = ": clip it, scale it (x / 127.5 - 1), or, for latents, give 
 def check_bounds(
     name: str, value: Any, bounds: Bounds, *, free: Array | None = None, remedy: str = _ON_ANOTHER_SCALE
 ) -> None:
-    """Refuse what is on another scale, but where it is free. Rounding may go beyond by a thousandth of the range.
+    """Refuse values on another scale, unless they do not matter. Rounding may exceed a bound by 0.1% of the range.
 
     On the host, so that it works under `jit` too, for arrays that are not traced.
     """
@@ -68,7 +68,7 @@ def check_bounds(
 
 
 def mask_for(name: str, mask: Array, reference: Array) -> Array:
-    """Give a mask all of the reference's axes; its batch may be longer than a single reference."""
+    """Give a mask all axes of the reference; its batch may be longer than that of a single reference."""
     full = mask.reshape((1,) * (reference.ndim - mask.ndim) + mask.shape)
     fits = full.ndim == reference.ndim and all(
         m in (1, r) or (axis == 0 and r == 1)
@@ -82,7 +82,7 @@ def mask_for(name: str, mask: Array, reference: Array) -> Array:
 
 
 def check_shape(name: str, value: Any, x0: Array) -> None:
-    """Refuse, when the loop is traced, what does not broadcast to x0 itself."""
+    """Refuse a value that does not broadcast to x0; called while the loop is traced."""
     fits = value.ndim == x0.ndim and all(v in (1, n) for v, n in zip(value.shape, x0.shape, strict=True))
     if not fits:
         remedy = (

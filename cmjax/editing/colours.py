@@ -1,4 +1,4 @@
-"""Colours: the luminance of each pixel is known."""
+"""Colour edits: the luminance of each pixel is known."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Colorize(Struct):
 
 
 def colorize(gray: ArrayLike, *, weights: Sequence[float] = LUMA, bounds: Bounds = (-1.0, 1.0)) -> Colorize:
-    """Colour a grey picture: at each step each pixel gets its luminance back.
+    """Colour a grey picture: restore the luminance of each pixel at every step.
 
     Args:
-      gray: f[B, H, W, 1], or f[1, H, W, 1] for all images, in the model's range. `luminance` makes one of colours.
+      gray: f[B, H, W, 1], or f[1, H, W, 1] for all images, in the model's range; see `luminance`.
       weights: how much each channel contributes; they are scaled so that they add up to 1.
       bounds: as for `inpaint`.
 
@@ -47,15 +47,15 @@ def colorize(gray: ArrayLike, *, weights: Sequence[float] = LUMA, bounds: Bounds
       An edit on f[B, H, W, C], for as many channels C as weights. It gives float32.
 
     Raises:
-      TypeError: gray is not of a float dtype, or weights are no numbers.
-      ValueError: gray has not one channel, or is out of bounds, or weights do not add up to something positive.
+      TypeError: gray is not of a float dtype, or weights are not numbers.
+      ValueError: gray does not have one channel, is out of bounds, or the weights do not have a positive sum.
 
     Example:
       >>> colorize(jnp.full((1, 1, 1, 1), 0.5), weights=(1, 0, 1))(jnp.zeros((1, 1, 1, 3)))
       Array([[[[0.5, 0. , 0.5]]]], dtype=float32)
 
     References:
-      Song et al. 2023, appendix D. (There an orthogonal matrix is made of the weights; its other columns drop out.)
+      Song et al. 2023, appendix D. (The paper completes the weights to an orthogonal matrix; its other columns cancel.)
     """
     given, gray = gray, measured("gray", gray)
     if gray.ndim < 2 or gray.shape[-1] != 1:
@@ -75,11 +75,11 @@ def luminance(images: ArrayLike, *, weights: Sequence[float] = LUMA) -> Array:
       weights: as for `colorize`.
 
     Returns:
-      f32[..., 1]: of grey colours (v, v, v) it is v.
+      f32[..., 1]. The luminance of a grey (v, v, v) is v.
 
     Raises:
-      TypeError: images are not of a float dtype, or weights are no numbers.
-      ValueError: there are not as many channels as weights.
+      TypeError: images are not of a float dtype, or weights are not numbers.
+      ValueError: the number of channels is not the number of weights.
 
     Example:
       >>> luminance(jnp.array([1.0, 0.5, 0.0]), weights=(1, 2, 1))

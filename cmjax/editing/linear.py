@@ -1,4 +1,4 @@
-"""Anything linear: A x is known, for a user's own A."""
+"""Edits for any linear measurement: A x is known, for an A of your own."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ def consistent(
     """Keep any linear measurement A x of a picture: x0 + Aᵀ (A reference - A x0).
 
     Args:
-      measure: A, f[B, *S] -> f[B, *M], of orthonormal rows: A Aᵀ = 1. Pixels are one, or block means times the block's
-        side, or the low frequencies of an orthonormal transform (what an ideal blur leaves).
-      adjoint: Aᵀ, f[B, *M] -> f[B, *S]. For rows that are not orthonormal, the pseudo-inverse A⁺ does.
-      reference: f[B, *S], or f[1, *S] for all images; only A of it matters. Of a measurement y alone, adjoint(y).
+      measure: A, f[B, *S] -> f[B, *M], with orthonormal rows: A Aᵀ = 1. Examples are pixels, block means times the
+        block's side, and the low frequencies of an orthonormal transform (an ideal blur).
+      adjoint: Aᵀ, f[B, *M] -> f[B, *S]. For rows that are not orthonormal, give the pseudo-inverse A⁺.
+      reference: f[B, *S], or f[1, *S] for all images; only its measurement matters. If you have
+        only a measurement y, give adjoint(y).
 
     Returns:
       An edit. `measure` and `adjoint` are functions, compared by identity, or pytrees (`jax.tree_util.Partial`).
 
     Raises:
-      TypeError: reference is not of a float dtype, or measure or adjoint is no function.
-      ValueError: tried on random pictures, measure and adjoint are not such a pair; or what they give is complex (stack
-        real and imaginary parts) or not finite.
+      TypeError: reference is not of a float dtype, or measure or adjoint is not a function.
+      ValueError: measure and adjoint fail a test on random pictures, or return complex values (stack real and
+        imaginary parts) or values that are not finite.
 
     Example:
       The sum of neighbours is known, their difference is not.
@@ -64,7 +65,7 @@ def consistent(
       [0.75, -0.25]
 
     References:
-      Song et al. 2023, algorithm 4, for orthogonal A: its other rows drop out.
+      Song et al. 2023, algorithm 4, for orthogonal A; the rows that were not measured cancel.
     """
     reference = measured("reference", reference)
     for name, function in (("measure", measure), ("adjoint", adjoint)):
@@ -81,7 +82,7 @@ def consistent(
 
 
 def _check_projection(measure: Callable, adjoint: Callable, shape: tuple[int, ...]) -> None:
-    """Try A A⁺ y = y, and <A⁺ A u, v> = <u, A⁺ A v>, by which nothing is moved that was not measured."""
+    """Test A A⁺ y = y and <A⁺ A u, v> = <u, A⁺ A v>; the latter means that unmeasured parts are left alone."""
     u, v = (jnp.asarray(z, jnp.float32) for z in np.random.default_rng(0).standard_normal((2, *shape)))
     y = _real("measure", measure(u))
     if not y.size:

@@ -1,4 +1,4 @@
-"""Pixels: some are known, and are put back."""
+"""Mask edits: some pixels are known, and are put back."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Inpaint(Struct):
 
 
 def inpaint(reference: ArrayLike, hole: ArrayLike, *, bounds: Bounds = (-1.0, 1.0)) -> Inpaint:
-    """Fill a hole: at each step the known pixels are put back.
+    """Fill a hole: put the known pixels back at every step.
 
     Args:
-      reference: f[B, *S], or f[1, *S] for all images, in the model's range; what is in the hole does not matter.
-      hole: bool[B, *S], True where pixels are unknown; axes of length 1 broadcast, leading ones may be left out. One
-        reference may have many holes, and many references one hole.
-      bounds: refuse a reference with values outside, such as 0 ... 255; None for latents, which have no bounds. Arrays
-        that are traced are not looked at.
+      reference: f[B, *S], or f[1, *S] for all images, in the model's range; its values in the hole do not matter.
+      hole: bool[B, *S], True where pixels are unknown; axes of length 1 broadcast, and leading axes may be left out.
+        One reference may have many holes, and many references may share one hole.
+      bounds: the range of valid values; a reference outside it, such as 0 ... 255, is refused. None for latents, which
+        have no bounds. Traced arrays are not checked.
 
     Returns:
-      An edit. What it gives is float32; the known pixels are the reference's, bit for bit.
+      An edit, which returns float32. The known pixels are the reference's, bit for bit.
 
     Raises:
       TypeError: hole is not boolean, or reference is not of a float dtype.
@@ -79,15 +79,15 @@ class Blend(Struct):
 
 
 def blend(reference: ArrayLike, weight: ArrayLike, *, bounds: Bounds = (-1.0, 1.0)) -> Blend:
-    """Mix with a soft mask: reference + weight (x0 - reference). Of zeros and ones it is the mask of `inpaint`.
+    """Mix with a soft mask: reference + weight (x0 - reference). Weights of 0 and 1 act as the mask of `inpaint`.
 
     Args:
-      reference: as for `inpaint`; what it is where weight is 1 does not matter.
-      weight: f, from 0, where the reference stays, to 1, where the model is free; broadcasts as hole does.
+      reference: as for `inpaint`; its values where weight is 1 do not matter.
+      weight: f, from 0 (keep the reference) to 1 (keep the model's estimate); it broadcasts as hole does.
       bounds: as for `inpaint`.
 
     Returns:
-      An edit. It is no projection: each step pulls towards the reference anew, by 1 - weight.
+      An edit. It is not a projection: every step pulls towards the reference again, by 1 - weight.
 
     Raises:
       TypeError: reference or weight is not of a float dtype.

@@ -1,4 +1,4 @@
-"""Resolution: the means of blocks are known."""
+"""Resolution edits: the means of blocks are known."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class SuperResolution(Struct):
 
 
 def super_resolution(low: ArrayLike, factor: int, *, bounds: Bounds = (-1.0, 1.0)) -> SuperResolution:
-    """Enlarge a picture: at each step each block of pixels gets its mean back.
+    """Enlarge a picture: restore the mean of each block of pixels at every step.
 
     Args:
       low: f[B, h, w, C], or f[1, h, w, C] for all images, in the model's range.
-      factor: how many times larger the result is, on each side: an int, as it decides shapes.
+      factor: how many times larger the result is, on each side: an int, since it determines shapes.
       bounds: as for `inpaint`.
 
     Returns:
-      An edit on f[B, h factor, w factor, C]. It gives float32.
+      An edit on f[B, h factor, w factor, C], which returns float32.
 
     Raises:
-      TypeError: low is not of a float dtype, or factor is no int.
+      TypeError: low is not of a float dtype, or factor is not an int.
       ValueError: factor is less than 1, low has too few axes or is out of bounds.
 
     Example:
@@ -49,7 +49,7 @@ def super_resolution(low: ArrayLike, factor: int, *, bounds: Bounds = (-1.0, 1.0
       Array([0.25, 0.25, 0.25, 1.25], dtype=float32)
 
     References:
-      Song et al. 2023, appendix D. (There an orthogonal matrix is made of the mean; its other columns drop out.)
+      Song et al. 2023, appendix D. (The paper completes the mean to an orthogonal matrix; its other columns cancel.)
     """
     given, low, factor = low, measured("low", low), whole("factor", factor, 1)
     if low.ndim < 3:
@@ -69,7 +69,7 @@ def block_mean(images: ArrayLike, factor: int) -> Array:
       f32[..., H / factor, W / factor, C].
 
     Raises:
-      TypeError: images are not of a float dtype, or factor is no int.
+      TypeError: images are not of a float dtype, or factor is not an int.
       ValueError: factor does not divide the size.
 
     Example:

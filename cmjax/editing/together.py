@@ -1,4 +1,4 @@
-"""Several edits as one, and what an edit knows."""
+"""Combine several edits, and show what an edit knows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Chain(Struct):
 
 
 def chain(*edits: Edit) -> Chain:
-    """Apply several edits, the first first.
+    """Apply several edits in order.
 
     Args:
-      *edits: x0 -> x0 each, callable pytrees. What the last one keeps is kept exactly; what others keep, only if those
-        after them do not touch it.
+      *edits: x0 -> x0 each, callable pytrees. The last edit's measurement is kept exactly; those of earlier edits, only
+        if later ones do not change them.
 
     Returns:
       An edit.
 
     Raises:
-      TypeError: one is no function.
+      TypeError: one of them is not a function.
 
     Example:
       >>> from cmjax.editing import inpaint
@@ -48,18 +48,18 @@ def chain(*edits: Edit) -> Chain:
 
 
 def known(edit: Edit, shape: tuple[int, ...]) -> Array:
-    """Show what an edit knows, and nothing else: where to start from. It is the edit of a picture of zeros.
+    """Show what an edit knows and nothing else, as a starting point: the edit applied to a picture of zeros.
 
     Args:
       edit: x0 -> x0.
       shape: (B, *S).
 
     Returns:
-      f32[B, *S]: holes are 0, colours are along the weights, blocks are flat. Noised to the path's first level it is
-      where the paper's editing starts: `x = cmjax.add_noise(state, known(edit, shape), key)`.
+      f32[B, *S]: holes are 0, colours are along the weights, blocks are flat. The paper starts editing from this
+      picture, noised to the path's first level: `x = cmjax.add_noise(state, known(edit, shape), key)`.
 
     Raises:
-      TypeError: edit is no function that returns floats, or shape is not of ints.
+      TypeError: edit is not a function that returns floats, or shape does not consist of ints.
 
     Example:
       >>> from cmjax.editing import inpaint

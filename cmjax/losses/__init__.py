@@ -1,7 +1,7 @@
 """Losses of few-step models and of their teachers: functions of a model, data and a key that return f32[B].
 
-What they are made of is exchanged by argument: a `Metric` (how far apart), a `Proposal` (which noise levels) and a
-`Weighting` (how much each counts), each a plain function or a small frozen dataclass.
+Arguments choose their parts: a `Metric` (how far apart two outputs are), a `Proposal` (which noise levels are drawn)
+and a `Weighting` (how much each level counts). Each is a plain function or a small frozen dataclass.
 """
 
 from cmjax.losses._functions import JumpFn, TeacherStep

@@ -1,4 +1,4 @@
-"""The functions that losses train and follow; each is a callable of this form, of noise levels or of timesteps."""
+"""Protocols of the functions that losses train and follow, in noise levels or in timesteps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["ConsistencyFn", "JumpFn", "TeacherStep"]
 class ConsistencyFn(Protocol):
     """f(x, t, cond, key=) -> x0, at noise level or timestep t of f32[B] or i32[B]; a denoiser has this form too.
 
-    As `cmjax.consistency_fn`, `cmjax.denoiser_fn` and `cmjax.lcm.consistency_fn` make it. Only with dropout is a key
-    passed.
+    Made by `cmjax.consistency_fn`, `cmjax.denoiser_fn` and `cmjax.lcm.consistency_fn`. A key is passed only with
+    dropout.
     """
 
     def __call__(self, x: Array, t: Array, /, cond: Cond = None, *, key: Key | None = None) -> Array:
@@ -25,7 +25,7 @@ class ConsistencyFn(Protocol):
 class JumpFn(Protocol):
     """g(x, t, s, cond, key=) -> x at s, from noise level or timestep t to s, of f32[B] or i32[B] each.
 
-    As `cmjax.parameterization.ctm_fn` and `cmjax.tcd.trajectory_fn` make it. Only with dropout is a key passed.
+    Made by `cmjax.parameterization.ctm_fn` and `cmjax.tcd.trajectory_fn`. A key is passed only with dropout.
     """
 
     def __call__(self, x: Array, t: Array, s: Array, /, cond: Cond = None, *, key: Key | None = None) -> Array:
@@ -36,8 +36,8 @@ class JumpFn(Protocol):
 class TeacherStep(Protocol):
     """(x, t, r, cond) -> x at r: a teacher's step from noise level t, f32[B], down to r, f32[B].
 
-    For a diffusion model: `functools.partial(cmjax.ode.heun, cmjax.denoiser_fn(model, config))`. It is called without a
-    dropout key, and no gradient reaches it.
+    For a diffusion model: `functools.partial(cmjax.ode.heun, cmjax.denoiser_fn(model, config))`. It gets no
+    dropout key and no gradient.
     """
 
     def __call__(self, x: Array, t: Array, r: Array, cond: Cond, /) -> Array:

@@ -1,4 +1,4 @@
-"""What the losses share: levels of the Karras grid, data noised to them, a student beside its target."""
+"""Parts that losses share: levels of the Karras grid, noised data, and the comparison of student and target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["compare", "dropout_option", "grid_level", "grid_size", "neighbours",
 
 
 def dropout_option(key: Key, dropout: bool) -> dict[str, Key]:
-    """The keyword that student and target are both called with: `key=`, or nothing without dropout."""
+    """Make the keyword for both student and target: `key=`, or nothing without dropout."""
     return {"key": key} if dropout else {}
 
 

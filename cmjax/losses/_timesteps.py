@@ -1,4 +1,4 @@
-"""What the distillation losses of variance-preserving models share: a teacher's jump between two of its timesteps."""
+"""A part of the distillation losses of variance-preserving models: a teacher's jump between two of its timesteps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Jump", "Teacher", "ascending", "jump", "noise_level", "noised_at"]
 
 
 class Rates(Protocol):
-    """Anything that knows the rates of timesteps 0 ... T - 1, and NaN of others."""
+    """Anything that has the rates of timesteps 0 ... T - 1, and returns NaN for others."""
 
     @property
     def num_train_timesteps(self) -> int:
@@ -35,11 +35,11 @@ class Rates(Protocol):
 
 
 class Teacher(JumpFn, Rates, Protocol):
-    """A trajectory function that also knows the rates, and the grid that students are distilled on."""
+    """A trajectory function that also has the rates, and the grid that students are distilled on."""
 
     @property
     def grid(self) -> np.ndarray:
-        """The timesteps that the student is to know, i64[O], ascending."""
+        """The timesteps that the student is trained at, i64[O], ascending."""
         ...
 
 
@@ -48,9 +48,9 @@ class Jump(NamedTuple):
 
     Attributes:
       start: (x_t, t), f32[B, *S] and i32[B].
-      end: (x̂_n, n), where the teacher takes them; no gradient reaches it.
+      end: (x̂_n, n), where the teacher's step ends; it gets no gradient.
       level: i32[B], the position of n among the levels.
-      sigmas: σ / α at t and at n, f32[B] each: what a `Weighting` is given.
+      sigmas: σ / α at t and at n, f32[B] each, for a `Weighting`.
     """
 
     start: tuple[Array, Array]
@@ -86,7 +86,7 @@ def noised_at(on: Rates, t: Array, x0: Array, z: Array) -> Array:
 
 
 def noise_level(on: Rates, t: Array) -> Array:
-    """σ_t / α_t, f32[B], what a `Weighting` is given; infinite where there is no signal."""
+    """σ_t / α_t, f32[B], for a `Weighting`; infinite where there is no signal."""
     alpha, sigma = jax.lax.stop_gradient(on.rates(t))
     return sigma / alpha
 
@@ -103,7 +103,7 @@ def jump(
 ) -> tuple[Jump, Array]:
     """Noise data to timesteps of the grid, and let the teacher take it `skip` of them lower; and the levels, i32[N+1].
 
-    The levels are the grid with timestep 0 below it, where the lowest jumps end.
+    The levels are the grid, preceded by timestep 0, where the lowest jumps end.
     """
     x0 = floating("x0", x0)
     _know_rates(teacher)

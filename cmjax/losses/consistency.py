@@ -45,22 +45,22 @@ def consistency_training(
 
         loss = w(t, r) d(f(x0 + t z, t), sg f⁻(x0 + r z, r)).
 
-    So interval i is drawn with the proposal's mass between its ends: with `lognormal()` this is the discretized
-    lognormal of improved consistency training, for any N, with no table. The defaults are those of the improved recipe;
-    the first one is `proposal=karras()` (every interval as often), `weighting=uniform` and `metric=l2`, with an average
-    of f for f_target.
+    Interval i is thus drawn with the proposal's mass between its ends. With `lognormal()` this is the discretized
+    lognormal of improved consistency training, for any N and without a table. The defaults are those of the improved
+    recipe. The first recipe has `proposal=karras()` (all intervals equally often), `weighting=uniform` and `metric=l2`,
+    with an average of f as f_target.
 
     Args:
       f: the consistency function being trained, as `cmjax.consistency_fn` makes it.
-      f_target: the one that gives the targets: f itself (θ⁻ = sg θ, the improved recipe) or an average of it.
+      f_target: the function that computes the targets: f itself (θ⁻ = sg θ, the improved recipe) or an average of it.
       x0: f[B, *S], data.
-      key: one key; the student and the target get the same noise and the same dropout from it.
+      key: one key; student and target get the same noise and the same dropout.
       num_scales: i32[], N ≥ 2, the number of levels; may be traced, see `curricula.num_scales`.
       cond: conditioning pytree, or None.
-      dropout: whether to hand the networks a `key=` for dropout.
-      sigma_min: the least noise of the Karras grid, as in `cm.CMConfig`.
-      sigma_max: the most.
-      rho: its crowding towards sigma_min.
+      dropout: whether to pass the networks a `key=` for dropout.
+      sigma_min: the smallest noise of the Karras grid, as in `cm.CMConfig`.
+      sigma_max: the largest noise.
+      rho: how strongly the grid crowds towards sigma_min.
       proposal: how noise levels are drawn.
       weighting: (t, r) -> f32[B].
       metric: (a, b) -> f32[B].
@@ -69,7 +69,7 @@ def consistency_training(
       f32[B].
 
     Raises:
-      ValueError: for a concrete `num_scales` below 2.
+      ValueError: num_scales is concrete and below 2.
       TypeError: x0 is not of a float dtype.
 
     Example:
@@ -112,19 +112,19 @@ def easy_consistency_tuning(
 
         loss = w(t, r) d(f(x0 + t z, t), sg f⁻(x0 + r z, r)).
 
-    With gap 1 every r is sigma_min, where f⁻ is the identity: plain denoising, and f⁻ is then not computed. So one loss
-    goes all the way from a diffusion model to a consistency model as the gap shrinks (`curricula.gap`).
+    With gap 1 every r is sigma_min, where f⁻ is the identity: the loss is plain denoising, and f⁻ is not computed. As
+    the gap shrinks (`curricula.gap`), one loss thus leads from a diffusion model to a consistency model.
 
     Args:
       f: the consistency function being trained, as `cmjax.consistency_fn` makes it.
-      f_target: the one that gives the targets, as a rule f itself.
+      f_target: the function that computes the targets, usually f itself.
       x0: f[B, *S], data.
-      key: one key; the student and the target get the same noise and the same dropout from it.
+      key: one key; student and target get the same noise and the same dropout.
       gap: f32[] in (0, 1]; may be traced.
       cond: conditioning pytree, or None.
-      dropout: whether to hand the networks a `key=` for dropout.
-      sigma_min: the least noise, as in `cm.CMConfig`.
-      sigma_max: the most.
+      dropout: whether to pass the networks a `key=` for dropout.
+      sigma_min: the smallest noise, as in `cm.CMConfig`.
+      sigma_max: the largest noise.
       proposal: how noise levels are drawn.
       weighting: (t, r) -> f32[B]; give `edm` the sigma_data of the preconditioning.
       metric: (a, b) -> f32[B].
@@ -133,7 +133,7 @@ def easy_consistency_tuning(
       f32[B].
 
     Raises:
-      ValueError: for a concrete gap outside (0, 1].
+      ValueError: gap is concrete and outside (0, 1].
       TypeError: x0 is not of a float dtype.
 
     Example:
@@ -146,8 +146,8 @@ def easy_consistency_tuning(
       Geng et al. 2024, algorithm 1 and equation 14 (mapping from t to r).
 
     Differs from the paper:
-      The weight is the root of the denoising weight of Karras et al. 2022 (table 1), since the metric is, like
-      `pseudo_huber`, a length rather than its square; and r stops at sigma_min instead of 0.
+      The weight is the root of the denoising weight of Karras et al. 2022 (table 1), since the metric is a
+      length (like `pseudo_huber`) rather than its square; and r stops at sigma_min instead of 0.
     """
     x0 = floating("x0", x0)
     if not (is_traced(gap) or 0.0 < gap <= 1.0):

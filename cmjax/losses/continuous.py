@@ -1,7 +1,7 @@
-"""Consistency in the limit of neighbouring noise levels: f stays the same along its trajectory, df/dt = 0.
+"""Consistency in the limit of neighbouring noise levels: f is constant along a trajectory, df/dt = 0.
 
-Neither a grid nor a gap is left to choose. The derivative along the trajectory is one `jax.jvp` of the network, in the
-direction in which the trajectory goes.
+There is no grid and no gap to choose. The derivative along the trajectory is one `jax.jvp` of the network, in the
+trajectory's direction.
 """
 
 from __future__ import annotations
@@ -51,38 +51,38 @@ def continuous_consistency(
 
         g = -cos² t (σ_d F⁻ - dx_t/dt) - r cos t sin t (x_t + σ_d dF⁻/dt),
 
-    cos t df/dt when r = 1; the trajectory goes along dx_t/dt = σ_d F_teacher(x_t / σ_d, t), or, from data alone, along
-    cos t z - sin t x0. It is normalized, g / (‖g‖ + c), and followed:
+    cos t df/dt when r = 1; the trajectory's velocity is dx_t/dt = σ_d F_teacher(x_t / σ_d, t), or, from data alone,
+    cos t z - sin t x0. The tangent is normalized, g / (‖g‖ + c), and the network follows it:
 
         loss = e^w(t) / D ‖F - F⁻ - g‖² - w(t),
 
-    with D values in an example. So the loss says how long the tangent is, and its gradient is -2 e^w / D g · ∂F. The
-    factor cos t is the paper's prior weighting 1 / (σ_d tan t). Multiplied by cos t sin t before the `jax.jvp`, no part
-    of the derivative is infinite at either end of t.
+    with D values in an example. The loss thus measures the length of the tangent, and its gradient is -2 e^w / D g ·
+    ∂F. The factor cos t is the paper's prior weighting 1 / (σ_d tan t). The direction is multiplied by cos t sin t
+    before the `jax.jvp`, so that no part of the derivative is infinite at either end of t.
 
     Args:
       net: F(x_t / σ_d, t, cond), an ordinary network of the angle t (f32[B], from 0 to π/2), or a sigma-space model by
         `parameterization.trigflow_fn`. It must have a forward derivative, as all networks of `cmjax.models` have.
       x0: f[B, *S], data.
       key: one key, for noise levels, noise and dropout.
-      teacher: the diffusion model to be distilled, of the same form as net; None trains from data alone. It gets no
-        dropout key and no gradient. For guidance, guide the model and then make it a TrigFlow network.
+      teacher: the diffusion model to distil, of the same form as net; None trains from data alone. It gets no dropout
+        key and no gradient. For guidance, guide the model first and then make it a TrigFlow network.
       cond: conditioning pytree, or None.
-      dropout: whether to hand net a `key=` for dropout: one mask, in F and in its derivative.
+      dropout: whether to pass net a `key=` for dropout: one mask, in F and in its derivative.
       sigma_data: σ_d, the standard deviation of the data.
-      sigma_min: the least noise level that is proposed.
-      sigma_max: the most.
+      sigma_min: the smallest noise level that is proposed.
+      sigma_max: the largest.
       proposal: how noise levels σ = σ_d tan t are drawn; the paper's is ln σ ~ N(-1, 1.4²).
-      warmup: r in [0, 1], f32[]; may be traced, see `curricula.tangent_warmup`. At 0 what is left is denoising.
+      warmup: r in [0, 1], f32[]; may be traced, see `curricula.tangent_warmup`. 0 leaves denoising.
       tangent_constant: c; None leaves g as it is.
-      log_weight: t, f32[B] -> w, f32[B], learned along with the network; None for w = 0. At its best e^-w(t) is the
+      log_weight: t, f32[B] -> w, f32[B], learned along with the network; None for w = 0. Its optimum e^-w(t) is the
         average of ‖g‖² / D at t, so that every noise level counts the same.
 
     Returns:
       f32[B].
 
     Raises:
-      ValueError: for a concrete warmup outside [0, 1], or a network that does not keep the shape.
+      ValueError: warmup is concrete and outside [0, 1], or the network does not keep the shape.
       TypeError: x0 is not of a float dtype.
 
     Example:
@@ -144,8 +144,9 @@ def infinitesimal_consistency(
 
         loss = w(σ) / D ‖f - sg(f - df/dσ)‖²,
 
-    for D values in an example. Its gradient, 2 w / D df/dσ · ∂f, is the limit of that of `consistency_training` and
-    distillation with `l2` and `inverse_gap`, as the number of levels grows. `continuous_consistency` is steadier.
+    for D values in an example. Its gradient, 2 w / D df/dσ · ∂f, is the limit, as the number of levels grows, of the
+    gradient of `consistency_training` and `consistency_distillation` with `l2` and `inverse_gap`.
+    `continuous_consistency` is more stable.
 
     Args:
       f: the consistency function being trained, as `cmjax.consistency_fn` makes it.
@@ -154,9 +155,9 @@ def infinitesimal_consistency(
       denoise: the teacher, (x, sigma, cond) -> x0, as `cmjax.denoiser_fn` makes it; None trains from data alone. It
         gets no dropout key and no gradient.
       cond: conditioning pytree, or None.
-      dropout: whether to hand f a `key=` for dropout: one mask, in f and in its derivative.
-      sigma_min: the least noise, as in `cm.CMConfig`.
-      sigma_max: the most.
+      dropout: whether to pass f a `key=` for dropout: one mask, in f and in its derivative.
+      sigma_min: the smallest noise, as in `cm.CMConfig`.
+      sigma_max: the largest.
       proposal: how noise levels are drawn.
       weighting: (t, r) -> f32[B], given σ twice.
 
@@ -176,8 +177,8 @@ def infinitesimal_consistency(
       Song et al. 2023, appendix B, theorems 5 and 6 with ‖·‖² and θ⁻ = sg θ.
 
     Differs from the paper:
-      Theirs is the pseudo-objective 2 w f · sg(df/dσ), which has this gradient and no value of meaning; and levels come
-      from a proposal rather than evenly in σ^(1/ρ) (`proposal=karras()`).
+      The paper has the pseudo-objective 2 w f · sg(df/dσ), which has this gradient but no meaningful value. Levels come
+      from a proposal; the paper draws them evenly in σ^(1/ρ) (`proposal=karras()`).
     """
     x0 = floating("x0", x0)
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
@@ -194,7 +195,7 @@ def infinitesimal_consistency(
 def _along(
     function: Callable[..., Array], at: tuple[Array, Array], towards: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """A function of (x, t), and its derivative in a direction, without gradient: f32[B, *S] each."""
+    """Evaluate a function of (x, t) and its derivative in a direction, without gradient: f32[B, *S] each."""
     out, slope = jax.jvp(function, at, towards)
     if out.shape != at[0].shape:
         raise ValueError(f"net returned shape {out.shape} for x of shape {at[0].shape}; it must keep the shape.")

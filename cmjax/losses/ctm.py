@@ -1,4 +1,4 @@
-"""Consistency trajectory models: jumps from any noise level to any lower one, which agree where they land."""
+"""Consistency trajectory models: jumps from any noise level to any lower one that agree where they land."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ def consistency_trajectory(
 ) -> Array:
     """Compute the loss of consistency trajectory models without its adversarial term, one value per example.
 
-    On the Karras grid of N points, t > u >= s >= sigma_min: the teacher walks from t down to u, k points further, and
-    the jump from t to s must land where the jump from u to s does. Both are compared as clean samples, which the
-    frozen G⁻ makes of them:
+    Take t > u >= s >= sigma_min on the Karras grid of N points. The teacher walks from t down to u, k points further,
+    and the jump from t to s must land where the jump from u to s does. The frozen G⁻ maps both to clean samples,
+    which are compared:
 
         loss = w(t, s) d(G⁻(G(x_t, t, s), s, sigma_min), sg G⁻(G⁻(x_u, u, s), s, sigma_min)),  x_u = teacher^k(x_t).
 
-    One k is drawn for the batch, P(k) ∝ k up to max_steps, and t and s for each example, evenly over what is left of
-    the grid. Steps beyond k are not computed, and no k compiles anew.
+    One k is drawn for the batch, with P(k) ∝ k up to max_steps; t and s are drawn for each example, uniformly over the
+    rest of the grid. Steps beyond k are not computed, and another k does not recompile.
 
     Add the other term of the paper, `losses.denoising(g.denoise, x0, key)`, which teaches g(x, t, t), and weigh it with
     `balance` or by a number.
 
     Args:
       g: the jump being trained, as `parameterization.ctm_fn` makes it.
-      g_target: the frozen one, as a rule an average of g. No gradient reaches its leaves; one that is no pytree must
+      g_target: the frozen function, usually an average of g. Its leaves get no gradient; if it is not a pytree, it must
         not hold what is being differentiated.
-      teacher: its step, (x, t, u, cond) -> x at u, such as `functools.partial(cmjax.ode.heun, denoise)` with the
-        denoiser of `cmjax.denoiser_fn`. It gets no dropout key and no gradient.
+      teacher: the teacher's step, (x, t, u, cond) -> x at u, such as `functools.partial(cmjax.ode.heun, denoise)` with
+        the denoiser of `cmjax.denoiser_fn`. It gets no dropout key and no gradient.
       x0: f[B, *S], data.
       key: one key, for levels, noise and dropout.
       num_scales: i32[], N >= 2; may be traced.
-      max_steps: the most teacher steps, k; static. Of a grid with fewer points it is those that count.
+      max_steps: the largest number of teacher steps, k; static. A grid with fewer points limits it further.
       cond: conditioning pytree, or None.
-      dropout: whether to hand g and g_target a `key=` for dropout, the same to all.
-      sigma_min: the least noise, as in `cm.CMConfig`.
-      sigma_max: the most.
-      rho: the crowding of the grid towards sigma_min.
+      dropout: whether to pass g and g_target a `key=` for dropout, the same to all.
+      sigma_min: the smallest noise, as in `cm.CMConfig`.
+      sigma_max: the largest.
+      rho: how strongly the grid crowds towards sigma_min.
       weighting: (t, s) -> f32[B].
       metric: (a, b) -> f32[B], of clean samples; the paper's is LPIPS.
 
@@ -75,7 +75,7 @@ def consistency_trajectory(
       f32[B].
 
     Raises:
-      ValueError: for a concrete `num_scales` below 2, or `max_steps` below 1.
+      ValueError: num_scales is concrete and below 2, or max_steps is below 1.
       TypeError: x0 is not of a float dtype, or max_steps is not a Python int.
 
     Example:
@@ -90,8 +90,8 @@ def consistency_trajectory(
       Kim et al. 2023, equations 9 to 11, algorithm 1 and appendix C.
 
     Differs from the paper:
-      Published code makes the jump from u to s with g itself, frozen, and the last one with g_target; here, as the
-      paper writes it, both are g_target's.
+      Published code jumps from u to s with g itself, frozen, and uses g_target for the last jump only; here, as the
+      paper writes it, g_target makes both.
     """
     x0 = floating("x0", x0)
     max_steps = whole("max_steps", max_steps, 1)
@@ -123,16 +123,16 @@ def consistency_trajectory(
 
 
 def balance(main: Callable[[Any], Array], other: Callable[[Any], Array], params: Any) -> Array:
-    """Weigh another loss so that it pulls at some parameters as hard as the main one does: ‖∇main‖ / ‖∇other‖.
+    """Compute the weight of another loss that gives it a gradient as large as the main one's: ‖∇main‖ / ‖∇other‖.
 
     Args:
       main: params -> f32[], a loss.
-      other: params -> f32[], the loss to be weighed.
-      params: a pytree of arrays: the paper takes those of the network's last layer alone, so that no more than that
-        layer is differentiated twice.
+      other: params -> f32[], the loss to weight.
+      params: a pytree of arrays. The paper takes only those of the network's last layer, so that only that layer is
+        differentiated twice.
 
     Returns:
-      f32[], min(‖∇main‖ / (‖∇other‖ + 1e-4), 1e4), without gradient.
+      f32[], min(‖∇main‖ / (‖∇other‖ + 1e-4), 1e4); it gets no gradient.
 
     Example:
       >>> round(float(balance(lambda w: 6.0 * w, lambda w: 2.0 * w, jnp.ones(()))), 2)
@@ -152,7 +152,7 @@ def _steps(key: Key, most: Array) -> Array:
 
 
 def _frozen(tree: T) -> T:
-    """The same function, and no gradient to its leaves."""
+    """Return the same function, with no gradient to its leaves."""
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 

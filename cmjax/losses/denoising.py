@@ -1,4 +1,4 @@
-"""Denoising score matching: what teaches a diffusion model, the teacher of all others, in noise levels."""
+"""Denoising score matching: trains a diffusion model of noise levels, such as a teacher."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def denoising(
 
         loss = w(t) d(D(x0 + t z, t), x0)
 
-    With the squared metric its minimum is D(x, t) = E[x0 | x]. It is not 0 but w(t) times the mean variance of x0 given
-    x: for Gaussian data of standard deviation sigma_data and the weight `edm(sigma_data)` it is 1 at every level.
+    With the squared metric, its minimum is at D(x, t) = E[x0 | x]. The minimum is not 0 but w(t) times the mean
+    variance of x0 given x. For Gaussian data of standard deviation sigma_data and the weight `edm(sigma_data)`, it is 1
+    at every level.
 
     Args:
       denoise: the denoiser D being trained, as `cmjax.denoiser_fn` makes it.
       x0: f[B, *S], data.
       key: one key, for the levels, the noise and the dropout.
       cond: conditioning pytree, or None.
-      dropout: whether to hand the network a `key=` for dropout.
-      sigma_min: the least noise, as in `cm.CMConfig`.
-      sigma_max: the most.
+      dropout: whether to pass the network a `key=` for dropout.
+      sigma_min: the smallest noise, as in `cm.CMConfig`.
+      sigma_max: the largest.
       proposal: how noise levels are drawn.
       weighting: (t, r) -> f32[B], given t twice; give `edm` the sigma_data of the preconditioning.
       metric: (a, b) -> f32[B].
@@ -70,7 +71,7 @@ def denoising(
       Karras et al. 2022, equations 2 and 8 and table 1.
 
     Differs from the paper:
-      Of ln t ~ N(-1.2, 1.2²) only what lies within [sigma_min, sigma_max] is drawn (all but 1 in 60 thousand).
+      Only values of ln t ~ N(-1.2, 1.2²) within [sigma_min, sigma_max] are drawn (all but 1 in 60 thousand).
     """
     x0 = floating("x0", x0)
     t_key, z_key, dropout_key = jax.random.split(key, 3)

@@ -1,4 +1,4 @@
-"""Distillation of a diffusion model by following its steps: consistency distillation, progressive distillation."""
+"""Distillation that follows a diffusion model's steps: consistency distillation and progressive distillation."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ def consistency_distillation(
     """Compute the consistency-distillation loss, one value per example.
 
     A level σ is proposed; its neighbours r ≤ σ < t on the Karras grid of N points make the pair. Where
-    `consistency_training` comes from t to r with the data, here a teacher φ steps along its own ODE:
+    `consistency_training` goes from t to r with the help of the data, here a teacher φ steps along its own ODE:
 
         loss = w(t, r) d(f(x_t, t), sg f⁻(φ(x_t, t, r), r)),  x_t = x0 + t z.
 
     Args:
-      f: the consistency function being trained, as `cmjax.consistency_fn` makes it; as a rule its network starts as a
+      f: the consistency function being trained, as `cmjax.consistency_fn` makes it; its network usually starts as a
         copy of the teacher's.
-      f_target: the one that gives the targets: f itself, or an average of it.
-      teacher: its step, (x, t, r, cond) -> x at r. Guidance belongs in here too: wrap the teacher's model.
+      f_target: the function that computes the targets: f itself, or an average of it.
+      teacher: the teacher's step, (x, t, r, cond) -> x at r. For guidance, wrap the teacher's model.
       x0: f[B, *S], data.
-      key: one key; the student and the target get the same dropout from it.
+      key: one key; student and target get the same dropout.
       num_scales: i32[], N ≥ 2, the number of levels; may be traced. Published models have 18 with Heun on CIFAR-10, and
         40 on the larger data sets.
       cond: conditioning pytree, or None; the teacher gets it too.
-      dropout: whether to hand student and target a `key=` for dropout.
-      sigma_min: the least noise of the Karras grid, as in `cm.CMConfig`.
-      sigma_max: the most.
-      rho: its crowding towards sigma_min.
-      proposal: how noise levels are drawn; by default every interval as often. (One with another rho than the grid's
-        draws its intervals unevenly.)
+      dropout: whether to pass student and target a `key=` for dropout.
+      sigma_min: the smallest noise of the Karras grid, as in `cm.CMConfig`.
+      sigma_max: the largest.
+      rho: how strongly the grid crowds towards sigma_min.
+      proposal: how noise levels are drawn; by default, all intervals equally often. (A proposal with another rho than
+        the grid's draws its intervals unevenly.)
       weighting: (t, r) -> f32[B].
-      metric: (a, b) -> f32[B]. The best published models took a perceptual distance (LPIPS), which any callable is.
+      metric: (a, b) -> f32[B]. The best published models use a perceptual distance (LPIPS), which you can pass.
 
     Returns:
       f32[B].
 
     Raises:
-      ValueError: for a concrete `num_scales` below 2.
+      ValueError: num_scales is concrete and below 2.
       TypeError: x0 is not of a float dtype.
 
     Example:
@@ -83,8 +83,8 @@ def consistency_distillation(
       Song et al. 2023, algorithm 2 and equation 7.
 
     Differs from the reference implementation:
-      The metric that is asked for is the one computed (in the PyTorch code the choice is lost, and it is always LPIPS),
-      and student and target drop the same units on any device (there, on a CPU only).
+      The requested metric is the one that is computed (the PyTorch code ignores the choice and always uses LPIPS).
+      Student and target drop the same units on any device (there, only on a CPU).
     """
     x0 = floating("x0", x0)
     sigma_key, z_key, dropout_key = jax.random.split(key, 3)
@@ -115,29 +115,30 @@ def progressive_distillation(
     """Compute the progressive-distillation loss, one value per example: one step of the student is two of the teacher.
 
     The student takes M Euler steps (in these variables, DDIM) down the Karras grid of M + 1 points, from sigma_max to
-    sigma_min. On one of them, t -> r, the teacher φ takes two, by way of the level m that lies between on a grid twice
-    as fine. The target is the x̂0 with which a single Euler step lands where the teacher did:
+    sigma_min. For one of them, t -> r, the teacher φ takes two steps, by way of the level m between them on a grid
+    twice as fine. The target is the x̂0 with which a single Euler step lands where the teacher did:
 
         x_t = x0 + t z,  x_r = φ(φ(x_t, t, m), m, r),  m^(1/ρ) = (t^(1/ρ) + r^(1/ρ)) / 2,
         loss = w(t) d(D(x_t, t), sg x̂0),  x̂0 = x_t + t / (t - r) (x_r - x_t).
 
     A student trained with M steps is sampled with them, `ode.solve(ode.euler, denoise, sigmas, x)` on the same levels,
-    `schedules.karras_sigmas(np.arange(M + 1), M + 1)`. Then it is the teacher of M / 2 steps, and knows all of their
-    levels: `functools.partial(ode.euler, denoise)`. `curricula.progressive_steps` halves M.
+    `schedules.karras_sigmas(np.arange(M + 1), M + 1)`. Then it becomes the teacher of a
+    student with M / 2 steps, `functools.partial(ode.euler, denoise)`, and it has been trained at all of their levels.
+    `curricula.progressive_steps` halves M.
 
     Args:
-      denoise: the denoiser D being trained, as `cmjax.denoiser_fn` makes it; as a rule it starts as a copy of the
+      denoise: the denoiser D being trained, as `cmjax.denoiser_fn` makes it; it usually starts as a copy of the
         teacher's.
-      teacher: its step, (x, t, r, cond) -> x at r, as for `consistency_distillation`.
+      teacher: the teacher's step, (x, t, r, cond) -> x at r, as for `consistency_distillation`.
       x0: f[B, *S], data.
       key: one key, for the levels, the noise and the dropout.
       num_steps: i32[], M ≥ 1, the student's steps; may be traced.
       cond: conditioning pytree, or None; the teacher gets it too.
-      dropout: whether to hand the student a `key=` for dropout.
-      sigma_min: where the last step ends, as in `cm.CMConfig`. With 0 that target is the teacher's own end.
-      sigma_max: where the first begins.
-      rho: the grid's crowding towards sigma_min.
-      proposal: how noise levels are drawn; by default every interval as often.
+      dropout: whether to pass the student a `key=` for dropout.
+      sigma_min: where the last step ends, as in `cm.CMConfig`. With 0 its target is the teacher's own end point.
+      sigma_max: where the first step begins.
+      rho: how strongly the grid crowds towards sigma_min.
+      proposal: how noise levels are drawn; by default, all intervals equally often.
       weighting: (t, r) -> f32[B].
       metric: (a, b) -> f32[B].
 
@@ -145,7 +146,7 @@ def progressive_distillation(
       f32[B].
 
     Raises:
-      ValueError: for a concrete `num_steps` below 1.
+      ValueError: num_steps is concrete and below 1.
       TypeError: x0 is not of a float dtype.
 
     Example:
@@ -159,7 +160,7 @@ def progressive_distillation(
       Salimans & Ho 2022, algorithm 2; in noise levels as by Song et al. 2023, section 6.
 
     Differs from the reference implementation:
-      The PyTorch one of 2023 cannot run (its training loop hands this loss arguments that it does not take).
+      The PyTorch code of 2023 cannot run (its training loop passes this loss arguments that it does not take).
     """
     x0 = floating("x0", x0)
     if not is_traced(num_steps) and num_steps < 1:

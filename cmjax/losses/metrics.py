@@ -19,7 +19,7 @@ Metric = Callable[["Array", "Array"], "Array"]
 
 
 def _difference(a: Array, b: Array) -> Array:
-    """Subtract, f32[B, d]; what has not the same shape is no pair."""
+    """Subtract, f32[B, d]; shapes must be equal."""
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}.")
     return (f32(a) - f32(b)).reshape(a.shape[0], -1)
@@ -64,7 +64,7 @@ def pseudo_huber(a: Array, b: Array, c: float | None = None) -> Array:
 def elementwise_huber(a: Array, b: Array, c: float = 0.001) -> Array:
     """Average √((a - b)² + c²) - c over each example: f[B, *S], f[B, *S] -> f32[B].
 
-    `pseudo_huber` measures the length of the whole difference; this one each value of it.
+    `pseudo_huber` measures the length of the whole difference; this one measures each of its values.
 
     Args:
       a: f[B, *S].

@@ -25,15 +25,15 @@ __all__ = ["noise_prediction"]
 
 
 class Predictor(Rates, Protocol):
-    """What `cmjax.tcd.trajectory_fn` and `cmjax.lcm.consistency_fn` make: a network that says what its config says."""
+    """A network and its prediction type, as `cmjax.tcd.trajectory_fn` and `cmjax.lcm.consistency_fn` make it."""
 
     @property
     def prediction_type(self) -> str:
-        """What the network says: epsilon, sample or v_prediction."""
+        """What the network predicts: epsilon, sample or v_prediction."""
         ...
 
     def output(self, x: Array, t: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Say it of x at timestep t."""
+        """Predict it from x at timestep t."""
         ...
 
 
@@ -50,24 +50,24 @@ def noise_prediction(
 ) -> Array:
     """Compute the loss of a variance-preserving diffusion model, one value per example.
 
-    A timestep t is drawn uniformly, data is noised to x_t = α_t x0 + σ_t z, and the network is to say what its config
-    says it does, y: z, x0, or v = α_t z - σ_t x0.
+    A timestep t is drawn uniformly, data is noised to x_t = α_t x0 + σ_t z, and the network predicts y, which its
+    config names: z, x0, or v = α_t z - σ_t x0.
 
         loss = d(F(x_t, t), y)
 
-    Weightings count the error of x0, and what is a square there is another one here: ‖x̂0 - x0‖² is τ² ‖ẑ - z‖² and
-    σ² ‖v̂ - v‖², with the noise level τ = σ_t / α_t. With a weighting w the loss is w(τ) τ² d, w(τ) d or w(τ) σ_t² d
-    for the three. So `weightings.snr` is the plain loss of "epsilon", `snr_plus_one` that of "v_prediction", `uniform`
-    that of "sample", and each means the same whatever the network says; `min_snr()` is min-SNR-γ.
+    A weighting weights the squared error of x0, ‖x̂0 - x0‖², which is τ² ‖ẑ - z‖² and σ² ‖v̂ - v‖², with the noise level
+    τ = σ_t / α_t. With a weighting w, the loss is thus w(τ) τ² d, w(τ) d or w(τ) σ_t² d for epsilon, sample and
+    v_prediction. `weightings.snr` is then the plain loss of "epsilon", `snr_plus_one` that of "v_prediction" and
+    `uniform` that of "sample"; each means the same for every prediction type. `min_snr()` is min-SNR-γ.
 
     Args:
-      g: the model, as `cmjax.tcd.trajectory_fn` (order 1 or 2, all the same) or `cmjax.lcm.consistency_fn` makes it.
+      g: the model, as `cmjax.tcd.trajectory_fn` (of either order) or `cmjax.lcm.consistency_fn` makes it.
       x0: f[B, *S], data.
       key: one key.
-      timesteps: i64[N], those to draw from, strictly ascending and concrete; by default all of 0 ... T - 1.
+      timesteps: i64[N], the timesteps to draw from, strictly ascending and concrete; by default all of 0 ... T - 1.
       cond: conditioning pytree, or None.
-      dropout: whether to hand the network a `key=` for dropout.
-      weighting: (τ, τ) -> f32[B]; None counts the network's own output evenly.
+      dropout: whether to pass the network a `key=` for dropout.
+      weighting: (τ, τ) -> f32[B]; None weights the errors of the network's own output equally.
       metric: (a, b) -> f32[B].
 
     Returns:

@@ -1,4 +1,4 @@
-"""Noise levels to train at."""
+"""Distributions of the noise levels to train at."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class lognormal:
 
 @dataclasses.dataclass(frozen=True)
 class karras:
-    """Propose noise levels evenly in σ^(1/ρ): on a Karras grid of any number of points, every interval as often.
+    """Propose noise levels evenly in σ^(1/ρ): on a Karras grid of any size, all intervals equally often.
 
     Example:
       >>> import jax

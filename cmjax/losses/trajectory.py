@@ -1,4 +1,4 @@
-"""Trajectory consistency distillation: from either end of a teacher's step, a jump has to land at the same place."""
+"""Trajectory consistency distillation: jumps from both ends of a teacher's step must land at the same place."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ def trajectory_distillation(
 ) -> Array:
     """Compute the trajectory-consistency loss of a variance-preserving model, one value per example.
 
-    Data is noised to a timestep t of the grid; the teacher takes it to the next lower one, n; and from both ends the
-    jump to m, any level at or below n, is to be the same:
+    Data is noised to a timestep t of the grid, and the teacher takes it to the next lower one, n. The jumps from both
+    ends to m, any level at or below n, must agree:
 
         loss = w(t, n) d(g(x_t, t, m), sg g⁻(x̂_n, n, m)),  x_t = α_t x0 + σ_t z,  x̂_n = teacher(x_t, t, n)
 
     t is uniform over the grid, and m over the levels up to n, each drawn example by example. The levels are the grid
-    with timestep 0 below it: there the lowest step ends, and there a sampled path does. Where m is n, the target is the
-    teacher's own point. It is the loss of TCD, and with a network that sees m (any g will do) of its TCF(S+).
+    and timestep 0, where the lowest step and every sampled path end. Where m is n, the target is the teacher's own
+    point. This is the loss of TCD, and, with a network that is told m (any g will do), of its TCF(S+).
 
     Args:
       g: the trajectory function being trained, as `cmjax.tcd.trajectory_fn` makes it, of order 1 or 2.
-      g_target: the one that gives the targets: g itself (θ⁻ = sg θ) or an average of it.
+      g_target: the function that computes the targets: g itself (θ⁻ = sg θ) or an average of it.
       teacher: the trajectory function of the diffusion model that is distilled, guided as you like: a DDIM step of
-        `cmjax.tcd.trajectory_fn(cmjax.guidance.classifier_free(net, 7.5, null_cond), config)`. It never gets a key
-        (dropout is off), and no gradient. Its rates noise the data.
+        `cmjax.tcd.trajectory_fn(cmjax.guidance.classifier_free(net, 7.5, null_cond), config)`. It gets no key
+        (dropout is off) and no gradient. Its rates noise the data.
       x0: f[B, *S], data.
-      key: one key; the student and the target get the same dropout from it.
+      key: one key; student and target get the same dropout.
       timesteps: i64[N], the grid, strictly ascending and concrete; by default `teacher.grid`, every ⌊T / O⌋-th timestep
         by the config's original_inference_steps.
       skip: how many levels lower n lies than t, at most down to 0: more than 1 for a dense grid.
       cond: conditioning pytree of the teacher, or None.
-      student_cond: that of g and g_target, where it is not the teacher's: with a guidance scale to be shown to them.
-      dropout: whether to hand student and target a `key=` for dropout.
+      student_cond: conditioning of g and g_target, if it differs from the teacher's, for instance by a guidance scale.
+      dropout: whether to pass student and target a `key=` for dropout.
       weighting: (t, n) -> f32[B], given the pair's noise levels σ / α.
       metric: (a, b) -> f32[B].
 
@@ -70,7 +70,7 @@ def trajectory_distillation(
 
     Raises:
       ValueError: timesteps do not ascend, lie outside of the table or are all 0.
-      TypeError: x0 is not of a float dtype, timesteps are traced or fractional, or the teacher knows no rates.
+      TypeError: x0 is not of a float dtype, timesteps are traced or fractional, or the teacher has no rates.
 
     Example:
       >>> import cmjax, jax, jax.numpy as jnp
@@ -83,7 +83,7 @@ def trajectory_distillation(
 
     Differs from the paper:
       m starts at timestep 0, not at the first point of the grid, so that jumps to where sampling ends are trained.
-      Guidance is the teacher's: fixed, or drawn for each example as `latent_consistency_distillation` shows.
+      Guidance belongs to the teacher: fixed, or drawn for each example as `latent_consistency_distillation` shows.
     """
     index_key, m_key, z_key, dropout_key = jax.random.split(key, 4)
     pair, levels = jump(teacher, x0, index_key, z_key, timesteps=timesteps, skip=skip, cond=cond)

@@ -1,4 +1,4 @@
-"""How much each pair of noise levels r < t counts: functions (t, r) -> f32[B], made or chosen by name."""
+"""Weights of pairs of noise levels r < t: functions (t, r) -> f32[B]."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Weighting", "edm", "inverse_gap", "min_snr", "snr", "snr_plus_one", 
 
 
 class Weighting(Protocol):
-    """Weigh a pair of noise levels: (t, r) -> f32[B] for f32[B] each, r < t. Losses with one level give it twice."""
+    """Weight a pair of noise levels: (t, r) -> f32[B] for f32[B] each, r < t. Losses with one level pass it twice."""
 
     def __call__(self, t: Array, r: Array, /) -> Array:
-        """Weigh them."""
+        """Compute the weights."""
         ...
 
 
@@ -27,7 +27,7 @@ def uniform(t: Array, r: Array) -> Array:
 
 
 def inverse_gap(t: Array, r: Array) -> Array:
-    """1 / (t - r), and 0 where the two are one. Song & Dhariwal 2023, section 3.3."""
+    """1 / (t - r), and 0 where t equals r. Song & Dhariwal 2023, section 3.3."""
     is_pair = t > r
     return jnp.where(is_pair, 1.0 / jnp.where(is_pair, t - r, 1.0), 0.0)
 
@@ -49,11 +49,11 @@ def truncated_snr(t: Array, r: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class edm:
-    """Weigh by (1 / t² + 1 / σ_d²)^power, with which a network of Karras preconditioning has a loss of unit size.
+    """Weigh by (1 / t² + 1 / σ_d²)^power, which gives a network with Karras preconditioning a loss of unit size.
 
     Attributes:
       sigma_data: σ_d, the standard deviation of the data that the preconditioning assumes.
-      power: 1 for a metric that is a square, 1/2 for one that is a length, like `pseudo_huber`.
+      power: 1 for a squared metric, 1/2 for a length such as `pseudo_huber`.
 
     Example:
       >>> edm(0.5)(jnp.array([0.5, 80.0]), jnp.zeros(2)).round(2)
@@ -67,13 +67,13 @@ class edm:
     power: float = 1.0
 
     def __call__(self, t: Array, r: Array) -> Array:
-        """Weigh t, f32[B]."""
+        """Compute the weight of t, f32[B]."""
         return (t**-2 + self.sigma_data**-2) ** self.power
 
 
 @dataclasses.dataclass(frozen=True)
 class min_snr:
-    """Weigh the error of x0 by the smaller of 1 / t² and γ: timesteps with hardly any noise do not drown the others.
+    """Weight the error of x0 by the smaller of 1 / t² and γ, so that nearly clean timesteps do not dominate.
 
     Attributes:
       gamma: γ.
@@ -89,5 +89,5 @@ class min_snr:
     gamma: float = 5.0
 
     def __call__(self, t: Array, r: Array) -> Array:
-        """Weigh t, f32[B]."""
+        """Compute the weight of t, f32[B]."""
         return jnp.minimum(t**-2, self.gamma)
