@@ -1,7 +1,8 @@
-"""How training changes as it goes: levels N(k), gaps, student steps M(k), the decay of targets and of averages.
+"""Curricula: functions of the training step for noise levels N(k), gaps, student steps M(k) and decays of averages.
 
-Each is a small clamped function of the step k, which may be traced: following a curriculum never recompiles the
-training step. What changes in jumps is a table made on the host, so that no rounding on a device moves a jump.
+Each is a small function of the step k, clamped past its end. The step may be traced, so following a curriculum never
+recompiles the training step. Values that change in jumps come from a table made on the host, so that rounding on a
+device cannot move a jump.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __all__ = [
 
 
 def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final: int = 1280) -> Array:
-    """Count the noise levels N(k) of improved consistency training: it doubles at equal intervals, then stays.
+    """Count the noise levels N(k) of improved consistency training: it doubles at equal intervals, then stays constant.
 
     N(k) = min(s0 · 2^⌊k / K'⌋, s1) + 1,  K' = ⌊K / (log2 ⌊s1 / s0⌋ + 1)⌋
 
@@ -50,7 +51,7 @@ def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final:
       i32[], from s0 + 1 to s1 + 1.
 
     Raises:
-      ValueError: unless 1 <= initial <= final, or if `total_steps` is too few to double that often.
+      ValueError: 1 <= initial <= final does not hold, or total_steps is too small for that many doublings.
 
     Example:
       >>> [int(num_scales(k, total_steps=800)) for k in (0, 99, 100, 799, 10_000)]
@@ -74,7 +75,7 @@ def num_scales(step: int | Array, *, total_steps: int, initial: int = 10, final:
 
 
 def progressive_scales(step: int | Array, *, total_steps: int, initial: int = 2, final: int = 150) -> Array:
-    """Count the noise levels N(k) of the first consistency training: N² grows evenly, then stays.
+    """Count the noise levels N(k) of the first consistency training: N² grows evenly, then stays constant.
 
     N(k) = s(k) + 1,  s(k) = max(⌈√(k/K ((s1 + 1)² - s0²) + s0²) - 1⌉, 1)
 
@@ -82,13 +83,13 @@ def progressive_scales(step: int | Array, *, total_steps: int, initial: int = 2,
       step: i32[], the training step k; may be traced.
       total_steps: K.
       initial: s0; the very first step has s0 levels, the second s0 + 1.
-      final: s1; 150 on CIFAR-10 and LSUN, 200 on ImageNet.
+      final: s1; 150 for CIFAR-10 and LSUN, 200 on ImageNet.
 
     Returns:
       i32[], from max(s0, 2) to s1 + 1.
 
     Raises:
-      ValueError: unless 1 <= initial <= final and total_steps >= 1.
+      ValueError: 1 <= initial <= final or total_steps >= 1 does not hold.
 
     Example:
       >>> [int(progressive_scales(k, total_steps=800_000)) for k in (0, 1, 400_000, 800_000, 10**9)]
@@ -98,8 +99,8 @@ def progressive_scales(step: int | Array, *, total_steps: int, initial: int = 2,
       Song et al. 2023, appendix C.
 
     Differs from the reference implementation:
-      It stays at s1 + 1 past K, where the reference grows on; and no rounding moves a jump (evaluated in float32, as on
-      a device, 4 of these 800 thousand steps are off by one level).
+      It stays at s1 + 1 past K, where the reference keeps growing. Rounding moves no jump (in float32 arithmetic, 4 of
+      these 800 thousand steps would be off by one level).
     """
     return _at(step, *_intervals(total_steps, initial, final)) + 1
 
@@ -107,14 +108,14 @@ def progressive_scales(step: int | Array, *, total_steps: int, initial: int = 2,
 def target_decay(
     step: int | Array, *, total_steps: int, decay: float = 0.9, initial: int = 2, final: int = 150
 ) -> Array:
-    """Decay the average that gives the targets the slower, the more noise levels there are.
+    """Compute the decay of the target's average, which is slower the more noise levels there are.
 
     μ(k) = exp(s0 ln μ0 / s(k)),  with s(k) = N(k) - 1 of `progressive_scales`
 
     Args:
       step: i32[], the training step k; may be traced.
       total_steps: K.
-      decay: μ0, the decay at N = s0 + 1 levels; 0.9 on CIFAR-10, 0.95 on ImageNet and LSUN.
+      decay: μ0, the decay at N = s0 + 1 levels; 0.9 for CIFAR-10, 0.95 for ImageNet and LSUN.
       initial: s0.
       final: s1.
 
@@ -122,7 +123,7 @@ def target_decay(
       f32[], from exp(s0 ln μ0 / max(s0 - 1, 1)) to exp(s0 ln μ0 / s1).
 
     Raises:
-      ValueError: as for `progressive_scales`, and for a decay that is not above 0 and below 1.
+      ValueError: as for `progressive_scales`, or decay is not above 0 and below 1.
 
     Example:
       >>> [round(float(target_decay(k, total_steps=800_000)), 6) for k in (0, 1, 100_000, 800_000, 10**9)]
@@ -132,7 +133,7 @@ def target_decay(
       Song et al. 2023, appendix C.
 
     Differs from the paper:
-      It divides by s(k), as the reference implementation does; the paper by N(k).
+      It divides by s(k), as the reference implementation does; the paper divides by N(k).
     """
     if not 0.0 < decay < 1.0:
         raise ValueError(f"decay must be above 0 and below 1, got {decay}.")
@@ -143,7 +144,7 @@ def target_decay(
 def gap(step: int | Array, stage_steps: Sequence[int], *, initial: float = 1.0, q: float = 2.0) -> Array:
     """Shrink the gap between the two noise levels of a pair by q at each stage: 1, 1/q, 1/q², ...
 
-    A gap of 1 is plain denoising; the last stage's stays. See `losses.easy_consistency_tuning`.
+    A gap of 1 is plain denoising. The last stage's gap stays. See `losses.easy_consistency_tuning`.
 
     Args:
       step: i32[], the training step k; may be traced.
@@ -178,13 +179,13 @@ def gap(step: int | Array, stage_steps: Sequence[int], *, initial: float = 1.0, 
 def progressive_steps(step: int | Array, stage_steps: Sequence[int], *, final: int = 1) -> Array:
     """Count the student's steps M(k) of progressive distillation: they halve at each stage, down to `final`.
 
-    Where M(k) halves, the student becomes the teacher (or its average does). See `losses.progressive_distillation`.
+    Where M(k) halves, the student (or its average) becomes the teacher. See `losses.progressive_distillation`.
 
     Args:
       step: i32[], the training step k; may be traced.
-      stage_steps: how many training steps each stage lasts; the last stage stays. Published: 50 thousand each, and
-        100 thousand for the stages of 2 steps and of 1.
-      final: M of the last stage. So the first has final · 2^(stages - 1), and its teacher takes twice as many.
+      stage_steps: how many training steps each stage lasts; the last stage stays. Published values are 50 thousand
+        each, and 100 thousand for the stages of 2 steps and of 1.
+      final: M of the last stage. The first stage has final · 2^(stages - 1), and its teacher twice as many.
 
     Returns:
       i32[].
@@ -208,7 +209,7 @@ def progressive_steps(step: int | Array, stage_steps: Sequence[int], *, final: i
 
 
 def tangent_warmup(step: int | Array, *, warmup_steps: int = 10_000) -> Array:
-    """Bring the unsteady part of the tangent in, min(1, k / H): the `warmup` of `losses.continuous_consistency`.
+    """Warm up the unstable part of the tangent, min(1, k / H): the `warmup` of `losses.continuous_consistency`.
 
     Args:
       step: i32[], the training step k; may be traced.
@@ -218,7 +219,7 @@ def tangent_warmup(step: int | Array, *, warmup_steps: int = 10_000) -> Array:
       f32[] in [0, 1].
 
     Raises:
-      ValueError: for warmup_steps less than 0.
+      ValueError: warmup_steps is less than 0.
 
     Example:
       >>> [float(tangent_warmup(k, warmup_steps=100)) for k in (0, 25, 100, 1000)]
@@ -238,9 +239,9 @@ def tangent_warmup(step: int | Array, *, warmup_steps: int = 10_000) -> Array:
 
 
 def ema_decay(step: int | Array, *, final: float = 0.999, span: float = 0.1) -> Array:
-    """Warm an exponential moving average up: 1 - 1 / (10 + span · k), at most `final`.
+    """Warm up an exponential moving average: decay 1 - 1 / (10 + span · k), at most `final`.
 
-    Early on the average spans the last 1 / span-th part of training, so it does not remember the initial weights.
+    Early in training the average covers the last 1 / span-th part of it, so it forgets the initial weights.
 
     Example:
       >>> [round(float(ema_decay(k)), 4) for k in (0, 1000, 10**6)]
@@ -250,19 +251,20 @@ def ema_decay(step: int | Array, *, final: float = 0.999, span: float = 0.1) -> 
 
 
 def power_ema_decay(step: int | Array, *, std: float = 0.1) -> Array:
-    """Decay an average whose width is a fixed share of the training so far: β(k) = (1 - 1 / (k + 1))^(γ + 1).
+    """Compute the decay of an average over a fixed share of the training so far: β(k) = (1 - 1 / (k + 1))^(γ + 1).
 
-    At any time the weights of step t count like t^γ. The first update (k = 0) forgets the initial weights.
+    At any time, the weights of step t have weight t^γ. The first update (k = 0) forgets the initial weights.
 
     Args:
       step: i32[], how many updates the average has had, k; may be traced.
-      std: the standard deviation of t^γ over training, as a share of its length; it gives γ, see `power_ema_exponent`.
+      std: the standard deviation of t^γ over training, as a share of its length; it determines γ, see
+        `power_ema_exponent`.
 
     Returns:
       f32[] in [0, 1).
 
     Raises:
-      ValueError: unless 0 < std <= 1 / √12.
+      ValueError: 0 < std <= 1 / √12 does not hold.
 
     Example:
       >>> [round(float(power_ema_decay(k)), 5) for k in (0, 1, 100, 100_000)]
@@ -287,7 +289,7 @@ def power_ema_exponent(std: float) -> float:
       γ.
 
     Raises:
-      ValueError: for any other std.
+      ValueError: std is outside that range.
 
     Example:
       >>> [round(power_ema_exponent(std), 3) for std in (0.05, 0.1)]
@@ -312,7 +314,7 @@ def power_ema_std(exponent: float) -> float:
       The standard deviation.
 
     Raises:
-      ValueError: for an exponent below 0.
+      ValueError: exponent is below 0.
 
     Example:
       >>> round(power_ema_std(6.937), 4)
@@ -345,7 +347,7 @@ def _stage_starts(stage_steps: Sequence[int]) -> np.ndarray[Any, Any]:
 def _intervals(total_steps: int, initial: int, final: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Tabulate s(k) of `progressive_scales`: the steps at which it grows, and its values.
 
-    It reaches m where k ((s1 + 1)² - s0²) > K (m² - s0²), which whole numbers decide.
+    It reaches m where k ((s1 + 1)² - s0²) > K (m² - s0²), which integer arithmetic decides exactly.
     """
     _check_ends(initial, final)
     whole("total_steps", total_steps, 1)

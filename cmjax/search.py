@@ -1,4 +1,4 @@
-"""Which noise levels a multistep path should visit: the paper's greedy ternary search, on any score."""
+"""Choose the noise levels of a multistep path: the paper's greedy ternary search, on any score."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Found(NamedTuple):
 
     Attributes:
       timesteps: the path, as `cm.init(config, timesteps=...)` takes it.
-      score: its score, the lowest that was met.
-      scores: every path that was tried, and its score.
+      score: its score, the lowest that was found.
+      scores: the score of every path that was tried.
     """
 
     timesteps: tuple[int, ...]
@@ -48,10 +48,10 @@ def search_timesteps(
 ) -> Found:
     """Choose the levels of a multistep path one after another, each by a ternary search over the grid.
 
-    The first level is the noisiest of the grid. Each further one is searched between the one before it and the
-    cleanest, with those before it kept; this finds the best level if the score falls and then rises with it. All paths
-    start from the same noise, so what is compared is the paths. There is one compilation, whatever the number of steps:
-    a shorter path is one that ends in levels at sigma_min, where a consistency function is the identity.
+    The first level is the noisiest of the grid. Each further level is searched between the previous one and the
+    cleanest, with all earlier levels fixed. This finds the best level if the score first falls and then rises with it.
+    All paths start from the same noise, so that only the paths differ. There is one compilation for any number of
+    steps: a shorter path ends in levels at sigma_min, where a consistency function is the identity.
 
     Args:
       model: the raw network of a consistency model, a callable pytree `model(x_in, t, cond)`.
@@ -59,9 +59,9 @@ def search_timesteps(
       num_steps: model calls of the path, from 2 to the size of the grid.
       score: images f32[N, *S] -> a number, the lower the better: a Fréchet distance, say, or minus a reward.
       key: one key, which is split into one for each image.
-      shape: (N, *S), of all images that a score is made from.
-      cond: what the N images are conditioned on: a pytree of arrays with N first, or None.
-      batch_size: images a call, which must divide N; None for all at once.
+      shape: (N, *S), the shape of all images that one score is computed from.
+      cond: the conditioning of the N images, a pytree of arrays with N first, or None.
+      batch_size: images per call, which must divide N; None for all at once.
 
     Returns:
       The path and its score, and every path that was tried.
@@ -114,7 +114,7 @@ def _draw(
 
 
 def _ternary(value: Callable[[int], float], low: int, high: int) -> int:
-    """The integer in [low, high] of least value, of values that fall and then rise."""
+    """Find the integer in [low, high] of the smallest value, if values fall and then rise."""
     while high - low > 2:
         third = (high - low) // 3
         left, right = low + third, high - third

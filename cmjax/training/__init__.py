@@ -1,7 +1,7 @@
-"""The trainer, for those who want one: recipes, a compiled step, averages of the weights, checkpoints and resume.
+"""An optional trainer: recipes, a compiled step, averages of the weights, checkpoints and resume.
 
-The losses stand alone in anyone's loop (`cmjax.losses`); this is ours. `train` runs a `Recipe` on images; what it is
-made of, from the method down to one step, may be used by itself.
+The losses (`cmjax.losses`) work in any training loop; this is the one behind `cmjax train`. `train` runs a `Recipe` on
+images. Its parts, from the method down to one step, can be used by themselves.
 """
 
 from cmjax.training import methods

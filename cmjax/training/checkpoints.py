@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written by Orbax: versioned, whole or not there, and only for the recipe that wrote them."""
+"""Checkpoints of a run, written by Orbax: versioned, complete or absent, and only for the recipe that wrote them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 def save(
     folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig, taught: Any = None
 ) -> None:
-    """Write a state, and what it followed, as `folder/STEP`; a kill leaves it whole or not there.
+    """Write a state, and what it followed, as `folder/STEP`; a kill leaves it complete or absent.
 
-    It followed the recipe, the config, and the teacher that `taught` tells from others (`taught_by`). The newest two
-    are kept.
+    The state followed the recipe, the config, and the teacher that `taught` identifies (`taught_by`). The newest two
+    checkpoints are kept.
 
     Raises:
-      OSError: if it cannot be written (a full disk); the older ones are whole.
+      OSError: it cannot be written (a full disk); older checkpoints stay intact.
     """
     import orbax.checkpoint as ocp  # takes seconds to import
 
@@ -66,8 +66,8 @@ def restore(
     """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is damaged, or of another network, optimizer, recipe, config or teacher.
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, or of another network, optimizer, recipe, config or teacher.
     """
     import orbax.checkpoint as ocp
 
@@ -107,13 +107,13 @@ def restore(
 
 
 def latest_step(folder: str | os.PathLike[str]) -> int | None:
-    """The newest step of which there is a checkpoint."""
+    """Find the newest step that has a checkpoint."""
     steps = _steps(Path(folder))
     return steps[-1] if steps else None
 
 
 def environment() -> dict[str, str]:
-    """What a run resumes to the same bits on: versions, the kind of device, and how many."""
+    """Describe what a run needs to resume to the same bits: versions, the kind and the number of devices."""
     device = jax.local_devices()[0]
     return {
         "cmjax": __version__,
@@ -134,35 +134,35 @@ def _read_recipe(said: dict[str, Any], path: Path) -> Recipe:
 
 
 def _followed(recipe: Recipe, config: SamplerConfig) -> dict[str, dict[str, Any]]:
-    """What a run must have in common with the one that it goes on with."""
+    """Describe what a run must share with the run that it continues."""
     return {"recipe": recipe.to_dict(), "config": config_dict(config)}
 
 
 def taught_by(teacher: Any) -> dict[str, Any] | None:
-    """What tells a teacher, a pair (model, config), from others: its weights, and what they mean."""
+    """Identify a teacher, a pair (model, config), by its weights and its config."""
     return None if teacher is None else {"weights": fingerprint(teacher[0]), "config": config_dict(teacher[1])}
 
 
 def fingerprint(model: Any) -> int:
-    """Tell a model from others, by its weights."""
+    """Identify a model by its weights."""
     return functools.reduce(lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(model), 0)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a kill or a full disk left half-written, which has the size of a checkpoint."""
+    """Remove half-written checkpoints that a kill or a full disk left."""
     for half in folder.glob(_HALF_WRITTEN):
         shutil.rmtree(half, ignore_errors=True)
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps with a checkpoint, ascending. Those half-written have another name, which ends in Orbax's mark."""
+    """List the steps that have a checkpoint, ascending. Half-written ones have a name that ends in Orbax's mark."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
 def _named(state: TrainState) -> dict[str, Any]:
-    """A state's leaves by name; of keys, which an optimizer may hold, their data."""
+    """Name a state's leaves; random keys, which an optimizer may hold, are replaced by their data."""
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in found.items()}
 
@@ -176,7 +176,7 @@ def _form(leaf: Any) -> str:
 
 
 def _difference(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
-    """Where two recipes differ, in words; None where they do not."""
+    """Say where two recipes differ, in words; None if they do not."""
     for name, value in was.items():
         if isinstance(value, dict) and isinstance(now.get(name), dict):
             if fault := _difference(value, now[name], f"{prefix}{name}."):

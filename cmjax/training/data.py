@@ -1,4 +1,4 @@
-"""What a run looks at: arrays in an order that is a function of (seed, step), or any iterable of batches."""
+"""The batches of a run: from arrays, in an order that (seed, step) determines, or from any iterable of batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batch = tuple[np.ndarray, Any]  # images u8[B, H, W, C], or f[B, *S] in [-1, 1];
 
 
 def batches(images: Any, labels: np.ndarray | None, recipe: Recipe, start: int) -> Iterator[Batch]:
-    """The batches of a run from step `start` on. Those of an iterable before it are drawn and dropped."""
+    """Yield the batches of a run from step `start` on. Earlier batches of an iterable are drawn and dropped."""
     if isinstance(images, np.ndarray | jax.Array):
         labels = None if labels is None else np.asarray(labels)
         return _of_arrays(np.asarray(images), labels, recipe, start)
@@ -50,7 +50,7 @@ def _of_iterable(source: Iterable[Batch], recipe: Recipe, start: int) -> Iterato
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
-    """Name the examples of a step, i64[batch_size]: each epoch in its own order, a function of (seed, step) alone."""
+    """Choose the examples of a step, i64[batch_size]: each epoch has its own order, which (seed, step) determines."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     orders = {epoch: _order(seed, int(epoch), size) for epoch in np.unique(positions // size)}
     return np.array([orders[p // size][p % size] for p in positions])

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, the same after a kill and a resume as without."""
+"""The log of a run: one JSON object a line. A kill and a resume leave the same log as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def cut(path: Path, step: int) -> None:
-    """Forget what a run that is being resumed logged after its checkpoint, and what a kill left half-written."""
+    """Remove what a resumed run logged after its checkpoint, and half-written lines."""
     if path.exists():
         kept = [entry for entry in read_log(path) if entry["step"] <= step]
         with atomic_file(path) as temporary:
@@ -26,7 +26,7 @@ def cut(path: Path, step: int) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log in their order; lines that are none are left out."""
+    """Read the entries of a log in order, skipping lines that are not entries."""
     entries = [_entry(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [entry for entry in entries if entry is not None]
 

@@ -1,4 +1,4 @@
-"""The loop: batches in, steps, reports and checkpoints out; a run killed at any moment goes on as if it never was."""
+"""The training loop. A run killed at any moment can be resumed as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ _DEFAULT = Recipe()
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What `train` reports now and then.
+    """A progress report of `train`.
 
     Attributes:
-      step, steps: steps done, of how many.
-      loss: its mean since the last report.
-      figures: what the method has to say beside it, such as the gap.
-      images_per_second: over the same steps.
-      learning_rate: of the last of them; None for an optax transformation, which does not say.
+      step: steps done.
+      steps: steps in all.
+      loss: the mean loss since the last report.
+      figures: further values of the method, such as the gap.
+      images_per_second: the speed since the last report.
+      learning_rate: at the last step; None for an optax transformation, which does not expose it.
     """
 
     step: int
@@ -80,32 +81,32 @@ def train(
     Args:
       model: any callable pytree `model(x, t, cond)` whose leaves are its parameters, such as
         `models.from_nnx(UNet(...))`.
-      config: what its noise levels mean, a sampler's config.
-      images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A run
-        that is resumed draws from the start of an iterable and drops what it has seen.
+      config: the sampler config that defines the model's noise levels.
+      images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A
+        resumed run draws from the start of an iterable and drops the batches that it has seen.
       labels: i[N] class labels of an array of images, or None.
       recipe: how to train.
-      teacher: the (model, config) that is distilled, for the methods that have one.
+      teacher: the (model, config) to distil, for methods that have one.
       out: a folder for `checkpoints/` and `log.jsonl`; None keeps nothing.
-      resume: go on from the newest checkpoint in `out`, to the same bits as a run never stopped: on the same kind and
-        number of devices, with the same versions and images, and with report_every and checkpoint_every as they were.
-      report_every: steps between reports.
-      checkpoint_every: steps between checkpoints; each is preceded by a report.
+      resume: continue from the newest checkpoint in `out`. The result has the same bits as a run that never stopped, if
+        the kind and number of devices, the versions, the images, report_every and checkpoint_every are the same.
+      report_every: number of steps between reports.
+      checkpoint_every: number of steps between checkpoints; a report precedes each.
       on_progress: called with each report.
-      on_checkpoint: called with a copy of the state at each checkpoint, after it is written; and with that of the
-        checkpoint that a run goes on from, as a kill may have come between the two.
+      on_checkpoint: called with a copy of the state at each checkpoint, after it is written. A resumed run also calls
+        it for the checkpoint that it continues from, since a kill may have come between the write and the call.
 
     Returns:
       The last state; its `ema` is the model to sample with.
 
     Raises:
-      ValueError: for images that are not u8[N, H, W, C], fewer images than a batch, labels that do not fit, a config
-        of another kind than the method's, a teacher too many, too few or of other noise levels, or a checkpoint of
-        another network, recipe or teacher; or in one of several processes.
-      FileNotFoundError: when resuming with no checkpoint there.
-      FileExistsError: when not resuming, and `out` holds the checkpoints of a run.
-      FloatingPointError: the loss or the weights are not finite any more; the last checkpoint is from before that.
-      OSError: a file cannot be written; the last checkpoint is whole.
+      ValueError: images are not u8[N, H, W, C] or fewer than a batch, labels do not fit, the config is not of the
+        method's kind, a teacher is missing, superfluous or of other noise levels, the checkpoint is of another
+        network, recipe or teacher, or JAX runs in several processes.
+      FileNotFoundError: resume is True and there is no checkpoint.
+      FileExistsError: resume is False and `out` holds the checkpoints of a run.
+      FloatingPointError: the loss or the weights are no longer finite; the last checkpoint is older.
+      OSError: a file cannot be written; the last checkpoint stays intact.
 
     Example:
       >>> import cmjax

@@ -1,4 +1,4 @@
-"""One step of training: the gradient of a method's loss, the optimizer, the averages. All that changes is one state."""
+"""One training step: the gradient of a method's loss, the optimizer and the averages, on one state."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["TrainState", "init", "train_step"]
 
 
 class TrainState(Struct):
-    """All that changes while training.
+    """Everything that changes during training.
 
     Attributes:
       step: i32[], steps done.
-      model: the model, a ModelFn; optax knows it as a tree of parameters.
-      target: the average that gives the targets, or None where the model itself does.
+      model: the model, a ModelFn, whose leaves are the parameters.
+      target: the average that computes the targets, or None if the model itself does.
       averages: one average of the weights for each of the recipe's `ema_decays` and `ema_stds`.
-      opt_state: the optimizer's.
+      opt_state: the optimizer's state.
     """
 
     step: Array
@@ -39,7 +39,7 @@ class TrainState(Struct):
 
     @property
     def ema(self) -> Any:
-        """The average that samples: the first."""
+        """The average to sample with: the first one."""
         return self.averages[0]
 
 
@@ -69,8 +69,8 @@ def train_step(
 ) -> tuple[TrainState, Array]:
     """Take one step: images u8[B, H, W, C] (or f[B, *S] in [-1, 1]), cond a pytree f[B, ...] -> (state, loss f32[]).
 
-    `key` is the run's, the same at every step; `teacher` is the model of the teacher, `teacher_config` its config. The
-    state's buffers are given to the new one (donated): the old state cannot be read any more.
+    `key` is the run's key, the same at every step; `teacher` is the teacher's model and `teacher_config` its config.
+    The state's buffers are donated to the new state: the old state cannot be read afterwards.
     """
     key = jax.random.fold_in(key, state.step)
 
@@ -105,7 +105,7 @@ def _flipped(x0: Array, key: Key) -> Array:
 
 
 def _accumulated(value_and_grad: Any, model: Any, batch: Any, key: Key, parts: int) -> tuple[Array, Any]:
-    """The mean value and gradient over `parts` equal parts of a batch, one after the other."""
+    """Compute the mean value and gradient over `parts` equal parts of a batch, one after the other."""
     if parts == 1:
         return value_and_grad(model, *batch, key)
 

@@ -1,7 +1,7 @@
-"""What a run learns: each published method as a frozen dataclass of its numbers, with one `loss`.
+"""Training methods: each published method is a frozen dataclass of its numbers, with one `loss`.
 
-A method sees the learner (the model, its target, the teacher) and a batch, and calls one of `cmjax.losses`: here is
-said only which arguments the paper gives it, and how they change over the run.
+A method takes a learner (the model, its target, the teacher) and a batch, and calls one of `cmjax.losses`. It decides
+only which arguments the paper gives to the loss, and how they change over the run.
 """
 
 from cmjax.training.methods.base import Learner, Method

@@ -1,4 +1,4 @@
-"""What every method of training has, and who takes part in a step."""
+"""The base class of training methods, and the models that take part in a step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ STAGES = Rule("be one or more positive lengths", lambda stages: bool(stages) and
 
 
 class Learner(NamedTuple):
-    """Who takes part in a step.
+    """The models that take part in a step.
 
     Attributes:
       model: the model being trained, a ModelFn.
-      target: the one that gives the targets: the model itself, or an average of its weights.
-      config: what their noise levels mean.
-      teacher: the model that is distilled, and its config; None without one.
+      target: the model that computes the targets: the model itself, or an average of its weights.
+      config: the sampler config that defines their noise levels.
+      teacher: the model that is distilled and its config, or None.
     """
 
     model: ModelFn
@@ -40,7 +40,7 @@ class Learner(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
-    """What every method has. Lengths in steps are shares of the run, so that a run may be longer or shorter."""
+    """A training method. Stages are shares of the run, so that a run may be longer or shorter."""
 
     config_type: ClassVar[type] = CMConfig
     needs_teacher: ClassVar[bool] = False
@@ -52,10 +52,10 @@ class Method(abc.ABC):
         check_fields(self)
 
     def check(self, steps: int) -> None:  # noqa: B027 (most have nothing to refuse)
-        """Raise ValueError for a run too short for this method."""
+        """Raise ValueError if the run is too short for this method."""
 
     def check_teacher(self, config: Any, teacher_config: Any) -> None:
-        """Raise ValueError for a teacher of another kind, or one whose noise levels mean something else."""
+        """Raise ValueError if the teacher is of another kind, or defines other noise levels."""
         if not isinstance(teacher_config, self.teacher_type):
             wanted, got = self.teacher_type.__name__, type(teacher_config).__name__
             raise ValueError(f"the teacher's config must be a {wanted} for {type(self).__name__}, got {got}.")
@@ -65,34 +65,34 @@ class Method(abc.ABC):
                 raise ValueError(f"{name} must be the teacher's, {its!r:.60}, got {own!r:.60}.")
 
     def made(self, config: Any, step: int, steps: int) -> Any:
-        """The config that the model is written and sampled with after so many steps: of a consistency model here."""
+        """The config that the model is saved and sampled with after this many steps; here, a consistency model's."""
         return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
     def spans(self, steps: int) -> tuple[int, ...]:
-        """The parts of a run in each of which the learning rate falls: one, as a rule."""
+        """The parts of a run over which the learning rate falls; usually one."""
         return (steps,)
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
-        """The decay of the target's average at a step; None where the target is the model itself."""
+        """The decay of the target's average at a step; None if the target is the model itself."""
         return None
 
     def figures(self, step: int, steps: int) -> Mapping[str, float]:
-        """What is worth a place in the log beside the loss."""
+        """Values to log beside the loss."""
         return {}
 
     @abc.abstractmethod
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """One value per example, f32[B]."""
+        """Compute one value per example, f32[B]."""
 
 
 def in_proportion(stages: tuple[float, ...], steps: int) -> tuple[int, ...]:
-    """How many steps of a run each stage lasts."""
+    """Divide the steps of a run among stages in proportion."""
     ends = np.rint(np.cumsum(stages) / sum(stages) * steps).astype(int)
     return tuple(int(n) for n in np.diff(ends, prepend=0))
 
 
 def karras_grid(config: CMConfig) -> dict[str, Any]:
-    """The grid that a config says, and a proposal that draws its intervals as often."""
+    """The grid of a config, and a proposal that draws its intervals equally often."""
     return {
         "sigma_min": config.sigma_min,
         "sigma_max": config.sigma_max,

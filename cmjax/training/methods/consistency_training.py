@@ -27,18 +27,19 @@ __all__ = [
 class EasyConsistencyTuning(Method):
     """Denoising first, then pairs of noise levels whose gap halves from stage to stage. Geng et al. 2024.
 
-    How far to go: a pair of levels r < t keeps, of detail of standard deviation s, the share
-    ρ = (s² + r t) / √((s² + t²) (s² + r²)), the correlation of its two samples, and the way from noise to picture keeps
-    the product of them all. For s = 0.2 that is 0.44 at a last gap of 1/2, 0.47 at 1/4, 0.82 at 1/8, 0.92 at 1/16 and
-    0.96 at 1/32 (the sharpness of `fashion-mnist-cm` was 0.56, 0.65, 0.89 and 0.94 of real at the first four). So wide
-    gaps are a way to narrow ones, and blurred.
+    The last gap limits sharpness. A pair of levels r < t keeps a share of the detail of standard deviation s, the
+    correlation of its two samples, ρ = (s² + r t) / √((s² + t²) (s² + r²)); the way from noise to picture keeps the
+    product over all pairs. For s = 0.2 the product is 0.44 at a last gap of 1/2, 0.47 at 1/4, 0.82 at 1/8, 0.92 at 1/16
+    and 0.96 at 1/32 (the sharpness of `fashion-mnist-cm` was 0.56, 0.65, 0.89 and 0.94 of real at the first four). Wide
+    gaps are only steps towards narrow ones, and blurred.
 
     Attributes:
-      stages: how long each gap is trained, in proportion: the initial one, then half of it, a quarter, ...
-      initial_gap: 1 starts with denoising; less is for a model that has learned to denoise.
-      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
-      huber_c: the pseudo-Huber length; None for 0.00054 √d.
-      dropout: whether the network gets a dropout key (student and target the same one).
+      stages: relative lengths of the stages, for the initial gap, half of it, a quarter of it, ...
+      initial_gap: 1 to start with denoising; less for a model that has already learned to denoise.
+      proposal_mean: the mean of ln σ, which is drawn from a normal distribution.
+      proposal_std: its standard deviation.
+      huber_c: the pseudo-Huber length c; None for 0.00054 √d.
+      dropout: whether the network gets a dropout key (the same for student and target).
     """
 
     stages: Annotated[tuple[float, ...], STAGES] = (4.0, 1.0, 0.5, 2.5, 4.0)
@@ -49,7 +50,7 @@ class EasyConsistencyTuning(Method):
     dropout: bool = False
 
     def stage_steps(self, steps: int) -> tuple[int, ...]:
-        """How many steps each stage lasts."""
+        """The number of steps of each stage."""
         return in_proportion(self.stages, steps)
 
     def figures(self, step: int, steps: int) -> Mapping[str, float]:
@@ -76,13 +77,15 @@ class EasyConsistencyTuning(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImprovedConsistencyTraining(Method):
-    """Neighbouring levels of a grid that doubles as training goes, from scratch. Song & Dhariwal 2023.
+    """Neighbouring levels of a grid that doubles during training, from scratch. Song & Dhariwal 2023.
 
     Attributes:
-      initial_scales, final_scales: s0 and s1, the intervals of the first grid and of the last.
-      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
-      huber_c: the pseudo-Huber length; None for 0.00054 √d.
-      dropout: whether the network gets a dropout key (student and target the same one).
+      initial_scales: s0, the intervals of the first grid.
+      final_scales: s1, those of the last grid.
+      proposal_mean: the mean of ln σ, which is drawn from a normal distribution.
+      proposal_std: its standard deviation.
+      huber_c: the pseudo-Huber length c; None for 0.00054 √d.
+      dropout: whether the network gets a dropout key (the same for student and target).
     """
 
     initial_scales: int = 10
@@ -93,7 +96,7 @@ class ImprovedConsistencyTraining(Method):
     dropout: bool = True
 
     def check(self, steps: int) -> None:
-        """Raise ValueError where the grid cannot double that often in so few steps."""
+        """Raise ValueError if the grid cannot double that often in so few steps."""
         self._num_scales(0, steps)
 
     def _num_scales(self, step: int | Array, steps: int) -> Array:
@@ -123,12 +126,13 @@ class ImprovedConsistencyTraining(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsistencyTraining(Method):
-    """The first recipe: neighbours on a grid that grows, an average of the weights as the target. Song et al. 2023.
+    """The first recipe: neighbours on a growing grid, with an average of the weights as the target. Song et al. 2023.
 
     Attributes:
-      initial_scales, final_scales: s0 and s1, the intervals of the first grid and of the last.
+      initial_scales: s0, the intervals of the first grid.
+      final_scales: s1, those of the last grid.
       initial_decay: μ0, the decay of the target's average on the first grid.
-      dropout: whether the network gets a dropout key (student and target the same one).
+      dropout: whether the network gets a dropout key (the same for student and target).
     """
 
     initial_scales: int = 2
@@ -137,7 +141,7 @@ class ConsistencyTraining(Method):
     dropout: bool = False
 
     def check(self, steps: int) -> None:
-        """Raise ValueError for scales that make no sense."""
+        """Raise ValueError if 1 <= initial_scales <= final_scales does not hold."""
         self._num_scales(0, steps)
         self.target_decay(0, steps)
 
@@ -174,16 +178,17 @@ class ConsistencyTraining(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContinuousTraining(Method):
-    """Continuous time, from images alone (sCT): the tangent of the consistency function is what is learned away.
+    """Continuous time, from images alone (sCT): training drives the tangent of the consistency function to zero.
 
-    The paper learns a weight for each noise level as well; here all count alike (`losses.continuous_consistency` takes
-    one).
+    The paper also learns a weight for each noise level. Here all levels have the same weight
+    (`losses.continuous_consistency` accepts a learned one).
 
     Attributes:
-      proposal_mean, proposal_std: ln (σ_d tan t) ~ N(mean, std²).
-      warmup: the share of the run over which the unsteady part of the tangent comes in.
-      tangent_constant: c, what steadies the tangent's normalization.
-      dropout: whether the network gets a dropout key (the tangent the same one).
+      proposal_mean: the mean of ln (σ_d tan t), which is drawn from a normal distribution.
+      proposal_std: its standard deviation.
+      warmup: the share of the run over which the unstable part of the tangent is warmed up.
+      tangent_constant: c, which stabilizes the tangent's normalization.
+      dropout: whether the network gets a dropout key (the same for the tangent).
 
     References:
       Lu & Song 2024, algorithm 1.
@@ -199,11 +204,11 @@ class ContinuousTraining(Method):
         return curricula.tangent_warmup(step, warmup_steps=round(self.warmup * steps))
 
     def figures(self, step: int, steps: int) -> Mapping[str, float]:
-        """How much of the tangent is there."""
+        """The warm-up of the tangent."""
         return {"warmup": float(self._warmup(step, steps))}
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.continuous_consistency`, along the teacher's velocity where there is one."""
+        """`losses.continuous_consistency`, along the teacher's velocity if there is a teacher."""
         return losses.continuous_consistency(
             trigflow_fn(learner.model, learner.config),
             x0,

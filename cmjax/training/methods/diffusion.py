@@ -1,4 +1,4 @@
-"""Diffusion models, which the distillation methods take as teachers."""
+"""Training of diffusion models, the teachers of the distillation methods."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Denoising(Method):
     """A diffusion model of noise levels, such as the teacher of the methods that have one. Karras et al. 2022.
 
     Attributes:
-      proposal_mean, proposal_std: ln σ ~ N(mean, std²).
-      label_dropout: the share of labels left out, of a teacher that is to be guided.
+      proposal_mean: the mean of ln σ, which is drawn from a normal distribution.
+      proposal_std: its standard deviation.
+      label_dropout: the share of labels to drop, so that the model can be guided.
       dropout: whether the network gets a dropout key.
     """
 
@@ -39,7 +40,7 @@ class Denoising(Method):
     dropout: bool = False
 
     def made(self, config: Any, step: int, steps: int) -> Any:
-        """A denoiser's."""
+        """The config of a denoiser."""
         return config.of_denoiser(self.sample_steps)
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
@@ -64,11 +65,12 @@ class Denoising(Method):
 class NoisePrediction(Method):
     """A variance-preserving diffusion model, such as the teacher of tcd and lcd. Ho et al. 2020.
 
-    What it says (`prediction_type`) and at which timesteps is in the config.
+    Its config holds the prediction type and the timesteps.
 
     Attributes:
-      min_snr: γ of the weight min(SNR, γ) of the error of x0; None counts the network's own output evenly.
-      label_dropout: the share of labels left out, of a teacher that is to be guided.
+      min_snr: γ of the weight min(SNR, γ) of the error of x0; None weights the errors of the network's own output
+        equally.
+      label_dropout: the share of labels to drop, so that the model can be guided.
       dropout: whether the network gets a dropout key.
     """
 

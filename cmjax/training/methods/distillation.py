@@ -27,13 +27,13 @@ _RANGE = ("sigma_min", "sigma_max")  # the teacher steps between levels of the s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsistencyDistillation(Method):
-    """A diffusion model's own steps pull neighbours together. Song et al. 2023.
+    """Consistency distillation: neighbours on a diffusion model's trajectory agree. Song et al. 2023.
 
     Attributes:
       num_scales: N, the noise levels of the grid.
-      decay: of the target's average.
-      guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
-      dropout: whether the network gets a dropout key (student and target the same one).
+      decay: the decay of the target's average.
+      guidance_scale: the guidance scale of a teacher trained with `label_dropout`; 1 leaves the teacher as it is.
+      dropout: whether the network gets a dropout key (the same for student and target).
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class ConsistencyDistillation(Method):
     dropout: bool = False
 
     def target_decay(self, step: int | Array, steps: int) -> Array:
-        """Always the same."""
+        """The same at every step."""
         return jnp.float32(self.decay)
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
@@ -74,14 +74,15 @@ class ContinuousDistillation(ContinuousTraining):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgressiveDistillation(Method):
-    """One step of the student is two of the teacher, again and again. Salimans & Ho 2022, in noise levels.
+    """Progressive distillation: one step of the student learns two of the teacher. Salimans & Ho 2022, in noise levels.
 
-    Each stage halves the steps. In it the learning rate falls; at its end the student becomes the teacher of the next.
+    Each stage halves the number of steps. The learning rate falls within a stage, and the student then becomes the
+    teacher of the next stage.
 
     Attributes:
       num_steps: M, the student's steps from noise to picture when the run ends. The first stage has
         M · 2^(stages - 1), and the teacher that is given should be good at twice as many.
-      stages: how long each stage lasts, in proportion; the paper's last two are twice as long as the others.
+      stages: relative lengths of the stages; the paper's last two are twice as long as the others.
       dropout: whether the student gets a dropout key.
     """
 
@@ -93,30 +94,30 @@ class ProgressiveDistillation(Method):
     dropout: bool = False
 
     def check(self, steps: int) -> None:
-        """Raise ValueError where a stage would have no step, so that its student never learned what it teaches."""
+        """Raise ValueError if a stage would have no steps, so that its student would teach what it never learned."""
         lengths = in_proportion(self.stages, steps)
         if min(lengths) < 1:
             raise ValueError(f"stages {list(self.stages)} of {steps} steps last {list(lengths)} steps: each needs one.")
 
     def made(self, config: Any, step: int, steps: int) -> Any:
-        """A denoiser's, of the steps that it has been trained to take."""
+        """The config of a denoiser, with the number of steps that it has been trained for."""
         return config.of_denoiser(int(self._num_steps(max(step - 1, 0), steps)))
 
     def spans(self, steps: int) -> tuple[int, ...]:
-        """The stages: at the end of each the student has settled, and can teach."""
+        """The stages: the learning rate has fallen at the end of each."""
         return in_proportion(self.stages, steps)
 
     def _num_steps(self, step: int | Array, steps: int) -> Array:
         return curricula.progressive_steps(step, self.spans(steps), final=self.num_steps)
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
-        """The target is the teacher of the stage: it stays, and at a stage's last step becomes the student."""
+        """The target is the stage's teacher: it stays fixed, and becomes the student at the stage's last step."""
         if len(self.stages) == 1:
             return None
         return jnp.where(self._num_steps(step + 1, steps) < self._num_steps(step, steps), 0.0, 1.0)
 
     def figures(self, step: int, steps: int) -> Mapping[str, float]:
-        """The student's steps."""
+        """The number of the student's steps."""
         return {"num_steps": int(self._num_steps(step, steps))}
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:

@@ -1,7 +1,8 @@
-"""Guidance in training: a teacher that learns to do without labels too, and students of a guided teacher.
+"""Guidance in training: teachers trained with label dropout, and students of guided teachers.
 
-A network of K classes takes mixtures of them, f32[B, K]; the even mixture of all stands for no label. So no network
-needs a class more, and any teacher that was trained so can be guided: `classifier_free(model, w, no_label(K))`.
+A network of K classes accepts mixtures of classes, f32[B, K]. The even mixture of all classes stands for no label. A
+network thus needs no extra class, and any teacher trained in this way can be guided: `classifier_free(model, w,
+no_label(K))`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ def no_label(num_classes: int) -> Array:
 
 
 def some_left_out(model: Any, cond: Cond, key: Key, share: float) -> Array:
-    """Labels i32[B] as mixtures f32[B, K], a share of them left out. Ho & Salimans 2022, algorithm 1."""
+    """Convert labels i32[B] to mixtures f32[B, K], and drop a share of them. Ho & Salimans 2022, algorithm 1."""
     labels = _mixtures(model, cond, "label_dropout")
     left_out = jax.random.bernoulli(key, share, (len(labels), 1))
     return jnp.where(left_out, no_label(labels.shape[1]), labels)
 
 
 def guided(teacher: Any, cond: Cond, scale: float) -> tuple[tuple[Any, Any], Cond]:
-    """A teacher (model, config) guided by a scale, and the labels as it takes them. A scale of 1 changes neither."""
+    """Guide a teacher (model, config) by a scale, and convert the labels for it. A scale of 1 changes neither."""
     if scale == 1.0:
         return teacher, cond
     model, config = teacher

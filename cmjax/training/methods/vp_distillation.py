@@ -36,7 +36,7 @@ _SHARED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Distillation(Method):
-    """What both distillations have: a teacher of the same rates and grid, and an average as the target."""
+    """The base of both distillations: a teacher with the same rates and grid, and an average as the target."""
 
     needs_teacher: ClassVar[bool] = True
     teacher_type: ClassVar[type] = VPConfig
@@ -49,7 +49,7 @@ class _Distillation(Method):
     dropout: bool = False
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
-        """Always the same."""
+        """The same at every step."""
         return jnp.float32(self.decay) if self.decay else None
 
 
@@ -58,11 +58,11 @@ class TrajectoryDistillation(_Distillation):
     """From any timestep to any lower one, along the DDIM steps of a variance-preserving teacher. Zheng et al. 2024.
 
     Attributes:
-      order: 1 or 2, of the jumps of student and target.
-      skip: how many points of the grid the teacher's step passes.
-      decay: of the target's average; None or 0 where the student is its own target.
-      guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
-      dropout: whether the network gets a dropout key (student and target the same one).
+      order: the order of the jumps of student and target, 1 or 2.
+      skip: the number of grid points that the teacher's step goes down.
+      decay: the decay of the target's average; None or 0 if the student is its own target.
+      guidance_scale: the guidance scale of a teacher trained with `label_dropout`; 1 leaves the teacher as it is.
+      dropout: whether the network gets a dropout key (the same for student and target).
     """
 
     config_type: ClassVar[type] = TCDConfig
@@ -89,11 +89,11 @@ class LatentConsistencyDistillation(_Distillation):
     """From any timestep to the clean end, along the DDIM steps of a variance-preserving teacher. Luo et al. 2023.
 
     Attributes:
-      skip: how many points of the grid the teacher's step passes.
-      decay: of the target's average; None or 0 where the student is its own target.
-      guidance_scale: of the teacher, where it was trained with `label_dropout`; 1 is the teacher as it is.
-      huber_c: the length of the element-wise Huber distance; None or 0 for the squared one.
-      dropout: whether the network gets a dropout key (student and target the same one).
+      skip: the number of grid points that the teacher's step goes down.
+      decay: the decay of the target's average; None or 0 if the student is its own target.
+      guidance_scale: the guidance scale of a teacher trained with `label_dropout`; 1 leaves the teacher as it is.
+      huber_c: the length c of the element-wise Huber distance; None or 0 for the squared distance.
+      dropout: whether the network gets a dropout key (the same for student and target).
     """
 
     config_type: ClassVar[type] = LCMConfig
