@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.io.configs import read_config, read_json
-from cmjax.models.families import FAMILIES, read_network_config
+from cmjax.models.families import FAMILIES, Family, read_network_config
 
-__all__ = ["INDEX", "check_layout", "folder_of", "network_folder", "network_part", "read_configs", "refuse_other_files"]
+__all__ = [
+    "INDEX",
+    "check_layout",
+    "folder_of",
+    "named_parts",
+    "network_folder",
+    "network_part",
+    "read_configs",
+    "refuse_other_files",
+]
 
 INDEX = "model_index.json"
 
@@ -19,15 +28,20 @@ def network_part(folder: Path) -> Path:
     Returns:
       The part, such as unet/; it is there unless the folder has no network of any family.
     """
-    families = [family for family in FAMILIES if family.is_model]
-    said = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
-    named = [
-        part
-        for part, entry in (said.items() if isinstance(said, dict) else ())
-        if isinstance(entry, list) and entry[1:] in [[family.class_name] for family in families] and "/" not in part
-    ]
-    parts = [folder / name for name in (*named, *(family.folder for family in families))]
+    usual = [family.folder for family in FAMILIES if family.is_model]
+    parts = [folder / name for name in (*named_parts(folder), *usual)]
     return next((part for part in parts if (part / "config.json").is_file()), parts[0])
+
+
+def named_parts(folder: Path) -> dict[str, Family]:
+    """Read which parts of a model's folder its model_index.json says are networks, and of which family."""
+    said = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
+    return {
+        part: family
+        for part, entry in (said.items() if isinstance(said, dict) else ())
+        for family in FAMILIES
+        if family.is_model and isinstance(entry, list) and entry[1:] == [family.class_name] and "/" not in part
+    }
 
 
 def network_folder(folder: Path) -> Path:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from cmjax.io.folder import named_parts
 from cmjax.io.pieces import of_variant
-from cmjax.models.families import FAMILIES
+from cmjax.models.families import FAMILIES, Family
 
 __all__ = ["download", "is_repo_id", "patterns"]
 
 
-def patterns(variant: str | None = None) -> list[str]:
+def patterns(variant: str | None = None, parts: Mapping[str, Family] | None = None) -> list[str]:
     """List what is read of a repository, and nothing else of what may be gigabytes.
 
     Args:
       variant: of the weights.
+      parts: the folders of its networks, and their families; None for the usual ones.
 
     Raises:
       ValueError: variant is no word.
     """
     found = ["model_index.json", "labels.json", "scheduler/*.json", "config.json", "scheduler_config.json"]
-    for family in FAMILIES:
-        if family.is_model:
-            weights = of_variant(family.stem, variant)
-            found += [f"{family.folder}/*.json", f"{family.stem}.safetensors.index*.json"]
-            found += [f"{at}{weights}{end}" for at in ("", f"{family.folder}/") for end in _ENDS]
+    parts = {family.folder: family for family in FAMILIES if family.is_model} if parts is None else parts
+    for part, family in parts.items():
+        weights = of_variant(family.stem, variant)
+        found += [f"{part}/*.json", f"{family.stem}.safetensors.index*.json"]
+        found += [f"{at}{weights}{end}" for at in ("", f"{part}/") for end in _ENDS]
     return list(dict.fromkeys(found))
 
 
@@ -44,12 +47,12 @@ def is_repo_id(name: str) -> bool:
     return not odd and len(name) <= 96 and re.fullmatch(f"{word}/{word}", name, re.ASCII) is not None
 
 
-def download(repo_id: str, *, patterns: list[str], revision: str | None = None) -> Path:
+def download(repo_id: str, *, variant: str | None = None, revision: str | None = None) -> Path:
     """Bring a repository's model to this machine, or find it in huggingface_hub's own cache.
 
     Args:
       repo_id: owner/name.
-      patterns: of the files to bring.
+      variant: of the weights.
       revision: a branch, tag or commit; None for the newest.
 
     Returns:
@@ -67,7 +70,11 @@ def download(repo_id: str, *, patterns: list[str], revision: str | None = None) 
             f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
         ) from error
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns(variant)))
+        odd = {part: family for part, family in named_parts(path).items() if part != family.folder}
+        if odd:  # its model_index.json gives them other names
+            snapshot_download(repo_id, revision=revision, allow_patterns=patterns(variant, odd))
+        return path
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

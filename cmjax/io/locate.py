@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cmjax.io import hub
 from cmjax.io.atomic import recover_folder
+from cmjax.io.pieces import of_variant
 
 __all__ = ["embedded_models", "resolve"]
 
@@ -41,7 +42,7 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     """
     if not isinstance(path_or_name, str | Path):
         raise TypeError(f"path_or_name must be a path, a name or a hub id, got a {type(path_or_name).__name__}.")
-    patterns = hub.patterns(variant)
+    of_variant("", variant)  # refuses what is no variant
     try:
         path = Path(path_or_name).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -55,7 +56,7 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        return hub.download(name, patterns=patterns, revision=revision)
+        return hub.download(name, variant=variant, revision=revision)
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax.io import hub, read_safetensors, write_safetensors
+from cmjax.io import folder, hub, read_safetensors, write_safetensors
 from cmjax.models import from_nnx
 from cmjax.models.families import FAMILIES, Family, family_of, read_network_config
 from cmjax.models.layers import Conv
@@ -69,6 +69,8 @@ def test_a_row_of_the_table_is_all_that_files_need(family, tmp_path):
     for other in (cmjax.load(tmp_path / "m").model, cmjax.io.load_unet(tmp_path / "m" / "prior")):
         assert same(other) and other.config == Config(4)
     assert {"net/*.json", "net/weights.fp16.safetensors"} <= set(hub.patterns("fp16"))
+    odd = folder.named_parts(tmp_path / "m")
+    assert odd["prior"] is family and "prior/weights-*.safetensors" in hub.patterns(None, odd)
 
 
 def test_a_class_of_no_family_is_named_beside_those_that_are_read(family):
