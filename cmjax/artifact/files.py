@@ -16,7 +16,7 @@ from cmjax._version import __version__
 from cmjax.artifact.drawer import Artifact, Held
 from cmjax.artifact.program import PLATFORMS, export, named, tables
 from cmjax.io import config_dict, read_config, read_safetensors, write_safetensors
-from cmjax.io.atomic import atomic_folder, check_writable
+from cmjax.io.atomic import atomic_folder, check_writable, recover_folder
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.digests import file_digest
 from cmjax.samplers import sampler_of
@@ -141,6 +141,7 @@ def load(path: str | Path) -> Artifact:
       ModuleNotFoundError: flatbuffers is not installed.
     """
     path = Path(path)
+    recover_folder(path)
     if not (path / _ABOUT).is_file():
         raise FileNotFoundError(f"{path} is no artifact: it has no {_ABOUT}. cmjax export MODEL {path} makes one.")
     about = read_json(path / _ABOUT)
