@@ -31,7 +31,7 @@ def sigma_ladder(states: dict[str, SamplerState]) -> Figure:
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.
-      ValueError: there is no path.
+      ValueError: there are no paths.
 
     Example:
       >>> import cmjax
@@ -83,8 +83,8 @@ def trajectory_strip(trajectory: Trajectory, state: SamplerState) -> Figure:
     """Show the clean estimates of each step, from the noisiest to the last, one row an image.
 
     Args:
-      trajectory: what `cmjax.trajectory` returned, of images f[n, N, H, W, C] in [-1, 1].
-      state: the path that was walked, at index 0; its noise levels title the columns.
+      trajectory: the result of `cmjax.trajectory`, with images f[n, N, H, W, C] in [-1, 1].
+      state: the path that was taken, at index 0; its noise levels are the column titles.
 
     Returns:
       A figure of N rows and n columns.
@@ -107,7 +107,7 @@ def trajectory_strip(trajectory: Trajectory, state: SamplerState) -> Figure:
 
 
 def _noise_levels(state: SamplerState) -> np.ndarray:
-    """σ / α at each step, f64[n]; infinite where there is nothing but noise."""
+    """σ / α at each step, f64[n]; infinite where there is only noise."""
     alpha, sigma = np.array([skip(state, k).rates() for k in range(state.num_steps)], np.float64).T
     with np.errstate(divide="ignore"):
         return sigma / alpha
@@ -130,7 +130,7 @@ def _table(images: np.ndarray, titles: Sequence[str]) -> Figure:
 
 
 def training_curves(entries: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw the log of a training run, one panel a figure: the loss, and what its method says beside it.
+    """Draw the log of a training run, one panel a figure: the loss and the method's other values.
 
     Args:
       entries: the lines of the log, `cmjax.training.read_log(path)`: each with `step`, and numbers by name.
@@ -140,7 +140,7 @@ def training_curves(entries: Sequence[Mapping[str, float]]) -> Figure:
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.
-      ValueError: there is no entry.
+      ValueError: there are no entries.
 
     Example:
       >>> figure = training_curves([{"step": 50, "loss": 2.0, "gap": 1.0}, {"step": 100, "loss": 1.0, "gap": 0.5}])
@@ -162,7 +162,7 @@ def training_curves(entries: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Make a figure that belongs to no window: it is drawn when a notebook shows it or `savefig` writes it."""
+    """Make a figure without a window, which is drawn when a notebook shows it or `savefig` writes it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

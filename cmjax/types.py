@@ -1,8 +1,8 @@
-"""Names for what is passed around, and the shape notation of every docstring.
+"""Type aliases and protocols, and the shape notation of every docstring.
 
 Shapes are written `dtype[axes]`: `f32[n + 1]`, `i32[B]`, `f[B, *S]`. `f` is any float dtype, `n` the number of steps,
 `T` the number of training timesteps, `B` the batch, `*S` the shape of one sample: (H, W, C) for images, though samplers
-are blind to what the axes mean.
+do not depend on the meaning of the axes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ModelFn(Protocol):
     """A network: any callable pytree `model(x, t, cond)`, called with positional arguments.
 
     x is f[B, *S]; t is a scalar for the whole batch, or one value per image in training; cond is any pytree.
-    The output has the shape of x. Options, such as `key=` for dropout in training, are passed on where they are given.
+    The output has the shape of x. Keyword options, such as `key=` for dropout in training, are passed on.
     """
 
     def __call__(self, x: Array, t: Array, cond: Cond, /) -> Array:
-        """Say what the noisy x is, at noise level t, given cond."""
+        """Predict from the noisy x at noise level t, given cond."""
         ...

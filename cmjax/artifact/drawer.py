@@ -1,4 +1,4 @@
-"""An artifact in memory: what is called to draw."""
+"""An artifact in memory, which is called to draw."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["Artifact", "Held"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Held:
-    """What an artifact holds beside weights.
+    """The contents of an artifact apart from its weights.
 
     Attributes:
       program: the exported function, `program.call(weights, state, keys, cond)`.
-      state: the path that it was exported with, arrays by name; others of the same shapes will do.
-      config: of the sampler: `init` of its module and `cmjax.pad` make other paths.
+      state: the path that it was exported with, arrays by name; other paths of the same shapes work too.
+      config: the sampler's config, from which `init` and `cmjax.pad` make other paths.
       image: (H, W, C), or another shape of one sample.
-      classes: how many the model has; None for a model without.
-      label_names: of the classes, if they have names.
-      notes: what else its maker wrote down.
+      classes: the number of the model's classes; None for a model without classes.
+      label_names: the names of the classes, or none.
+      notes: further notes of its maker.
     """
 
     program: jax_export.Exported
@@ -45,7 +45,7 @@ class Held:
 
     @property
     def max_steps(self) -> int:
-        """The most steps that the program can take."""
+        """The largest number of steps that the program can take."""
         return self.state["timesteps"].shape[-1]
 
 
@@ -54,7 +54,7 @@ class Artifact(Struct):
 
     Attributes:
       weights: arrays by name, or nothing where they are inside the program.
-      held: all else.
+      held: everything else.
     """
 
     weights: Mapping[str, Any]
@@ -66,13 +66,13 @@ class Artifact(Struct):
         Args:
           state: a path of the config, padded to `max_steps`, or its tables.
           keys: key[B] (threefry, JAX's default), or their data, u32[B, 2].
-          cond: of the shapes that it was exported with: i32[B] of classes, or None.
+          cond: conditioning of the shapes that it was exported with: classes i32[B], or None.
 
         Returns:
           f32[B, H, W, C].
 
         Raises:
-          ValueError: the path has other shapes, or keys are not one for each image.
+          ValueError: the path has other shapes, or there is not one key for each image.
           TypeError: keys are of another kind.
         """
         given = self._tables(state)
@@ -80,7 +80,7 @@ class Artifact(Struct):
         return self.held.program.call(dict(self.weights), given, data, self._labels(cond, data.shape[0]))
 
     def _labels(self, cond: Any, batch: int) -> Any:
-        """Classes as the program takes them."""
+        """Convert classes for the program."""
         if self.held.classes is None:
             if cond is not None:
                 raise ValueError("cond must be None: the exported model is told no class.")
@@ -92,7 +92,7 @@ class Artifact(Struct):
         return labels.astype(jnp.int32)
 
     def _tables(self, state: Any) -> dict[str, Any]:
-        """A path's tables, as the program takes them."""
+        """Convert a path's tables for the program."""
         if isinstance(state, SamplerState):
             refuse_used(state, "an artifact")
             own = pad(sampler_of(self.held.config).init(self.held.config, 1), self.held.max_steps)

@@ -1,4 +1,4 @@
-"""An artifact's folder: written whole or not at all, and looked at before anything in it is believed."""
+"""An artifact's folder: written completely or not at all, and checked before it is used."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def save(
     weights: Literal["inside", "beside"] = "inside",
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Export a sampler and write its folder, which appears whole or not at all.
+    """Export a sampler and write its folder, which is written completely or not at all.
 
     Args:
-      path: the folder; an artifact that is there is replaced, anything else refused.
+      path: the folder. An existing artifact is replaced; any other content is refused.
       model: as for `export`.
-      config: what `state` was made of.
+      config: the config that `state` was made from.
       state: a padded path.
       image: as for `export`.
-      classes: how many the model has; None for a model that is not told any.
-      label_names: of the classes.
+      classes: the number of the model's classes; None for a model without classes.
+      label_names: the names of the classes.
       platforms: as for `export`.
       weights: as for `export`.
-      notes: anything of JSON's types, kept with it.
+      notes: anything of JSON's types, stored in the artifact.
 
     Raises:
       TypeError: as `export`, or config is of another sampler than state.
@@ -127,7 +127,7 @@ def save(
 
 
 def load(path: str | Path) -> Artifact:
-    """Read an artifact. Its program is not run, but whoever calls it runs it: only if you trust its maker.
+    """Read an artifact. Calling it runs its program: do so only if you trust its maker.
 
     Args:
       path: the folder.
@@ -136,7 +136,7 @@ def load(path: str | Path) -> Artifact:
       The artifact, a callable pytree.
 
     Raises:
-      FileNotFoundError: there is none, or it lacks a file.
+      FileNotFoundError: there is none, or a file is missing.
       ValueError: it is damaged, or of a version or for platforms that this machine cannot run.
       ModuleNotFoundError: flatbuffers is not installed.
     """
@@ -179,7 +179,7 @@ def refuse_other_files(path: Path) -> None:
     """Refuse a folder that holds something other than an artifact.
 
     Raises:
-      FileExistsError: It does.
+      FileExistsError: it holds other files.
     """
     if path.is_dir() and any(path.iterdir()) and not _is_artifact(path):
         raise FileExistsError(f"{path} holds other files than an artifact's; choose a new or empty folder.")
@@ -194,7 +194,7 @@ def _is_artifact(path: Path) -> bool:
 
 
 def _check_about(about: Any, path: Path) -> None:
-    """Refuse what this program, or this machine, cannot run."""
+    """Refuse an artifact that this version of cmjax or this machine cannot run."""
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise ValueError(f"{path / _ABOUT} does not describe an artifact of cmjax.")
     if about.get("version") != _VERSION:
@@ -225,7 +225,7 @@ def _check_about(about: Any, path: Path) -> None:
 
 
 def _platform() -> str:
-    """What this machine is to `jax.export`."""
+    """The name of this machine's platform in `jax.export`."""
     backend = jax.default_backend()
     if backend != "gpu":
         return backend

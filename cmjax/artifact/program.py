@@ -22,7 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def tables(state: SamplerState) -> dict[str, jax.Array]:
-    """A path's leaves by name: what an exported program takes."""
+    """Name a path's leaves, as an exported program takes them."""
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if not f.metadata.get("static")}
 
 
@@ -40,20 +40,20 @@ def export(
     Args:
       model: a callable pytree `model(x, t, cond)`.
       state: a path, from `cmjax.pad` if the number of steps is to be a value. Its values are inputs of the program;
-        what it chooses (the prediction type, clipping) is fixed.
+        its static choices (the prediction type, clipping) are fixed.
       image: the shape of one sample, (H, W, C).
-      cond: what one image is conditioned on: a pytree (of dicts, lists and tuples) of arrays or
-        `jax.ShapeDtypeStruct`, without the batch; None for nothing.
-      platforms: of "cpu", "cuda", "rocm" and "tpu".
-      weights: "inside" the program, or an argument, "beside" it.
+      cond: the conditioning of one image, without a batch axis: a pytree (of dicts, lists and tuples) of arrays or
+        `jax.ShapeDtypeStruct`; or None.
+      platforms: some of "cpu", "cuda", "rocm" and "tpu".
+      weights: "inside" the program, or "beside" it, as an argument.
 
     Returns:
-      The exported function (weights, state, keys, cond) -> f32[B, *image]: `weights` are arrays by name (none, {}, when
-      they are inside), `state` is `tables(state)`, `keys` the keys' data u32[B, 2], `cond` has the batch in front.
+      The exported function (weights, state, keys, cond) -> f32[B, *image]: `weights` are arrays by name ({} if
+      they are inside), `state` is `tables(state)`, `keys` the keys' data u32[B, 2], `cond` has the batch first.
 
     Raises:
-      TypeError: state is no path, or model no function or no pytree of arrays.
-      ValueError: a platform has another name, or `weights` does; image is no shape; the path has already stepped.
+      TypeError: state is not a path, or model is not a function or not a pytree of arrays.
+      ValueError: a platform or `weights` has another name, image is not a shape, or the path has already stepped.
 
     Example:
       >>> import cmjax
@@ -101,7 +101,7 @@ def _check_platforms(platforms: Sequence[str]) -> None:
 
 
 def named(model: Any) -> tuple[list[str], list[Any], Any]:
-    """A model's weights, a name for each, and how they make the model."""
+    """Flatten a model: the names of its weights, the weights, and the tree that they form."""
     found, structure = jax.tree_util.tree_flatten_with_path(model)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in found]
     if len(set(names)) < len(names):  # a tree of its own making, whose paths do not tell its leaves apart

@@ -1,4 +1,4 @@
-"""How good are a model's images: sets of images compared in the features that an extractor sees in them.
+"""Measure how good a model's images are: compare sets of images by the features of an extractor.
 
     extractor = load_extractor("fashion-mnist-classifier")  # or "package.module:make" of your own
     see = jax.jit(lambda extractor, images: extractor(images))
@@ -6,7 +6,7 @@
     drawn = look((see(extractor, images) for images in drawn_batches), 128, keep=5000)
     measure(drawn, real.moments, real.features)  # Frechet distance, precision, recall
 
-`cmjax evaluate` does this for a model and a data set. Figures compare only in one extractor, at one number of images.
+`cmjax evaluate` does this for a model and a data set. Compare only figures of one extractor and one number of images.
 """
 
 from cmjax.evaluation.classifier import (

@@ -62,12 +62,12 @@ class ClassifierFeatures(Struct):
 
     @classmethod
     def of(cls, classifier: Classifier) -> ClassifierFeatures:
-        """Show a classifier as an extractor."""
+        """Make an extractor of a classifier."""
         graphdef, params = nnx.split(classifier)
         return cls(params, graphdef)
 
     def __call__(self, images: Array) -> Features:
-        """Look at images f32[B, 28, 28, 1] in [-1, 1].
+        """Compute the features and logits of images f32[B, 28, 28, 1] in [-1, 1].
 
         Raises:
           ValueError: they are of another size.
@@ -80,11 +80,11 @@ class ClassifierFeatures(Struct):
 
 
 def read_classifier(path: str | Path = CLASSIFIER) -> Classifier:
-    """Read a classifier's weights; without a path, those of the one inside the package.
+    """Read a classifier's weights, by default those of the classifier in the package.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is damaged, or its names or shapes are not a classifier's.
+      ValueError: it is damaged, or its names or shapes are not those of a classifier.
     """
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))))
     tensors, flat = read_safetensors(path), list(nnx.to_flat_state(state))

@@ -1,4 +1,4 @@
-"""From a name to an extractor: the one inside the package, or one that the user's own program makes."""
+"""Load an extractor by name: the one in the package, or one that a program of your own makes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EMBEDDED = "fashion-mnist-classifier"
 def load_extractor(name: str = EMBEDDED) -> Extractor:
     """Find or make an extractor.
 
-    A name "package.module:make" is imported and called, so that it runs the user's own program, as Python's own import
-    does: from what is installed, or else from the folder one is in. `make()` takes nothing, reads whatever weights it
-    needs, and returns the extractor. For FID proper that is an Inception network with the published weights and the
-    resizing to 299 pixels that goes with them, which cmjax does not bring.
+    A name "package.module:make" is imported and called, so it runs your program. The module is looked up among
+    installed packages, and then in the working folder. `make()` takes no arguments, reads the weights it needs, and
+    returns the extractor. For FID, that is an Inception network with the published weights and its resizing to 299
+    pixels; cmjax does not include it.
 
     Args:
       name: "fashion-mnist-classifier", or "package.module:make".
@@ -31,9 +31,9 @@ def load_extractor(name: str = EMBEDDED) -> Extractor:
       A callable pytree from images f32[B, H, W, C] in [-1, 1] to `Features`.
 
     Raises:
-      ImportError: there is no such module, or it needs one that is not there.
-      TypeError: what is named is no function, or what it returns cannot be called, or holds what is no array.
-      ValueError: the name is of neither form, or the module has nothing of that name.
+      ImportError: there is no such module, or one that it imports is missing.
+      TypeError: `make` is not a function, or what it returns is not callable, or has leaves that are not arrays.
+      ValueError: the name has neither form, or the module has no such attribute.
 
     Example:
       >>> load_extractor("inception")
@@ -60,7 +60,7 @@ def load_extractor(name: str = EMBEDDED) -> Extractor:
 
 @contextlib.contextmanager
 def _modules_of_this_folder() -> Iterator[None]:
-    """Let imports find modules of the working folder, after all others: none is hidden by a file that lies there."""
+    """Let imports find modules in the working folder too, last, so that its files hide no other module."""
     here = os.getcwd()
     sys.path.append(here)
     try:

@@ -1,7 +1,7 @@
-"""What a feature extractor is: the eye that generated and real images are compared with.
+"""Feature extractors, with which generated and real images are compared.
 
-A distance is a statement about images *and* extractor: figures in different extractors cannot be compared, nor those
-of one network with its images resized or scaled in another way.
+A distance depends on the images *and* on the extractor. Figures of different extractors cannot be compared, nor figures
+of one network whose images are resized or scaled in different ways.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Extractor", "Features", "as_pytree", "feature_shapes"]
 
 
 class Features(NamedTuple):
-    """What an extractor sees in images: features f32[B, d], and logits f32[B, k] where it tells k classes apart."""
+    """What an extractor returns: features f32[B, d], and logits f32[B, k] if it classifies k classes, else None."""
 
     features: Array
     logits: Array | None = None
@@ -25,20 +25,20 @@ class Features(NamedTuple):
 class Extractor(Protocol):
     """Any callable pytree from images f32[B, H, W, C] in [-1, 1] to `Features`, each image by itself.
 
-    It runs inside `jax.jit`, beside the model that draws: arrays that it holds as leaves are placed on every device. A
-    plain function will do. What is not JAX must come in a `jax.pure_callback`.
+    It runs inside `jax.jit`, beside the model that draws, and its leaves are placed on every device. A plain function
+    works too. Code that is not JAX needs a `jax.pure_callback`.
     """
 
     def __call__(self, images: Array, /) -> Features:
-        """Look at the images."""
+        """Compute the features of images."""
         ...
 
 
 def as_pytree(extractor: Any) -> Extractor:
-    """Make an extractor fit to cross `jit`: its leaves arrays, and a plain function a pytree without any.
+    """Prepare an extractor for `jit`: convert its leaves to arrays, and a plain function to a pytree without leaves.
 
     Raises:
-      TypeError: it holds something else.
+      TypeError: it has a leaf that is not an array.
     """
     if jax.tree.leaves(extractor) == [extractor]:
         return jax.tree_util.Partial(extractor)
@@ -46,10 +46,10 @@ def as_pytree(extractor: Any) -> Extractor:
 
 
 def feature_shapes(extractor: Extractor, shape: tuple[int, int, int]) -> tuple[int, int | None]:
-    """Find out how many features an extractor has, and how many classes, without computing anything.
+    """Find the number of features and classes of an extractor, without computing anything.
 
     Args:
-      extractor: what is to be asked.
+      extractor: the extractor.
       shape: (H, W, C) of the images.
 
     Returns:
@@ -57,7 +57,7 @@ def feature_shapes(extractor: Extractor, shape: tuple[int, int, int]) -> tuple[i
 
     Raises:
       TypeError: it does not return `Features`.
-      ValueError: what it returns does not have the shapes or dtypes of `Features`; or what it raises itself.
+      ValueError: what it returns does not have the shapes or dtypes of `Features`; or the extractor raises it.
 
     Example:
       >>> feature_shapes(lambda images: Features(images.mean(axis=(1, 2))), (8, 8, 3))

@@ -1,8 +1,8 @@
-"""Improved precision and recall: how many samples look real, and how much of what is real is sampled.
+"""Improved precision and recall: the share of samples that look real, and the share of real images that are covered.
 
-A set of features stands for a manifold: the union of balls, one at each vector, each reaching to its k-th neighbour in
-the set. Precision is the share of the generated that lies in the manifold of the real; recall is the share of the real
-that lies in the manifold of the generated. Blur and broken pictures lower the first, missing variety the second.
+A set of features defines a manifold: the union of balls around each vector, each of which reaches to the vector's k-th
+neighbour in the set. Precision is the share of generated vectors in the real manifold; recall is the share of real
+vectors in the generated manifold. Blur and broken pictures lower precision, and missing variety lowers recall.
 
 References:
   Kynkaanniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", eqs. 1 to 3.
@@ -22,7 +22,7 @@ _ROUNDING = 1e-12  # of a squared distance, relative to the squared lengths that
 
 
 class PrecisionRecall(NamedTuple):
-    """Two shares, 0 ... 1."""
+    """Precision and recall, each from 0 to 1."""
 
     precision: float
     recall: float
@@ -31,21 +31,22 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> PrecisionRecall:
     """Compare two sets of features by the manifolds that they span.
 
-    Distances are taken in float64, block by block: beside the features, about 100 MB are held, however many there are.
-    Time is 3 N² d multiply-adds: 5,000 images of 128 features take seconds, 50,000 of 2048 minutes on many cores.
+    Distances are computed in float64, block by block, which takes about 100 MB beside the features for any number of
+    them. It takes 3 N² d multiply-adds: seconds for 5,000 images of 128 features, minutes on many cores for 50,000 of
+    2048.
 
-    Both shares depend on the number of images. Give equally many of both, and compare only equal numbers.
+    Both shares depend on the number of images. Give equally many of both, and compare only figures of equal numbers.
 
     Args:
       real: f[N, d], more than k.
       generated: f[M, d], more than k.
-      k: which neighbour a ball reaches to; the paper's is 3.
+      k: which neighbour a ball reaches to; 3 in the paper.
 
     Returns:
       Precision and recall.
 
     Raises:
-      ValueError: too few vectors, other dimensions, a k below 1, or NaN or infinity among the features.
+      ValueError: there are too few vectors, dimensions differ, k is below 1, or features hold NaN or infinity.
 
     Example:
       >>> line = np.arange(10.0)[:, None]
@@ -68,7 +69,7 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> 
 
 
 def neighbour_distances(features: np.ndarray, k: int = 3) -> np.ndarray:
-    """Measure how far the k-th nearest other vector of a set is from each.
+    """Measure the distance from each vector to its k-th nearest neighbour in a set.
 
     Args:
       features: f[N, d], more than k.
@@ -99,7 +100,7 @@ _Block = tuple[slice, slice, np.ndarray, np.ndarray]
 
 
 def _blocks(p: np.ndarray, q: np.ndarray) -> Iterator[_Block]:
-    """Squared distances between two sets, a block at a time, and how far off their rounding may be."""
+    """Compute squared distances between two sets, a block at a time, with a bound of their rounding error."""
     centre = p.mean(axis=0, dtype=np.float64)  # nearer to zero, less is lost in the difference of squares
     for rows in _slices(len(p), _ROWS):
         a = p[rows] - centre

@@ -1,4 +1,4 @@
-"""The figures of one set of images: what is kept of it while it streams by, and what is measured in that."""
+"""The figures of one set of images: statistics that are kept while it streams by, and what is measured in them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Seen(NamedTuple):
     """What an extractor saw in a set of N images, with d features.
 
     Attributes:
-      moments: of all.
-      features: f32[n, d] of the first n, for precision and recall: the only memory that grows with n.
-      guesses: i64[N], the class that each was taken for, or None.
+      moments: the moments of all images.
+      features: f32[n, d] of the first n images, for precision and recall. Only this memory grows with n.
+      guesses: i64[N], the class that the extractor assigned to each image, or None.
     """
 
     moments: Moments
@@ -29,7 +29,7 @@ class Seen(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What was measured; None for what could not be."""
+    """The figures that were measured; None for figures that could not be."""
 
     frechet_distance: float
     precision: float | None = None
@@ -38,15 +38,15 @@ class Figures(NamedTuple):
 
 
 def look(batches: Iterable[Features], dimension: int, *, keep: int = 0) -> Seen:
-    """Take in a set of images, batch by batch.
+    """Collect the statistics of a set of images, batch by batch.
 
     Args:
-      batches: what the extractor saw: features f[B, d], and logits f[B, k] or None.
+      batches: what the extractor returned: features f[B, d], and logits f[B, k] or None.
       dimension: d.
-      keep: of how many images features are kept; 4 d bytes each.
+      keep: the number of images whose features are kept, at 4 d bytes each.
 
     Raises:
-      ValueError: features are of another dimension, or not finite.
+      ValueError: features have another dimension, or are not finite.
     """
     moments, kept, guesses, left = Moments.none(dimension), [np.zeros((0, dimension), np.float32)], [], keep
     for features, logits in batches:
@@ -70,14 +70,14 @@ def measure(
     """Measure a set of images.
 
     Args:
-      seen: what `look` kept of it.
-      reference: what the distance is from.
-      manifold: features f[n, d] of real images, for precision and recall; as many of `seen` are compared.
+      seen: what `look` returned.
+      reference: the set to measure the distance from.
+      manifold: features f[n, d] of real images, for precision and recall; equally many of `seen` are compared.
       labels: i[N], the class that each image should show, for the accuracy.
       k: which neighbour the balls of the manifolds reach to.
 
     Raises:
-      ValueError: as `frechet_distance` and `precision_recall`; or labels are not one for each image.
+      ValueError: as for `frechet_distance` and `precision_recall`; or there is not one label for each image.
     """
     precision = recall = accuracy = None
     if manifold is not None:

@@ -1,4 +1,4 @@
-"""Real images against real images: what a figure is worth is seen beside the value that they get themselves."""
+"""Compare real images with real images, to know the figures that real images get."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ __all__ = ["halves"]
 
 
 def halves(labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a data set in two, class by class: one half to compare with, the other to be compared as samples are.
+    """Split a data set in two, class by class: one half as the reference, the other to be compared as samples are.
 
-    Each half has its classes in turn, as far as they reach, so that its first images are as good a selection as all of
-    it. Without labels the images are shuffled first, always in the same way: many data sets are stored in some order.
+    Each half has its classes in turn while they last, so that its first images are as representative as the whole half.
+    Without labels, the images are first shuffled, always in the same way, since many data sets are stored in some
+    order.
 
     Args:
       labels: i[N], or None.
@@ -32,6 +33,6 @@ def halves(labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _in_turn(groups: list[np.ndarray]) -> np.ndarray:
-    """One of each group, then the second of each, and so on."""
+    """Interleave groups: the first of each, then the second of each, and so on."""
     rank = np.concatenate([np.arange(len(group)) for group in groups])
     return np.concatenate(groups)[np.argsort(rank, kind="stable")]

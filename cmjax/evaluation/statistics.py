@@ -20,7 +20,7 @@ __all__ = ["Gaussian", "Moments", "frechet_distance", "read_statistics", "write_
 
 
 class Gaussian(Struct):
-    """What the Frechet distance sees of a set: its mean f64[d] and its covariance f64[d, d]."""
+    """The statistics of a set that the Frechet distance uses: its mean f64[d] and its covariance f64[d, d]."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -29,8 +29,8 @@ class Gaussian(Struct):
 class Moments(Struct):
     """The number of vectors seen, their mean f64[d], and their scatter Σ (x - mean)(x - mean)ᵀ, f64[d, d].
 
-    Deviations are summed, never squares, so nothing cancels, however far from zero the features lie. In which batches
-    the vectors came, and in which order, changes only the rounding of float64.
+    Deviations from the mean are summed, so nothing cancels, however far from zero the features lie. The batches and the
+    order in which vectors come change only the rounding of float64.
 
     Example:
       >>> seen = Moments.none(2).update([[0.0, 0.0], [2.0, 0.0]]).update([[1.0, 3.0]])
@@ -44,21 +44,21 @@ class Moments(Struct):
 
     @classmethod
     def none(cls, dimension: int) -> Moments:
-        """Begin: nothing has been seen of vectors of that dimension."""
+        """Start with no vectors of this dimension."""
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     @property
     def covariance(self) -> np.ndarray:
-        """The unbiased estimate scatter / (count - 1), f64[d, d], as `np.cov` has it; of two vectors at least."""
+        """The unbiased estimate scatter / (count - 1), f64[d, d], as in `np.cov`; it needs at least two vectors."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 vectors, got {self.count}.")
         return self.scatter / (self.count - 1)
 
     def update(self, batch: np.ndarray) -> Moments:
-        """Take in more vectors, f[B, d].
+        """Add vectors, f[B, d].
 
         Raises:
-          ValueError: they are of another dimension, or hold NaN or infinity.
+          ValueError: they have another dimension, or hold NaN or infinity.
         """
         batch = np.asarray(batch, np.float64)
         if batch.ndim != 2 or batch.shape[1] != len(self.mean):
@@ -72,10 +72,10 @@ class Moments(Struct):
         return self.merge(Moments(len(batch), mean, deviations.T @ deviations))
 
     def merge(self, other: Moments) -> Moments:
-        """Put the moments of two sets together.
+        """Combine the moments of two sets.
 
         Raises:
-          ValueError: they are of different dimensions.
+          ValueError: their dimensions differ.
         """
         _check_dimensions(self, other)
         count = self.count + other.count
@@ -94,29 +94,29 @@ class _MeanAndCovariance(Protocol):
 
 
 def frechet_distance(p: _MeanAndCovariance, q: _MeanAndCovariance) -> float:
-    """Measure how far apart two sets are, as Gaussians of their means m and covariances C.
+    """Measure the distance between two sets, as Gaussians with means m and covariances C.
 
         |m_p - m_q|² + tr C_p + tr C_q - 2 tr (C_p C_q)^(1/2)
 
-    The last trace is the sum of the singular values of C_p^(1/2) C_q^(1/2), roots from the eigenvalues: symmetric, and
-    as exact for a singular covariance as for any other (no matrix square root is taken of what is not symmetric, and
-    no root of rounding). O(d³) time: 128 features take a fraction of a second, 2048 a minute on two cores.
+    The last trace is the sum of the singular values of C_p^(1/2) C_q^(1/2), with roots from the eigenvalues. This is
+    symmetric, and as exact for a singular covariance as for any other, since no root is taken of a matrix that is not
+    symmetric. It takes O(d³) time: a fraction of a second for 128 features, a minute on two cores for 2048.
 
-    Warning: the distance of finite sets is too large, the more so the fewer the images (about as 1 / N). Compare only
-    distances of the same number of images, in the same extractor, to the same reference. With no more images than
-    features the covariance is singular, and the distance says little: for Inception's 2048 features take 10,000 images
-    at least; published distances take 50,000.
+    Warning: the distance is biased upward for small samples, by about 1 / N. Compare only distances of equal numbers of
+    images, in the same extractor, to the same reference. With no more images than features, the covariance is singular
+    and the distance says little. Take at least 10,000 images for Inception's 2048 features; published distances take
+    50,000.
 
     Args:
-      p: `Moments`, or a `Gaussian`.
-      q: the other.
+      p: one set, as `Moments` or a `Gaussian`.
+      q: the other set.
 
     Returns:
-      The squared distance, at least 0, in squared units of the features. With Inception's features it is called
+      The squared distance, at least 0, in squared units of the features. With Inception's features, it is the
       FID.
 
     Raises:
-      ValueError: the two are of different dimensions, or one of fewer than 2 vectors.
+      ValueError: dimensions differ, or one set has fewer than 2 vectors.
 
     Example:
       >>> p, q = Gaussian(np.zeros(2), np.eye(2)), Gaussian(np.array([3.0, 0.0]), 4 * np.eye(2))
@@ -135,15 +135,15 @@ def frechet_distance(p: _MeanAndCovariance, q: _MeanAndCovariance) -> float:
 def read_statistics(path: str | Path) -> Gaussian:
     """Read a reference's mean and covariance: an .npz file with `mu` f[d] and `sigma` f[d, d].
 
-    That is how the common FID programs keep the statistics of published data sets. The file does not say which network
-    the features are of: distances mean something only in that very network, with its preprocessing.
+    The common FID programs store the statistics of published data sets in this form. The file does not name the network
+    of the features: a distance is meaningful only in that network, with its preprocessing.
 
     Args:
       path: the file.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is damaged, or holds something else, or numbers that are no mean and covariance.
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, holds something else, or its numbers are not a mean and a covariance.
     """
     path = Path(path)
     if not path.is_file():
@@ -166,7 +166,7 @@ def read_statistics(path: str | Path) -> Gaussian:
 
 
 def write_statistics(path: str | Path, moments: Moments) -> None:
-    """Write a mean and covariance as `read_statistics` and the common FID programs read them; and `count`, for people.
+    """Write a mean and a covariance for `read_statistics` and the common FID programs, and `count` for information.
 
     Raises:
       OSError: it cannot be written.

@@ -1,6 +1,6 @@
-"""A recipe: everything about a run but the data, the network and the noise levels. What a short TOML file says.
+"""Recipes: everything about a run except the data, the network and the noise levels. A short TOML file holds one.
 
-method = "ect"          # one of `methods.METHODS`; its own settings stand under [ect]
+method = "ect"          # one of `methods.METHODS`; its settings are under [ect]
 steps = 12000
 batch_size = 64
 
@@ -36,15 +36,18 @@ _OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam, "adamw": optax.adamw}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How gradients become steps.
+    """The optimizer: how gradients become steps.
 
     Attributes:
       name: `"adam"`, `"radam"` or `"adamw"`.
-      learning_rate, final_learning_rate, warmup_steps, hold: the rate rises over the warm-up, stays for `hold`, a share
-        of the run, and then falls geometrically to the final one.
-      b1, b2: Adam's.
-      weight_decay: of `"adamw"`.
-      clip_norm: the largest global norm of a gradient; 0 for any.
+      learning_rate: the rate after the warm-up.
+      final_learning_rate: the rate at the end, to which it falls geometrically.
+      warmup_steps: the number of steps over which the rate rises from 0.
+      hold: the share of the run for which the rate then stays constant.
+      b1: Adam's decay of the mean of gradients.
+      b2: Adam's decay of the mean of their squares.
+      weight_decay: the weight decay of `"adamw"`.
+      clip_norm: the largest global norm of a gradient; 0 for no clipping.
     """
 
     name: Annotated[str, one_of(*_OPTIMIZERS, says=f"be one of {', '.join(_OPTIMIZERS)}")] = "adam"
@@ -63,7 +66,7 @@ class Optimizer:
             raise ValueError(f"weight_decay is for 'adamw', but the optimizer is {self.name!r}.")
 
     def schedule(self, *spans: int) -> optax.Schedule:
-        """The learning rate at each step of a run of so many steps; of several spans, in each of them anew."""
+        """Make the learning-rate schedule of a run of so many steps; it starts again in each of several spans."""
         return optax.join_schedules([self._once(steps) for steps in spans], list(accumulate(spans))[:-1])
 
     def _once(self, steps: int) -> optax.Schedule:
@@ -78,7 +81,7 @@ class Optimizer:
         return optax.join_schedules([warm, fall], [held])
 
     def transformation(self, *spans: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of so many steps."""
+        """Make the optax transformation for a run of so many steps."""
         options = {"weight_decay": self.weight_decay} if self.name == "adamw" else {}
         optimizer = _OPTIMIZERS[self.name](self.schedule(*spans), b1=self.b1, b2=self.b2, **options)
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
@@ -87,21 +90,21 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Say how to train: all but the data, the network and the noise levels.
+    """Describe a run: everything except the data, the network and the noise levels.
 
     Attributes:
-      method: what is learned, and from which pairs; see `methods`.
-      steps: of the optimizer.
-      batch_size: images a step.
-      accumulate: parts of a batch whose gradients are taken one after the other and averaged: memory for time.
-      flip: whether an image may be seen mirrored, left to right, half of the time.
-      ema_decays: of averages of the weights; each warms up (`curricula.ema_decay`).
-      ema_stds: the widths of power-function averages, as shares of the run so far (`curricula.power_ema_decay`). Of all
-        averages, the decays' first, the first is the one that samples.
-      seed: of everything that is random: data order, flips, noise, dropout.
-      optimizer: how gradients become steps: an `Optimizer`, or an optax transformation with its own learning rate that
-        needs no more than gradients, parameters and the loss. Of the latter a checkpoint holds the state, but cannot
-        say what it was: resume with the same.
+      method: the training method; see `methods`.
+      steps: steps of the optimizer.
+      batch_size: images per step.
+      accumulate: the number of parts of a batch whose gradients are computed in turn and averaged, to save memory.
+      flip: whether to mirror each image left to right with probability 1/2.
+      ema_decays: decays of averages of the weights; each is warmed up (`curricula.ema_decay`).
+      ema_stds: widths of power-function averages, as shares of the run so far (`curricula.power_ema_decay`). The first
+        average is the model to sample with; those of `ema_decays` come first.
+      seed: the seed of everything random: data order, flips, noise and dropout.
+      optimizer: an `Optimizer`, or an optax transformation with its own learning rate that needs only gradients,
+        parameters and the loss. A checkpoint holds the state of such a transformation but cannot describe it: resume
+        with the same one.
     """
 
     method: Method = EasyConsistencyTuning()  # noqa: RUF009 (frozen)
@@ -147,16 +150,16 @@ class Recipe:
         return self.optimizer
 
     def learning_rate(self, step: int) -> float | None:
-        """The learning rate at a step; None for an optax transformation, which does not say."""
+        """The learning rate at a step; None for an optax transformation, which does not expose it."""
         if isinstance(self.optimizer, Optimizer):
             return float(np.asarray(self.optimizer.schedule(*self.method.spans(self.steps))(step)))
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """What a file says: `changed` reads it back. Of an optax transformation, only that it was one.
+        """Write the recipe as a dict, which `changed` reads. An optax transformation is recorded only by its kind.
 
         Raises:
-          ValueError: for a method that is not one of `METHODS`, or an optimizer of another class.
+          ValueError: the method is not one of `METHODS`, or the optimizer is of another class.
         """
         if isinstance(self.optimizer, Optimizer) and type(self.optimizer) is not Optimizer:
             raise ValueError(
@@ -176,10 +179,10 @@ class Recipe:
         }
 
     def changed(self, changes: dict[str, Any], source: str) -> Recipe:
-        """This recipe, but for what a file, or the command line, says otherwise.
+        """Copy this recipe with the changes that a file or the command line makes.
 
         Raises:
-          ValueError: for names that no recipe has, and values that none may have; `source` says where they stand.
+          ValueError: a name is unknown or a value is invalid; the message names `source`.
         """
         changes = dict(changes)
         old = self.to_dict()
