@@ -1,7 +1,7 @@
-"""One switch for all that works around XLA on CPUs: convolutions and attention (`models.layers.on_cpu`), random bits.
+"""One switch for everything that works around XLA on CPUs: convolutions, attention and random bits.
 
-It is read while a function is traced. Off, programs are the textbook's: slower on CPUs, the same on GPU and TPU but for
-random bits, which XLA then draws itself. Results differ in the last bits.
+Functions read it while they are traced. With CMJAX_CPU_WORKAROUNDS=0, programs hold XLA's own operations: slower on
+CPUs; on GPU and TPU only the random bits change. Results differ in the last bits.
 """
 
 import os

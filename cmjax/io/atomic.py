@@ -50,10 +50,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Lend a temporary folder beside `path`; it becomes `path` on success and disappears on failure.
 
-    An existing folder is replaced by two renames: whoever looks finds the old folder or the new one, or for a moment
-    none. Should the program be killed in that moment, the old folder is beside it as `.NAME.old`, and whoever writes
-    the folder next, or loads a model from it, puts it back (`recover_folder`). What else the old folder holds is kept
-    (as hard links, so this costs nothing).
+    Two renames replace an existing folder: readers find the old folder or the new one, and for a moment between the
+    renames none. A program that is killed in that moment leaves the old folder beside it as `.NAME.old`; the next
+    program that writes the folder, or loads a model or an artifact from it, puts it back (`recover_folder`). Other
+    files of the old folder stay (as hard links, so this costs nothing).
 
     Args:
       path: the folder to write. The folder above it must exist.

@@ -18,7 +18,7 @@ __all__ = ["of_variant", "read_pieces", "read_weights"]
 
 
 def of_variant(stem: str, variant: str | None) -> str:
-    """Say what the names of a variant's files begin with, where those of no variant begin with `stem`.
+    """Name what a variant's files begin with.
 
     Raises:
       ValueError: it is no word.

@@ -1,8 +1,8 @@
 """Weights: a network's parameters in the names and layout of files, both ways.
 
-Names map by rule: the parameter `down_blocks.0.conv1.kernel` is the tensor `down_blocks.0.conv1.weight`. The last word
-and the order of the axes is what the layer's class says (`models.layers.layout`). What older files of a family call
-things, the family says (`models.families`).
+Names map by rule: the parameter `down_blocks.0.conv1.kernel` is the tensor `down_blocks.0.conv1.weight`. The layer's
+class says the last word and the order of the axes (`models.layers.layout`). The family says what older files call
+things (`models.families`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The families of networks: the one table from a config.json's class name to all that reading and writing need.
+"""The families of networks: one table from the class name in a config.json to everything that reading and writing need.
 
-A new family is a folder beside this file, with `config`, `network` and `names` as in the others, and a row here.
+A new family is a folder beside this file, with `config`, `network` and `names` like the others, and a row here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Family:
       network: the module, made by `network(config, rngs=rngs, dtype=dtype)`; it keeps `config`.
       folder: its usual name in a pipeline's folder.
       stem: what the names of its weights' files begin with.
-      current: the name that files have today for a tensor of older ones; None for a tensor to ignore.
+      current: maps a tensor's name in a file, old or new, to its name today; to None for a tensor to ignore.
       library: of the class, for model_index.json.
       is_model: whether it is a `ModelFn`, which a sampler calls, rather than a part beside one.
     """

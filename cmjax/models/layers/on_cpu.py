@@ -1,7 +1,7 @@
-"""Everything that a network does otherwise on CPUs: the same sums, in an order that suits the machine.
+"""Work around XLA on CPUs: the same sums, in an order that suits the machine.
 
-On GPU and TPU a convolution is one call. On a CPU, XLA's own is far from what the machine can do, and others of the
-textbook's orders are nearer, all of them matrix products (figures by `benchmarks/unet_forward.py`):
+On GPU and TPU a convolution is one call. On a CPU, XLA's convolution is far from what the machine can do. Other orders
+of the same sums are faster, all of them matrix products (figures by `benchmarks/unet_forward.py`):
 
 - few pixels, large kernel: XLA rearranges the whole kernel at every call, which takes longer than the sums themselves.
   The windows laid side by side, times the kernel as one matrix, need no such rearrangement.
