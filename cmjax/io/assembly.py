@@ -1,4 +1,4 @@
-"""Models put together: a network's config and its tensors become a model of the dtypes and on the devices asked for."""
+"""Assemble models: from a network's config and tensors to a model with the dtypes and devices that were asked for."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ __all__ = ["Checkpoint", "assemble", "check_dtype"]
 class Checkpoint(NamedTuple):
     """A model and the config of the sampler it was made for: `model, config = cmjax.load(...)`.
 
-    The config is a `CMConfig`, a `TCDConfig` or an `LCMConfig`; only the folder says which, so to type checkers it is
-    `Any`.
+    The config is a `CMConfig`, a `TCDConfig` or an `LCMConfig`. Only the folder determines which, so its type is `Any`.
     """
 
     model: Network
@@ -43,15 +42,15 @@ def assemble(
     """Make the model that a config and tensors describe.
 
     Args:
-      config: of a network of any family.
-      tensors: by their names in files, in any float dtype.
-      dtype: what the network computes in.
-      param_dtype: what its matrices are stored in; vectors stay float32, as they are few and what they do is not.
+      config: the config of a network of any family.
+      tensors: the tensors by their names in files, in any float dtype.
+      dtype: the dtype that the network computes in.
+      param_dtype: the dtype of its matrices. Vectors stay float32: they are small, and precision matters there.
       sharding: where the weights go.
       abstract: check everything, and read no weights.
 
     Raises:
-      TypeError: dtype or param_dtype is not a float dtype, or float64 without x64, or sharding is no sharding.
+      TypeError: dtype or param_dtype is not a float dtype, or float64 without x64, or sharding is not a sharding.
       ValueError: the tensors are not those of the network.
     """
     for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
@@ -71,7 +70,7 @@ def assemble(
 
 
 class _OneKey:
-    """Stands for the keys of weights of which only the shapes are made.
+    """A stand-in for the keys of weights when only their shapes are made.
 
     `nnx.Rngs` counts the keys it gives, and under a trace each count takes 13 ms: seconds for a large network.
     """
@@ -81,7 +80,7 @@ class _OneKey:
 
 
 def check_dtype(name: str, dtype: Any) -> None:
-    """Refuse what is not one of the float dtypes that networks are computed and stored in.
+    """Refuse a dtype that is not one of the float dtypes that networks are computed and stored in.
 
     Raises:
       TypeError: it is not.

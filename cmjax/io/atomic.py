@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: write under a temporary name beside the target, then rename."""
+"""Files and folders that are written completely or not at all: under a temporary name first, which is then renamed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["atomic_file", "atomic_folder", "check_writable", "recover_folder"]
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary name beside `path`; rename it to `path` on success, delete it on failure.
+    """Provide a temporary name beside `path`; rename it to `path` on success, delete it on failure.
 
     Args:
       path: the file to write. Its folder must exist.
 
     Yields:
-      A path in the same folder and with the same ending, to be written by the body of the `with`.
+      A path in the same folder with the same suffix, for the body of the `with` to write.
 
     Raises:
-      OSError: when the folder is missing or may not be written.
+      OSError: the folder is missing or not writable.
 
     Example:
       >>> import pathlib, tempfile
@@ -48,7 +48,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary folder beside `path`; it becomes `path` on success and disappears on failure.
+    """Provide a temporary folder beside `path`; it becomes `path` on success and is deleted on failure.
 
     Two renames replace an existing folder: readers find the old folder or the new one, and for a moment between the
     renames none. A program that is killed in that moment leaves the old folder beside it as `.NAME.old`; the next
@@ -59,10 +59,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
       path: the folder to write. The folder above it must exist.
 
     Yields:
-      An empty folder, to be filled by the body of the `with`.
+      An empty folder, for the body of the `with` to fill.
 
     Raises:
-      OSError: when the folder above is missing or may not be written, or `path` is a file.
+      OSError: the folder above is missing or not writable, or `path` is a file.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
@@ -82,7 +82,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def recover_folder(path: str | Path) -> None:
-    """Put back the old folder where a program was killed while it replaced it; otherwise do nothing.
+    """Restore the old folder if a program was killed while replacing it; otherwise do nothing.
 
     Args:
       path: the folder, as it was given to `atomic_folder`.
@@ -94,15 +94,15 @@ def recover_folder(path: str | Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out, without leaving a trace, whether `path` can be written: before the work, not after it.
+    """Check whether `path` can be written, without leaving a trace, so that a mistake shows before the work is done.
 
     Args:
-      path: a file or a folder that is to be written, new or not.
+      path: the file or folder to write, new or existing.
 
     Raises:
       FileNotFoundError: the folder above `path` does not exist.
       NotADirectoryError: the folder above `path` is a file.
-      PermissionError: the folder may not be written (whatever the system's reason).
+      PermissionError: the folder is not writable, for any reason of the system.
 
     Example:
       >>> check_writable("no-such-folder/samples.png")
@@ -124,7 +124,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def _allow_reading(path: Path, mode: int) -> None:
-    """Give `path` the permissions of a file made the ordinary way; temporary names are made private."""
+    """Give `path` the usual permissions of a new file; temporary files are created private."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)
@@ -145,7 +145,7 @@ def _keep_others(old: Path, new: Path) -> None:
 
 
 def _replace(old: Path, new: Path) -> None:
-    """Give a folder the name of another, which goes: two renames a moment apart."""
+    """Rename a folder to the name of another, which is removed: two renames in a row."""
     aside = _aside(old)
     while True:
         recover_folder(old)
@@ -163,5 +163,5 @@ def _replace(old: Path, new: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    """Where the old folder is while its name is given to the new one."""
+    """The path of the old folder while the new one takes its name."""
     return path.with_name(f".{path.name}.old")

@@ -1,4 +1,4 @@
-"""Whole models in and out: diffusers' folder layout, from a folder, from the package itself, or from the hub.
+"""Load and save models in diffusers' folder layout: from a folder, the package or the hub.
 
 - `model_index.json` names the pipeline, so that diffusers loads the folder too;
 - `unet/config.json` and `unet/diffusion_pytorch_model.safetensors` are the network and its weights;
@@ -58,21 +58,21 @@ def load(
 ) -> Checkpoint:
     """Load a model and the config of its sampler.
 
-    The files are mapped into memory, and each tensor goes from there straight to its dtype and its place: what is held
-    in memory is the result and one tensor more.
+    Files are memory-mapped, and each tensor goes directly to its dtype and device: memory holds the result and one
+    more tensor.
 
     Args:
       path_or_name: a folder in diffusers layout, a model in the package (`"fashion-mnist-cm"`), a hub id, or a single
-        .safetensors file: one in such a folder's unet/, or one with the names of the consistency models' own
+        .safetensors file: one in such a folder's unet/, or one with the tensor names of the consistency-models
         repository. (For its .pt files: `cmjax.io.load_original`, or `cmjax convert`.)
-      dtype: what the network computes in.
-      param_dtype: what its matrices are stored in: with bfloat16 the weights take half the memory. Vectors (biases,
-        norms) stay float32.
+      dtype: the dtype that the network computes in.
+      param_dtype: the dtype that its matrices are stored in; with bfloat16, weights take half the memory. Vectors
+        (biases, norms) stay float32.
       sharding: where the weights go: a `jax.sharding.Sharding` for all, or a function of a weight's name and shape.
-        Each device is sent its own part only. None for JAX's default device, uncommitted.
+        Each device receives only its part. None for JAX's default device, uncommitted.
       revision: a branch, tag or commit of the hub's repository.
-      variant: which of the weights: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`, half the size.
-      abstract: check the files, but read no weights: each is a `jax.ShapeDtypeStruct`. What is compiled for such a
+      variant: which weights to read: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`, which is half the size.
+      abstract: check the files, but read no weights: each is a `jax.ShapeDtypeStruct`. A program compiled for such a
         model runs with the loaded one. XLA takes a GiB to compile a large network; compile first, then call
         `cmjax.io.memory.return_freed_memory` and load, and that memory is free before the weights need it.
 
@@ -80,7 +80,7 @@ def load(
       A `Checkpoint`: the model, a callable pytree `model(x, t, cond)`, and the frozen config.
 
     Raises:
-      FileNotFoundError: there is no such model, or the folder lacks a file.
+      FileNotFoundError: there is no such model, or a file is missing.
       TypeError: dtype or param_dtype is not a float dtype.
       ValueError: a file is damaged or of another kind, or weights do not fit the network.
       ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
@@ -91,7 +91,7 @@ def load(
       >>> model.config.num_class_embeds
       10
 
-      Compiled before the weights are there:
+      Compile before the weights are loaded:
 
       >>> import jax
       >>> abstract, _ = cmjax.load("fashion-mnist-cm", abstract=True)
@@ -121,7 +121,7 @@ def load_unet(
     variant: str | None = None,
     abstract: bool = False,
 ) -> Network:
-    """Load a network alone, whatever sampler it was made for: a DDPM or a score-based model as a teacher, for one.
+    """Load a network alone, whatever sampler it was made for, such as a DDPM or a score-based model as a teacher.
 
     Args:
       path_or_name: a folder or hub id whose config.json is for `UNet2DModel`, or that has such a folder unet/;
@@ -134,11 +134,11 @@ def load_unet(
       abstract: as for `load`.
 
     Returns:
-      The model, a callable pytree `model(x, t, cond)`. What t means and what the output is, its training says: of its
-      scheduler_config.json, `cmjax.io.read_config(folder, as_=cmjax.tcd.TCDConfig)` reads what there is.
+      The model, a callable pytree `model(x, t, cond)`. The meaning of t and of the output depends on its
+      training: `cmjax.io.read_config(folder, as_=cmjax.tcd.TCDConfig)` reads what its scheduler_config.json says.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it lacks a file.
+      FileNotFoundError: there is no such folder, or a file is missing.
       TypeError: dtype or param_dtype is not a float dtype.
       ValueError: a file is damaged or of another kind, or weights do not fit the network.
       ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
@@ -165,21 +165,21 @@ def save(
 ) -> None:
     """Save a model and its config as a folder that `load`, and diffusers, read.
 
-    The folder appears whole or not at all, and an old one is replaced in one step; files of it that are not the
-    model's (a README) stay. Into a folder that holds something other than a model nothing is written.
+    The folder is written completely or not at all, and an old model is replaced in one step. Other files in it (a
+    README) stay. Nothing is written into a folder that holds something other than a model.
 
     Args:
       checkpoint: a `Checkpoint`, or any pair of a network of a known family (as made by `from_nnx`, or the module
         itself), such as `UNet`, and a config.
       path: the folder. The folder above it must exist.
-      label_names: the names of the classes, in order; None keeps those that the folder has.
-      dtype: what the weights are stored in; None for what they are. float16 halves the file, at a relative error of
-        5e-4 a weight; `load` makes float32 of it again.
+      label_names: the names of the classes, in order; None keeps those in the folder.
+      dtype: the dtype to store the weights in; None keeps theirs. float16 halves the file, at a relative error of 5e-4
+        per weight; `load` converts it back to float32.
 
     Raises:
-      TypeError: the model is of no family that diffusers' layout has a place for, or is abstract, the
-        config is no sampler's, or dtype is not a float dtype.
-      ValueError: the names (given, or kept from the folder) are not one text for each class, or a weight is infinite in
+      TypeError: the model is of no family that diffusers' layout has a place for, or is abstract, config is not a
+        sampler's config, or dtype is not a float dtype.
+      ValueError: there is not one name (given, or kept from the folder) for each class, or a weight is infinite in
         dtype.
       FileExistsError: the folder holds something else.
       OSError: it cannot be written.
@@ -213,7 +213,7 @@ def save(
 
 
 def model_index(family: Family, scheduler: str) -> dict[str, Any]:
-    """Say what a model_index.json holds for a network and the class of its scheduler."""
+    """Make the content of model_index.json for a network and the class of its scheduler."""
     return {
         "_class_name": _PIPELINES.get(scheduler, "DDPMPipeline"),
         family.folder: [family.library, family.class_name],
@@ -222,7 +222,7 @@ def model_index(family: Family, scheduler: str) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> tuple[Any, Mapping[str, np.ndarray], Any]:
-    """Read one file of weights: of a model's folder, or of the consistency models' own repository."""
+    """Read one file of weights: from a model's folder, or from the consistency-models repository."""
     if path.suffix != ".safetensors":
         raise ValueError(
             f"{path} is no .safetensors file: a model is a folder with unet/ and scheduler/."

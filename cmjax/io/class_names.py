@@ -18,16 +18,16 @@ LABELS = "labels.json"
 def label_names(
     path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None
 ) -> tuple[str, ...] | None:
-    """Read the names of a model's classes, in order, or None where they have no names.
+    """Read the names of a model's classes, in order, or None if they have no names.
 
     Args:
       path_or_name: as for `load`.
       revision: as for `load`.
-      variant: as for `load`: a hub's repository is fetched once for both.
+      variant: as for `load`, so that a repository is downloaded once for both.
 
     Raises:
       FileNotFoundError: there is no such model.
-      ValueError: labels.json is not a list of texts.
+      ValueError: labels.json is not a list of strings.
 
     Example:
       >>> import cmjax.io
@@ -46,7 +46,7 @@ def label_names(
 
 
 def check_label_names(names: Any, classes: int | None) -> None:
-    """Refuse what are not the names of so many classes.
+    """Check that there is one name for each class.
 
     Raises:
       ValueError: they are not one text for each.

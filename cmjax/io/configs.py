@@ -1,4 +1,4 @@
-"""Sampler configs as files: `scheduler_config.json`, both ways, with nothing lost on the way."""
+"""Read and write sampler configs, `scheduler_config.json`, without losing unknown keys."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def read_config(path_or_dict, as_=None):
     """Read a `scheduler_config.json`.
 
     Args:
-      path_or_dict: the file, a folder with the file in it or in `scheduler/`, or what the file holds.
-      as_: a config class, such as `TCDConfig`, to read the file of any other scheduler as; None to go by the file.
+      path_or_dict: the file, a folder that has it (perhaps in `scheduler/`), or the file's content.
+      as_: a config class, such as `TCDConfig`, to read another scheduler's file as; None to go by the file.
 
     Returns:
       A frozen config. Keys it does not know are kept in `extra`, and `write_config` writes them back.
@@ -79,14 +79,14 @@ def read_config(path_or_dict, as_=None):
 
 
 def write_config(config: SamplerConfig, path: str | Path) -> None:
-    """Write a config as a `scheduler_config.json`, whole or not at all.
+    """Write a config as a `scheduler_config.json`, completely or not at all.
 
     Args:
       config: any sampler's config.
-      path: the file, or an existing folder, to get the file in it.
+      path: the file, or an existing folder to put it into.
 
     Raises:
-      OSError: when it cannot be written.
+      OSError: it cannot be written.
 
     Example:
       >>> import tempfile
@@ -102,7 +102,7 @@ def write_config(config: SamplerConfig, path: str | Path) -> None:
 
 
 def config_dict(config: SamplerConfig) -> dict[str, Any]:
-    """Say what a config's `scheduler_config.json` holds: its class, every field, and the keys it kept.
+    """Make the content of a config's `scheduler_config.json`: its class, every field, and the keys it kept.
 
     Example:
       >>> from cmjax.samplers.cm import CMConfig
@@ -131,10 +131,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(value: Any, path: str | Path, *, allow_nan: bool = False) -> None:
-    """Write a JSON file, whole or not at all.
+    """Write a JSON file, completely or not at all.
 
     Raises:
-      OSError: when it cannot be written.
+      OSError: it cannot be written.
     """
     text = json.dumps(value, indent=2, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:

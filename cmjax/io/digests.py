@@ -1,4 +1,4 @@
-"""What tells files, and models, from others: their SHA-256."""
+"""Identify files and models by their SHA-256."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _DIGESTED = {".json", ".safetensors", ".bin", ".npz"}
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's contents."""
+    """Compute the SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> str:
-    """Tell a model (or an artifact) from others: the SHA-256 of its files' names and contents, but for its texts.
+    """Identify a model or an artifact: the SHA-256 of its files' names and contents, except documents such as a README.
 
     All weights count, whichever variant is read.
 
     Args:
       path_or_name: as for `load`, or an artifact's folder.
       revision: as for `load`.
-      variant: as for `load`: which weights to fetch of a hub's repository.
+      variant: as for `load`: which weights to download from a repository.
 
     Raises:
       FileNotFoundError: there is no such model.
-      ModuleNotFoundError: as `load`.
+      ModuleNotFoundError: as for `load`.
 
     Example:
       >>> import cmjax

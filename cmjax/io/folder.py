@@ -1,4 +1,4 @@
-"""A model's folder as diffusers lays it out: which part of it is the network, and what its configs say."""
+"""A model's folder in diffusers' layout: which part of it is the network, and what its configs are."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def network_folder(folder: Path) -> Path:
 
 
 def read_configs(folder: Path) -> tuple[Any, Any]:
-    """Read what a model's folder says of its network and of its sampler."""
+    """Read the configs of a model's network and sampler."""
     network = read_network_config(read_json(network_part(folder) / "config.json"))
     try:
         return network, read_config(folder / "scheduler")
@@ -60,14 +60,14 @@ def read_configs(folder: Path) -> tuple[Any, Any]:
 
 
 def folder_of(file: Path) -> Path | None:
-    """The model's folder that has a file among its network's; None where there is none."""
+    """Find the model's folder to which a file of a network belongs, or None."""
     folder = file.parent.parent
     is_model = network_part(folder) == file.parent and all((folder / part).is_file() for part in _configs(folder))
     return folder if is_model else None
 
 
 def check_layout(folder: Path) -> None:
-    """Name the first file that a model's folder lacks, and what kind of folder it is if that can be told."""
+    """Name the first missing file of a model's folder, and the kind of the folder if it is recognized."""
     for part in _configs(folder):
         if not (folder / part).is_file():
             raise FileNotFoundError(
@@ -77,7 +77,7 @@ def check_layout(folder: Path) -> None:
 
 
 def _kind_of(folder: Path) -> str:
-    """What a folder of another kind says of itself."""
+    """Describe a folder of another kind by its own files."""
     for name in ("model_index.json", "config.json"):
         if (folder / name).is_file():
             said = read_json(folder / name)
@@ -97,5 +97,5 @@ def refuse_other_files(path: Path) -> None:
 
 
 def _configs(folder: Path) -> tuple[str, str]:
-    """The files that say what the folder is, by their names in it."""
+    """The config files of a model's folder, by their names in it."""
     return f"{network_part(folder).name}/config.json", "scheduler/scheduler_config.json"

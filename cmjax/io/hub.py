@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: the one place that knows the optional package huggingface_hub."""
+"""Models from the Hugging Face hub. Only this module uses the optional package huggingface_hub."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["download", "is_repo_id", "patterns"]
 
 
 def patterns(variant: str | None = None, parts: Mapping[str, Family] | None = None) -> list[str]:
-    """List what is read of a repository, and nothing else of what may be gigabytes.
+    """List the files to download from a repository, which may hold gigabytes of others.
 
     Args:
-      variant: of the weights.
+      variant: the variant of the weights.
       parts: the folders of its networks, and their families; None for the usual ones.
 
     Raises:
-      ValueError: variant is no word.
+      ValueError: variant is not a word.
     """
     found = ["model_index.json", "labels.json", "scheduler/*.json", "config.json", "scheduler_config.json"]
     parts = {family.folder: family for family in FAMILIES if family.is_model} if parts is None else parts
@@ -36,7 +36,7 @@ _ENDS = (".safetensors", "-*.safetensors")  # whole or in pieces
 
 
 def is_repo_id(name: str) -> bool:
-    """Say whether `name` has the form of a hub id, owner/name, as the hub itself restricts it.
+    """Check whether `name` has the form of a hub id, owner/name, by the hub's own rules.
 
     Example:
       >>> is_repo_id("openai/diffusers-cd_imagenet64_l2"), is_repo_id("./checkpoints/mine"), is_repo_id("mine")
@@ -48,11 +48,11 @@ def is_repo_id(name: str) -> bool:
 
 
 def download(repo_id: str, *, variant: str | None = None, revision: str | None = None) -> Path:
-    """Bring a repository's model to this machine, or find it in huggingface_hub's own cache.
+    """Download a repository's model, or find it in huggingface_hub's cache.
 
     Args:
       repo_id: owner/name.
-      variant: of the weights.
+      variant: the variant of the weights.
       revision: a branch, tag or commit; None for the newest.
 
     Returns:

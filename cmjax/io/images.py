@@ -1,4 +1,4 @@
-"""Pictures in and out: labelled grids, PNG and npz files written whole or not at all, image folders and arrays read."""
+"""Read image folders and arrays; write labelled grids, PNG and npz files, completely or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ImageData(NamedTuple):
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Turn images in [-1, 1] into grey levels: round(127.5 (x + 1)), clipped to 0 ... 255.
+    """Convert images in [-1, 1] to grey levels: round(127.5 (x + 1)), clipped to 0 ... 255.
 
     Args:
       images: f[...], any shape.
@@ -50,7 +50,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
       u8[...] of the same shape.
 
     Raises:
-      ValueError: when a value is NaN, which no grey level can show.
+      ValueError: a value is NaN.
 
     Example:
       >>> to_uint8(np.array([-1.0, 0.0, 1.0, 2.0]))
@@ -70,20 +70,20 @@ def grid(
     column_labels: Sequence[str] | None = None,
     scale: int | None = None,
 ) -> Image.Image:
-    """Draw images as one picture, row by row, with a name before each row and above each column if wanted.
+    """Draw images as one picture, row by row, with optional labels of rows and columns.
 
     Args:
-      images: u8[N, H, W, C] with C = 1 or 3. A last row that is not full is left white.
+      images: u8[N, H, W, C] with C = 1 or 3. An incomplete last row is filled with white.
       columns: images in a row, at least 1.
-      row_labels: one text a row.
-      column_labels: one text a column.
-      scale: whole factor by which each pixel is enlarged; the default brings small images to about 64 pixels.
+      row_labels: one text per row.
+      column_labels: one text per column.
+      scale: the whole number by which pixels are enlarged; by default, small images grow to about 64 pixels.
 
     Returns:
       A Pillow image of mode `L` for grey images, `RGB` for colour.
 
     Raises:
-      ValueError: when `images` is not u8[N, H, W, 1 or 3], or there is not one label for each row or column.
+      ValueError: `images` is not u8[N, H, W, 1 or 3], or there is not one label for each row or column.
 
     Example:
       >>> grid(np.zeros((4, 8, 8, 1), np.uint8), 2, scale=1).size
@@ -121,14 +121,14 @@ def grid(
 
 
 def write_png(picture: Image.Image | np.ndarray, path: str | Path) -> None:
-    """Write one picture as a PNG file, whole or not at all.
+    """Write one picture as a PNG file, completely or not at all.
 
     Args:
       picture: a Pillow image, or u8[H, W, C] with C = 1 or 3.
-      path: where to; the folder must exist, an existing file is replaced.
+      path: the file. Its folder must exist; an existing file is replaced.
 
     Raises:
-      OSError: when the folder is missing or may not be written.
+      OSError: the folder is missing or not writable.
       ValueError: the array is not u8[H, W, 1 or 3].
     """
     drawn = picture if isinstance(picture, Image.Image) else _picture(picture)
@@ -137,14 +137,14 @@ def write_png(picture: Image.Image | np.ndarray, path: str | Path) -> None:
 
 
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
-    """Write named arrays as a compressed npz file, whole or not at all.
+    """Write named arrays as a compressed npz file, completely or not at all.
 
     Args:
-      path: where to; the folder must exist, an existing file is replaced.
-      **arrays: what to write. `read_images` reads `images` u8[N, H, W, C] and `labels` i32[N] back.
+      path: the file. Its folder must exist; an existing file is replaced.
+      **arrays: the arrays. `read_images` reads `images` u8[N, H, W, C] and `labels` i32[N] back.
 
     Raises:
-      OSError: when the folder is missing or may not be written.
+      OSError: the folder is missing or not writable.
     """
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Where a model is: a folder or file here, a model in the package, or a repository on the hub."""
+"""Find a model: a local folder or file, a model in the package, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
 
 def embedded_models() -> tuple[str, ...]:
-    """Name the models that come inside the package.
+    """List the models in the package.
 
     Example:
       >>> "no such model" in embedded_models()
@@ -28,8 +28,8 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
 
     Args:
       path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
-      revision: of the hub's repository.
-      variant: of the weights to fetch from there.
+      revision: the revision of the hub's repository.
+      variant: the variant of the weights to download.
 
     Returns:
       The folder, or the file.
@@ -37,7 +37,7 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     Raises:
       FileNotFoundError: there is no such folder or model.
       ModuleNotFoundError: it looks like a hub id, and huggingface_hub is not installed.
-      TypeError: path_or_name is neither a text nor a path.
+      TypeError: path_or_name is neither a string nor a path.
       ValueError: variant is not a word, or a single file is asked for a variant or a revision.
     """
     if not isinstance(path_or_name, str | Path):

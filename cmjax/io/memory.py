@@ -1,4 +1,4 @@
-"""Memory that is not needed any more, given back to the system before much more is asked for."""
+"""Return unused memory to the system before more is needed."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _AROUND = 2 << 20
 
 
 def return_freed_memory() -> None:
-    """Have the C library return the pages that nothing uses.
+    """Let the C library return unused pages to the system.
 
-    Call it between compiling a large network and loading its weights. glibc keeps freed pages for later, in a heap for
-    each thread, where large arrays are never put: more than half a GiB after XLA has compiled a network of 300 million
-    parameters. Other C libraries do not have the call, nor the need.
+    Call it between compiling a large network and loading its weights. glibc keeps freed pages in a heap for each
+    thread, which large arrays never use: more than half a GiB after XLA has compiled a network of 300 million
+    parameters. Other C libraries neither have nor need the call.
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def forget_pages(view: np.ndarray) -> None:
-    """Drop the pages of a mapped file that an array looks at; looked at again, they are read again.
+    """Drop the pages of a mapped file under an array; they are read again when they are needed.
 
     Args:
-      view: of a read-only map, through any number of other views. Of anything else, nothing is dropped.
+      view: an array over a read-only map, directly or through other views. Other arrays are left alone.
     """
     whole, base = view, view.base
     while isinstance(base, np.ndarray):

@@ -20,11 +20,11 @@ _GREYS, _COLOURS = {"1", "L", "LA", "La"}, {"P", "PA", "RGB", "RGBA", "RGBa", "R
 
 
 class Picture(NamedTuple):
-    """A picture: its pixels, and how opaque each of them is.
+    """A picture: its pixels and their opacity.
 
     Attributes:
       pixels: f32[H, W, C] in [-1, 1], C = 1 for grey, 3 for colour.
-      alpha: f32[H, W] from 0, transparent, to 1; None where all pixels are opaque.
+      alpha: f32[H, W] from 0, transparent, to 1, opaque; None if all pixels are opaque.
     """
 
     pixels: np.ndarray
@@ -100,7 +100,7 @@ def _sixteen_bits(image: Image.Image) -> Picture:
 
 
 def gray(pixels: np.ndarray) -> np.ndarray:
-    """Give the luminance, f32[H, W, 1], of a picture f32[H, W, 1 or 3], as `cmjax.editing.luminance` measures it.
+    """Compute the luminance, f32[H, W, 1], of a picture f32[H, W, 1 or 3], as `cmjax.editing.luminance` does.
 
     Example:
       >>> gray(np.full((1, 1, 3), 0.5, np.float32))
@@ -112,7 +112,7 @@ def gray(pixels: np.ndarray) -> np.ndarray:
 
 
 def on_white(picture: Picture) -> Picture:
-    """Lay a transparent picture on white, as a viewer does.
+    """Blend a transparent picture with white, as a viewer does.
 
     Example:
       >>> on_white(Picture(np.array([[[0.0]]]), np.array([[0.25]]))).pixels.item()
@@ -125,21 +125,21 @@ def on_white(picture: Picture) -> Picture:
 
 
 def fit_picture(picture: Picture, height: int, width: int) -> Picture:
-    """Crop the middle of a picture to an aspect, and resize it without aliasing.
+    """Crop the middle of a picture to an aspect ratio, and resize it without aliasing.
 
-    To a whole fraction of its size a pixel is the mean of a block, as `cmjax.editing.block_mean` takes it; else a
-    Lanczos window weighs them. Transparent pixels give no colour to their neighbours.
+    If the size is divided by a whole number, a pixel is the mean of a block, as in `cmjax.editing.block_mean`;
+    otherwise a Lanczos window is used. Transparent pixels do not affect the colour of their neighbours.
 
     Args:
-      picture: of any size.
-      height: wanted.
-      width: wanted.
+      picture: a picture of any size.
+      height: the height of the result.
+      width: the width of the result.
 
     Returns:
-      The picture in height x width.
+      The picture, of height x width pixels.
 
     Raises:
-      TypeError: height or width is no int.
+      TypeError: height or width is not an int.
       ValueError: height or width is less than 1.
 
     Example:

@@ -1,4 +1,4 @@
-"""The files that a network's weights are in: one, or pieces that an index lists, in one variant or several."""
+"""The files of a network's weights: one file or pieces that an index lists, in one variant or several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def of_variant(stem: str, variant: str | None) -> str:
     """Name what a variant's files begin with.
 
     Raises:
-      ValueError: it is no word.
+      ValueError: variant is not a word.
 
     Example:
       >>> of_variant("diffusion_pytorch_model", "fp16")
@@ -38,13 +38,13 @@ def read_weights(folder: Path, variant: str | None, *, stem: str) -> dict[str, n
     """Read one file, or all the pieces that an index lists.
 
     Args:
-      folder: a network's, such as unet/.
-      variant: of the weights; None for those that are none.
-      stem: what the names of the family's files begin with.
+      folder: a network's folder, such as unet/.
+      variant: the variant of the weights, or None.
+      stem: the stem of the family's files.
 
     Raises:
       FileNotFoundError: there are no such weights.
-      ValueError: variant is no word, or a file is damaged.
+      ValueError: variant is not a word, or a file is damaged.
     """
     whole = folder / f"{of_variant(stem, variant)}.safetensors"
     if whole.exists():
@@ -56,11 +56,11 @@ def read_weights(folder: Path, variant: str | None, *, stem: str) -> dict[str, n
 
 
 def read_pieces(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Read weights from the files that an index lists: from each only those tensors that the index says it holds.
+    """Read weights from the files that an index lists; from each file, only the tensors that the index assigns to it.
 
     Args:
-      index: the JSON file; the pieces lie beside it.
-      read: reads one piece.
+      index: the JSON file, which is beside the pieces.
+      read: the function that reads one piece.
 
     Raises:
       FileNotFoundError: a piece is missing.
@@ -77,12 +77,12 @@ def read_pieces(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> d
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether it is a name beside the index: no way to another folder."""
+    """Check that a name is a file beside the index, and not a path to another folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def _remedy(folder: Path, stem: str) -> str:
-    """What to do where the weights are of another variant or format."""
+    """Suggest what to do if the weights are of another variant or format."""
     names = sorted(path.name for path in folder.glob(f"{stem}*"))
     variants = sorted(
         {found[1] for name in names if (found := re.fullmatch(rf"{re.escape(stem)}\.([\w-]+)\.safetensors", name))}

@@ -30,7 +30,7 @@ _STRIP = 64
 
 
 class _Leaf(NamedTuple):
-    """A parameter of a module: where it is, its variable, its name in files, and how it lies there."""
+    """A parameter of a module: its path, its variable, and its name and layout in files."""
 
     path: tuple[Any, ...]
     variable: Any
@@ -54,7 +54,7 @@ def _leaves(module: Any) -> list[_Leaf]:
 
 
 def file_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
-    """Give a module's parameters with the names and layout of files.
+    """Convert a module's parameters to the names and layout of files.
 
     Args:
       module: a network of any family, or one of `cmjax.models.layers`.
@@ -73,14 +73,14 @@ def file_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
 def load_weights(
     module: Any, tensors: Mapping[str, np.ndarray], *, sharding: Placement | None = None, abstract: bool = False
 ) -> Any:
-    """Put tensors with the names and layout of files into a copy of a module.
+    """Load tensors with the names and layout of files into a copy of a module.
 
-    Every tensor is turned, cast and placed by itself, so that tensors which are views of a mapped file take no memory
-    but that of the result.
+    Each tensor is transposed, cast and placed by itself, so that views of a mapped file take no memory beyond that of
+    the result.
 
     Args:
-      module: a network, or its abstract form from `nnx.eval_shape`, so that no weights are made only to be replaced.
-      tensors: what `file_tensors` gives or `read_safetensors` has read; any float dtype.
+      module: a network, or its abstract form from `nnx.eval_shape`, which avoids creating weights only to replace them.
+      tensors: the result of `file_tensors` or `read_safetensors`, in any float dtype.
       sharding: where the weights go; None for JAX's default device, uncommitted.
       abstract: check everything and read no weights: each is a `jax.ShapeDtypeStruct`.
 
@@ -88,10 +88,10 @@ def load_weights(
       The module with the weights, in the dtypes of its parameters.
 
     Raises:
-      TypeError: sharding is something else, or gives something else.
-      ValueError: parameters without weights, weights without a parameter, or weights of another shape; all of them
-        are listed in one message. Also weights that are not floats, are infinite in the parameter's dtype, or cannot
-        be divided as `sharding` says.
+      TypeError: sharding is not a sharding, or does not return one.
+      ValueError: there are parameters without weights, weights without a parameter, or weights of another shape (one
+        message lists all of them); or weights are not floats, are infinite in the parameter's dtype, or cannot be
+        divided by `sharding`.
     """
     family, leaves = family_of(module), _leaves(module)
     tensors = {now: value for name, value in tensors.items() if (now := family.current(name)) is not None}
@@ -112,7 +112,7 @@ def load_weights(
 
 
 def _placement(name: str, shape: tuple[int, ...], sharding: Placement | None) -> jax.sharding.Sharding | None:
-    """Where one weight goes, and whether it can go there: found out for all before any is placed."""
+    """Determine the sharding of one weight and check it; done for all weights before any is placed."""
     if sharding is None:
         return None
     where: Any = sharding
@@ -136,7 +136,7 @@ def cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
     """Copy a tensor in a dtype, whatever its memory layout.
 
     Raises:
-      ValueError: a finite number becomes infinite: float16 ends at 65504.
+      ValueError: a finite number becomes infinite; float16 ends at 65504.
     """
     with np.errstate(over="ignore"):
         copy = _copy(value, dtype)
@@ -153,7 +153,7 @@ def _place(name: str, value: np.ndarray, dtype: Any, sharding: jax.sharding.Shar
 
 
 def _copy(value: np.ndarray, dtype: Any) -> np.ndarray:
-    """Copy in strips of the last axis: a third of the time where the axes of a kernel were turned round."""
+    """Copy in strips of the last axis, which takes a third of the time for a kernel with transposed axes."""
     copy = np.empty(value.shape, dtype)
     for start in range(0, value.shape[-1], _STRIP):
         copy[..., start : start + _STRIP] = value[..., start : start + _STRIP]
@@ -189,6 +189,6 @@ def _count(names: list[str], what: str) -> str:
 
 
 def some_of(names: list[str], most: int = 5) -> str:
-    """List names in a message, and how many more there are."""
+    """List some names in a message, and the number of others."""
     more = f" (and {len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""Checkpoints that are one file, without a config: what the shapes of their tensors say, and their names here."""
+"""Checkpoints in one file without a config: the config is inferred from the shapes, and names are mapped."""
 
 from cmjax.io.single_files.consistency_models import load_original, read_original
 from cmjax.io.single_files.published import PUBLISHED, Published, published

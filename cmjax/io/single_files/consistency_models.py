@@ -1,4 +1,4 @@
-"""The checkpoints of the consistency models' own repository (Song et al. 2023), read as `UNet` models.
+"""Read checkpoints of the consistency-models repository (Song et al. 2023) as `UNet` models.
 
 Its network is the UNet of Dhariwal and Nichol 2021, which diffusers' `UNet2DModel` computes too: the weights are the
 same numbers under other names. Theirs count the blocks of the way down and of the way up through all levels,
@@ -18,9 +18,9 @@ same numbers under other names. Theirs count the blocks of the way down and of t
 
 An attention's queries, keys and values are one convolution there, its rows in the order (q | k | v) x heads x channels.
 
-The files carry no config. What the shapes of the tensors say is read off them; what they do not say is how many
-channels a head has (64 in all published files), the size of the pictures (which the multipliers of the channels tell,
-in that repository's own table) and the sampler's N.
+The files have no config. Most of it is inferred from the shapes of the tensors. The shapes do not determine the number
+of channels of a head (64 in all published files), the size of the pictures (inferred from the channel multipliers, by
+that repository's table) and the sampler's N.
 
 References:
   Song et al., Consistency Models, 2023; Dhariwal and Nichol, Diffusion Models Beat GANs, 2021, section 3.
@@ -78,21 +78,21 @@ def load_original(
     sharding: Placement | None = None,
     abstract: bool = False,
 ) -> Checkpoint:
-    """Load a `.pt` file of the consistency models' own repository.
+    """Load a `.pt` file of the consistency-models repository.
 
-    The published ones (`cd_imagenet64_l2.pt`, `ct_cat256.pt`, ...), the diffusion models they were distilled from
-    (`edm_imagenet64_ema.pt`, ...: the same network, but a denoiser; `cmjax.denoiser_fn` calls it), and those that a
-    training run of that repository writes (`ema_0.9999_*.pt`, `model*.pt`, `target_model*.pt`).
+    It reads the published models (`cd_imagenet64_l2.pt`, `ct_cat256.pt`, ...), the diffusion models that they were
+    distilled from (`edm_imagenet64_ema.pt`, ...: the same network, but a denoiser; call it with `cmjax.denoiser_fn`),
+    and those that a training run of that repository writes (`ema_0.9999_*.pt`, `model*.pt`, `target_model*.pt`).
 
     Args:
       path: the file; or a .safetensors file of the same names.
-      num_train_timesteps: n of the sampler's grid, up to 10^6; None means the published N of a file of a published
-        name, else 40.
-      sample_size: pixels a side of the pictures; None means what the repository's table has for such channels (256,
-        128 or 64), or 64.
+      num_train_timesteps: N, the size of the sampler's grid, up to 10^6; None for the published N of a file with a
+        published name, else 40.
+      sample_size: pixels per side of the pictures; None for the size that the repository's table has for these
+        channels (256, 128 or 64), or 64.
       head_dim: channels of one attention head.
-      dtype: what the network computes in, as for `cmjax.load`.
-      param_dtype: what its matrices are stored in, as for `cmjax.load`.
+      dtype: the dtype that the network computes in, as for `cmjax.load`.
+      param_dtype: the dtype of its matrices, as for `cmjax.load`.
       sharding: where the weights go, as for `cmjax.load`.
       abstract: check the file, but read no weights, as for `cmjax.load`.
 
@@ -101,7 +101,7 @@ def load_original(
 
     Raises:
       FileNotFoundError: there is no such file.
-      TypeError: path is no path, a number is no whole number, or dtype or param_dtype is not a float dtype.
+      TypeError: path is not a path, a number is not a whole number, or dtype or param_dtype is not a float dtype.
       ValueError: the file is damaged or holds no such network, or an argument does not fit it.
 
     Example:
@@ -128,7 +128,7 @@ def read_original(
     sample_size: int | None = None,
     head_dim: int = 64,
 ) -> tuple[UNetConfig, dict[str, np.ndarray], CMConfig]:
-    """Read what `load_original` makes a model of: the network's config, tensors in diffusers' names, the sampler's."""
+    """Read the parts of a model: the network's config, tensors with diffusers' names, and the sampler's config."""
     check_path(path)
     entry = published(path)
     if num_train_timesteps is None:
