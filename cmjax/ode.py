@@ -1,9 +1,9 @@
-"""Teacher steps: from a noise level to a lower one along the probability-flow ODE, and the walk down a ladder of them.
+"""Teacher steps along the probability-flow ODE from one noise level to a lower one, and the walk down many levels.
 
-A denoiser says what is clean in x, `denoise(x, sigma, cond) -> x0`: `cmjax.denoiser_fn` makes it of a diffusion model,
-`cmjax.consistency_fn` of a consistency model. With it dx/dσ = (x - D(x, σ)) / σ (Karras et al. 2022, equation 3). Every
-step here is a function of two levels, which may differ from image to image, so that losses can use it; `solve` walks
-with any of them, and makes it stochastic in either of the two ways that are known.
+A denoiser `denoise(x, sigma, cond) -> x0` estimates the clean image: `cmjax.denoiser_fn` makes it from a diffusion
+model, `cmjax.consistency_fn` from a consistency model. The ODE is dx/dσ = (x - D(x, σ)) / σ (Karras et al. 2022,
+equation 3). Each step here is a function of two levels, which may differ from image to image, so that losses can use
+it. `solve` walks with any of them, and can add noise in two ways.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Step(Protocol):
 
 
 def euler(denoise: Denoiser, x: Array, sigma: ArrayLike, sigma_next: ArrayLike, cond: Cond = None) -> Array:
-    """Follow the slope at sigma: first order, one call. In these variables it is DDIM.
+    """Follow the slope at sigma: first order, one model call. In these variables it is DDIM.
 
     Args:
       denoise: (x, sigma, cond) -> x0.
       x: f[B, *S], at noise level sigma.
       sigma: f32[] or f32[B], above 0.
       sigma_next: f32[] or f32[B], 0 or more.
-      cond: passed on.
+      cond: passed to the denoiser.
 
     Returns:
       f[B, *S], at noise level sigma_next, in x's dtype.
@@ -71,7 +71,7 @@ def euler(denoise: Denoiser, x: Array, sigma: ArrayLike, sigma_next: ArrayLike, 
 
 
 def heun(denoise: Denoiser, x: Array, sigma: ArrayLike, sigma_next: ArrayLike, cond: Cond = None) -> Array:
-    """Follow the mean of the slopes at both ends: second order, two calls; one to sigma_next = 0, which has no slope.
+    """Follow the mean of the slopes at both ends: second order, two model calls (one to sigma_next = 0).
 
     Args:
       denoise: as for `euler`.
@@ -105,7 +105,7 @@ def heun(denoise: Denoiser, x: Array, sigma: ArrayLike, sigma_next: ArrayLike, c
 
 
 def dpm2(denoise: Denoiser, x: Array, sigma: ArrayLike, sigma_next: ArrayLike, cond: Cond = None) -> Array:
-    """Follow the slope of the midpoint, the one in σ^(1/3): second order, two calls.
+    """Follow the slope at the midpoint in σ^(1/3): second order, two model calls.
 
     Args:
       denoise: as for `euler`.
@@ -146,11 +146,12 @@ def _moved(x: Array, by: Array, slope: Array) -> Array:
 
 
 class Churn(Struct):
-    """Raise the noise before a step, so that the step corrects errors made before it. Four leaves, f32[].
+    """Raise the noise before each step, so that the step corrects earlier errors. Four leaves, f32[].
 
     Attributes:
-      amount: S_churn; over n steps each raises σ by the share min(S_churn / n, √2 - 1). 0 is none.
-      sigma_min, sigma_max: only levels between these are raised.
+      amount: S_churn; each of n steps raises σ by the share min(S_churn / n, √2 - 1). 0 adds no noise.
+      sigma_min: the lowest level that is raised.
+      sigma_max: the highest level that is raised.
       noise_scale: S_noise, the standard deviation of the noise that is added.
 
     References:
@@ -167,7 +168,7 @@ _NO_CHURN = Churn()
 
 
 def ladder(num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> np.ndarray:
-    """Levels to walk down: num_steps of the Karras grid, then 0.
+    """Make levels to walk down: num_steps levels of the Karras grid, then 0.
 
     Args:
       num_steps: n, at least 1.
@@ -208,8 +209,9 @@ def solve(
 ) -> Array:
     """Walk down a ladder of noise levels, in one `lax.scan`; under `jax.jit`, with `step` static.
 
-    Without a key it is deterministic. With one it may be stochastic, in two ways: `churn` raises the noise before each
-    step; eta goes below the next level and comes back with fresh noise (`euler` with eta 1 is Euler ancestral).
+    Without a key the walk is deterministic. With a key it can add noise in two ways: `churn` raises the noise before
+    each step; eta steps below the next level and returns to it with fresh noise (`euler` with eta 1 is Euler
+    ancestral).
 
     Args:
       step: `euler`, `heun`, `dpm2`, or a function like them.
@@ -225,7 +227,7 @@ def solve(
       f[B, *S] at noise level sigmas[-1], in x's dtype.
 
     Raises:
-      ValueError: fewer than two levels, levels that do not descend, or noise is wanted and there is no key.
+      ValueError: there are fewer than two levels, they do not descend, or noise is requested without a key.
 
     Example:
       >>> denoise = lambda x, sigma, cond: x / (1 + sigma**2)  # of data with standard deviation 1
@@ -270,7 +272,7 @@ def _checked(sigmas: ArrayLike) -> Array:
 
 
 def _shares(churn: Churn, sigma: Array) -> Array:
-    """By what share each level is raised, f32[n]."""
+    """Compute the share by which each level is raised, f32[n]."""
     most = jnp.minimum(f32(churn.amount) / len(sigma), np.float32(np.sqrt(2.0) - 1.0))
     return jnp.where((sigma >= churn.sigma_min) & (sigma <= churn.sigma_max), most, 0.0)
 

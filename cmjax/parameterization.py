@@ -1,7 +1,8 @@
-"""What a network's output means: Karras preconditioning, the three prediction types, the consistency function.
+"""The meaning of a network's output: Karras preconditioning, the three prediction types, the consistency function.
 
-Every noisy sample here is x = α x0 + σ ε. A network says one of x0, ε or v = α ε - σ x0 (variance-preserving models),
-or, for sigma-space models (α = 1), a raw F that preconditioning turns into x0 = c_skip x + c_out F(c_in x, c_noise).
+Every noisy sample here is x = α x0 + σ ε. A network predicts one of x0, ε or v = α ε - σ x0 (variance-preserving
+models), or, for sigma-space models (α = 1), a raw F that preconditioning turns into x0 = c_skip x + c_out F(c_in x,
+c_noise).
 """
 
 from __future__ import annotations
@@ -38,27 +39,27 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
 def c_skip(sigma: Array, sigma_data: float | Array, sigma_min: float | Array = 0.0) -> Array:
-    """Weigh the noisy input: σ_d² / ((σ - σ_min)² + σ_d²); exactly 1 at σ_min. Song et al. 2023, appendix C."""
+    """Weight of the noisy input: σ_d² / ((σ - σ_min)² + σ_d²); exactly 1 at σ_min. Song et al. 2023, appendix C."""
     return sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
 
 
 def c_out(sigma: Array, sigma_data: float | Array, sigma_min: float | Array = 0.0) -> Array:
-    """Weigh the network: (σ - σ_min) σ_d / √(σ² + σ_d²); exactly 0 at σ_min. Song et al. 2023, appendix C."""
+    """Weight of the network: (σ - σ_min) σ_d / √(σ² + σ_d²); exactly 0 at σ_min. Song et al. 2023, appendix C."""
     return (sigma - sigma_min) * sigma_data * c_in(sigma, sigma_data)
 
 
 def c_in(sigma: Array, sigma_data: float | Array) -> Array:
-    """Scale the network's input to unit variance: 1 / √(σ² + σ_d²). Karras et al. 2022, table 1."""
+    """Scale of the network's input, to unit variance: 1 / √(σ² + σ_d²). Karras et al. 2022, table 1."""
     return jax.lax.rsqrt(sigma**2 + sigma_data**2)  # XLA makes one of 1 / sqrt on one device, and not on eight
 
 
 def c_noise(sigma: Array) -> Array:
-    """Tell the network the noise level: 1000 · ¼ ln σ, as published consistency models are told."""
+    """The noise level as published consistency models are told it: 1000 · ¼ ln σ."""
     return 250.0 * jnp.log(sigma)
 
 
 def x0_eps(prediction_type: str, model_out: Array, x: Array, alpha: Array, sigma: Array) -> tuple[Array, Array]:
-    """Read x0 and ε off a network's output, given x = α x0 + σ ε.
+    """Compute x0 and ε from a network's output, given x = α x0 + σ ε.
 
     Args:
       prediction_type: `"epsilon"`, `"sample"` (the output is x0) or `"v_prediction"` (it is α ε - σ x0).
@@ -71,7 +72,7 @@ def x0_eps(prediction_type: str, model_out: Array, x: Array, alpha: Array, sigma
       The pair (x0, eps), each f[B, *S].
 
     Raises:
-      ValueError: for any other prediction type.
+      ValueError: prediction_type is another one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,7 +94,7 @@ def x0_eps(prediction_type: str, model_out: Array, x: Array, alpha: Array, sigma
 
 
 def model_out(prediction_type: str, x0: Array, eps: Array, alpha: Array, sigma: Array) -> Array:
-    """Say what a network that is right says of x = α x0 + σ ε: the inverse of `x0_eps`, and what it is trained on.
+    """Compute the output of a perfect network for x = α x0 + σ ε: the training target, and the inverse of `x0_eps`.
 
     Args:
       prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
@@ -106,7 +107,7 @@ def model_out(prediction_type: str, x0: Array, eps: Array, alpha: Array, sigma: 
       f[B, *S]: ε, x0, or v = α ε - σ x0.
 
     Raises:
-      ValueError: for any other prediction type.
+      ValueError: prediction_type is another one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -183,7 +184,8 @@ def denoiser_fn(model: ModelFn, config: _KarrasConfig) -> ConsistencyFn:
     """Make the denoiser D of a sigma-space diffusion model, such as the teacher of a consistency model.
 
     D(x, σ) = c_skip x + c_out F(c_in x, c_noise) with the scalings of Karras et al., which have no σ_min. The network
-    is told 250 ln σ, as those published with consistency models are. (Their own denoiser is `consistency_fn`.)
+    is told 250 ln σ, as the teachers published with consistency models are. (For a consistency model itself, use
+    `consistency_fn`.)
 
     Args:
       model: a callable pytree `model(x_in, t, cond)`.
@@ -210,7 +212,7 @@ _LEAST = 1e-6  # of tan t, and of its inverse: c_noise is infinite at both ends
 
 
 class TrigFlowFn(Struct):
-    """A sigma-space network told of angles; see `trigflow_fn`."""
+    """A sigma-space network that is called with angles; see `trigflow_fn`."""
 
     model: ModelFn
     sigma_data: float = static()
@@ -224,7 +226,7 @@ class TrigFlowFn(Struct):
 
 
 class FromTrigFlow(Struct):
-    """A TrigFlow network told of noise levels; see `from_trigflow`."""
+    """A TrigFlow network that is called with noise levels; see `from_trigflow`."""
 
     net: ModelFn
     sigma_data: float = static()
@@ -235,14 +237,15 @@ class FromTrigFlow(Struct):
 
 
 def trigflow_fn(model: ModelFn, config: _KarrasConfig) -> TrigFlowFn:
-    """Show a sigma-space model as a TrigFlow network, so that `losses.continuous_consistency` trains it.
+    """Present a sigma-space model as a TrigFlow network, so that `losses.continuous_consistency` trains it.
 
-    TrigFlow samples lie on a circle, x_t = cos t x0 + sin t z with z of standard deviation σ_d, and its network says
-    the velocity: x0 = cos t x_t - sin t σ_d F(x_t / σ_d, t). With σ = σ_d tan t that is Karras preconditioning, but for
-    the sign of F: cos t x_σ is x_t, c_in x_σ is x_t / σ_d, and D(x_σ, σ) of `denoiser_fn` is that x0.
+    TrigFlow samples lie on a circle, x_t = cos t x0 + sin t z with z of standard deviation σ_d, and its network
+    predicts the velocity: x0 = cos t x_t - sin t σ_d F(x_t / σ_d, t). With σ = σ_d tan t this is Karras
+    preconditioning, except for the sign of F: cos t x_σ is x_t, c_in x_σ is x_t / σ_d, and D(x_σ, σ) of `denoiser_fn`
+    is that x0.
 
     The model is still told 250 ln σ. Its derivative, 250 / (sin t cos t), makes ∂F/∂t large for a network with a fine
-    embedding of time, so that continuous training is less steady than with c_noise = t, the paper's choice (its section
+    embedding of time, so continuous training is less stable than with c_noise = t, the paper's choice (its section
     4.1). To make that choice, train a network of (x / σ_d, t) without this bridge, and sample with `from_trigflow`.
 
     Args:
@@ -251,7 +254,8 @@ def trigflow_fn(model: ModelFn, config: _KarrasConfig) -> TrigFlowFn:
 
     Returns:
       F(x_scaled, t, cond=None, *, key=None), for x_scaled = x_t / σ_d of f[B, *S] and angles t in [0, π/2], f32[] or
-      f32[B]; within 1e-6 of the ends the model is told of the angle 1e-6 away. A pytree: its leaves are the model's.
+      f32[B]; within 1e-6 of an end, the model is given the angle that is 1e-6 from it. A pytree: its leaves are the
+      model's.
 
     Example:
       >>> import cmjax
@@ -270,7 +274,7 @@ def trigflow_fn(model: ModelFn, config: _KarrasConfig) -> TrigFlowFn:
 
 
 def from_trigflow(net: ModelFn, config: _KarrasConfig) -> FromTrigFlow:
-    """Show a TrigFlow network as a sigma-space model, so that `cm` samples it: what `trigflow_fn` does, undone.
+    """Present a TrigFlow network as a sigma-space model, so that `cm` samples it: the inverse of `trigflow_fn`.
 
     Args:
       net: F(x_t / σ_d, t, cond), a callable pytree, as `losses.continuous_consistency` trains it.
@@ -314,7 +318,7 @@ class JumpFn(Struct):
         return (share * f32(x) + (1.0 - share) * f32(self._inner(x, t, s, cond, key))).astype(x.dtype)
 
     def denoise(self, x: Array, t: Array | float, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Estimate x0 as a diffusion model does, g(x, t, t), f[B, *S]: what `losses.denoising` trains."""
+        """Estimate x0 as a diffusion model does, g(x, t, t), f[B, *S]; `losses.denoising` trains it."""
         return self._inner(x, f32(t), f32(t), cond, key)
 
     def _inner(self, x: Array, t: Array, s: Array, cond: Cond, key: Key | None) -> Array:
@@ -332,12 +336,12 @@ def ctm_fn(model: ModelFn, config: _KarrasConfig) -> JumpFn:
     G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s), with Karras preconditioning inside,
     g = c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t), c_noise(s)).
 
-    So G(x, t, t) = x, g(x, t, t) is a denoiser, and G(x, t, sigma_min) a consistency model.
+    Thus G(x, t, t) = x, g(x, t, t) is a denoiser, and G(x, t, sigma_min) is a consistency model.
 
     Args:
-      model: a callable pytree `model(x_in, t, cond, s=...)`, where s is 250 ln of the level to go to, as t is of the
-        level to come from. A keyword, as `key=` is: cond stays the condition, whatever guidance does with it, and a
-        network that knows no s is refused by Python rather than left to ignore it.
+      model: a callable pytree `model(x_in, t, cond, s=...)`, where s is 250 ln of the target level, as t is of
+        the starting level. It is a keyword, so that guidance does not change it, and so that a network without s
+        raises an error rather than ignoring it.
       config: a `cm.CMConfig`, or anything with `sigma_data`.
 
     Returns:

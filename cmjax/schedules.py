@@ -35,7 +35,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 def _cached(function: Callable[_P, Table]) -> Callable[_P, Table]:
-    """Keep the tables of the last few configs, read-only: they are shared by everyone who asks for the same numbers."""
+    """Cache the tables of the last few configs. They are read-only, since callers share them."""
 
     @functools.lru_cache(maxsize=64)
     @functools.wraps(function)
@@ -57,7 +57,7 @@ def karras_sigmas(
     sigma_max: float = 80.0,
     rho: float = 7.0,
 ) -> Table:
-    """Noise levels of the Karras grid, index 0 the noisiest.
+    """Compute noise levels of the Karras grid; index 0 is the noisiest.
 
     σ(i) = (σ_max^(1/ρ) + i / (N - 1) · (σ_min^(1/ρ) - σ_max^(1/ρ)))^ρ
 
@@ -84,7 +84,7 @@ def karras_sigmas(
 
 
 def sigma_to_timestep(sigma: float | Table) -> Table:
-    """What a consistency model is told of its noise level: 1000 · ¼ ln σ.
+    """Convert a noise level to the timestep that a consistency model is told: 1000 · ¼ ln σ.
 
     Example:
       >>> sigma_to_timestep(80.0).round(3)
@@ -97,7 +97,7 @@ def sigma_to_timestep(sigma: float | Table) -> Table:
 
 
 def betas(schedule: str, beta_start: float, beta_end: float, num_train_timesteps: int) -> Table:
-    """Noise added at each training timestep, f64[T].
+    """Compute β, the noise added at each training timestep, f64[T].
 
     Args:
       schedule: `"linear"`; `"scaled_linear"`, Stable Diffusion's, which is linear in √β; or `"squaredcos_cap_v2"`.
@@ -109,7 +109,7 @@ def betas(schedule: str, beta_start: float, beta_end: float, num_train_timesteps
       f64[T].
 
     Raises:
-      ValueError: for any other schedule.
+      ValueError: schedule is another one.
 
     Example:
       >>> betas("linear", 0.1, 0.3, 3)
@@ -131,7 +131,7 @@ def betas(schedule: str, beta_start: float, beta_end: float, num_train_timesteps
 
 
 def zero_terminal_snr(alphas_cumprod: Table) -> Table:
-    """Shift and scale √ᾱ so that the last timestep is pure noise and the first stays as it was.
+    """Shift and scale √ᾱ so that the last timestep is pure noise and the first is unchanged.
 
     Args:
       alphas_cumprod: f64[T], ᾱ.
@@ -159,21 +159,21 @@ def alphas_cumprod(
     trained_betas: tuple[float, ...] | None = None,
     rescale_betas_zero_snr: bool = False,
 ) -> Table:
-    """ᾱ = ∏ (1 - β): how much of the image's variance is left at each training timestep.
+    """Compute ᾱ = ∏ (1 - β), the share of the image's variance that is left at each training timestep.
 
     Args:
       schedule: as for `betas`.
       beta_start: as for `betas`.
       beta_end: as for `betas`.
       num_train_timesteps: as for `betas`.
-      trained_betas: f64[T], takes the place of the schedule.
-      rescale_betas_zero_snr: whether the last timestep is to be pure noise, see `zero_terminal_snr`.
+      trained_betas: f64[T], in place of the schedule.
+      rescale_betas_zero_snr: whether to make the last timestep pure noise, see `zero_terminal_snr`.
 
     Returns:
       f64[T], decreasing, read-only.
 
     Raises:
-      ValueError: a β outside [0, 1], or trained betas that are not T.
+      ValueError: a β is outside [0, 1], or there are not T trained betas.
 
     Example:
       >>> alphas_cumprod()[[0, 499, 999]].round(6)
@@ -204,7 +204,7 @@ def alphas_cumprod(
 
 
 def rates(alphas_cumprod: Table) -> tuple[Table, Table]:
-    """The pair (alpha, sigma) = (√ᾱ, √(1 - ᾱ)), with x = alpha x0 + sigma eps.
+    """Compute the pair (alpha, sigma) = (√ᾱ, √(1 - ᾱ)), with x = alpha x0 + sigma eps.
 
     Example:
       >>> rates(np.array([0.64]))
@@ -217,7 +217,7 @@ def rates(alphas_cumprod: Table) -> tuple[Table, Table]:
 
 
 def training_grid(num_train_timesteps: int, original_inference_steps: int, strength: float = 1.0) -> Table:
-    """The timesteps that a distilled model has been trained on, from clean to noisy.
+    """List the timesteps that a distilled model was trained on, from clean to noisy.
 
     {j k - 1 : j = 1 … ⌊O · strength⌋} with k = ⌊T / O⌋: every k-th of the T timesteps.
 
@@ -241,7 +241,7 @@ def training_grid(num_train_timesteps: int, original_inference_steps: int, stren
 
 
 def spread(grid: Table, num_steps: int) -> Table:
-    """Pick num_steps points of a grid, evenly, from its noisy end.
+    """Pick num_steps points of a grid, evenly spaced from its noisy end.
 
     Args:
       grid: i64[m], increasing.
@@ -259,10 +259,10 @@ def spread(grid: Table, num_steps: int) -> Table:
 
 
 def landing(eta: Any, arrivals: Table, xp: Any = np) -> Any:
-    """Where TCD lands before it adds fresh noise: s = ⌊(1 - η) p⌋.
+    """Compute the timestep where TCD lands before it adds fresh noise: s = ⌊(1 - η) p⌋.
 
-    1 - η is formed in η's own precision, rounded to float32, and multiplied in float32, as torch does: then a Python η
-    gives the reference's index for every p.
+    1 - η is computed in η's own precision, rounded to float32, and multiplied in float32, as torch does. A Python η
+    thus gives the reference's index for every p.
 
     Args:
       eta: η in [0, 1], a scalar or one per step.
@@ -284,7 +284,7 @@ def landing(eta: Any, arrivals: Table, xp: Any = np) -> Any:
 
 
 def boundary_scalings(timesteps: Table, timestep_scaling: float, sigma_data: float = 0.5) -> tuple[Table, Table]:
-    """LCM's boundary condition: x at timestep 0 is already clean.
+    """Compute the scalings of LCM's boundary condition: x at timestep 0 is already clean.
 
     c_skip = σ_d² / (τ² + σ_d²), c_out = τ / √(τ² + σ_d²) with τ = timestep_scaling · t
 

@@ -1,4 +1,4 @@
-"""A sigma-space model shown as a variance-preserving one, so that TCD and LCM can sample it."""
+"""Present a sigma-space model as a variance-preserving one, so that TCD and LCM can sample it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VPModel(Struct):
 
     Attributes:
       f: the consistency function f(x, sigma, cond).
-      gains: f32[T], what x is multiplied by at each timestep: 1 / alpha, as far as f knows noise that large.
+      gains: f32[T], the factor of x at each timestep: 1 / alpha, limited to noise levels for which f is defined.
       sigmas: f32[T], the noise level that f is told at each timestep.
     """
 
@@ -36,9 +36,9 @@ class VPModel(Struct):
 
         Args:
           x: f[B, *S], the VP sample.
-          t: its timestep, whole numbers f[] or f[B]; one outside of 0 ... T - 1 gives NaN.
-          cond: goes to the network.
-          **options: go to the network.
+          t: its timestep, whole numbers f[] or f[B]; values outside 0 ... T - 1 give NaN.
+          cond: passed to the network.
+          **options: passed to the network.
 
         Returns:
           f[B, *S].
@@ -49,12 +49,12 @@ class VPModel(Struct):
 
 
 def vp_from_sigma(model: ModelFn, config: CMConfig, vp: VPConfig | np.ndarray) -> VPModel:
-    """Show a sigma-space consistency model, or a denoiser, as a VP model that predicts x0, for `tcd` and `lcm`.
+    """Present a sigma-space consistency model, or a denoiser, as a VP model that predicts x0, for `tcd` and `lcm`.
 
     A VP sample is x = alpha x0 + sigma eps, so x / alpha = x0 + (sigma / alpha) eps is a sample at noise level
     sigma / alpha: x0 = f(x / alpha, sigma / alpha).
 
-    A denoiser (`config.denoiser_steps`) has its own x0 in place of f; `tcd` with eta 0 then walks as DDIM does.
+    For a denoiser (`config.denoiser_steps`), its x0 takes the place of f; `tcd` with eta 0 then is DDIM.
 
     Where sigma / alpha exceeds sigma_max, f is not defined (with zero terminal SNR it is infinite); there x is scaled
     to noise of level sigma_max. Below sigma_min, f is the identity.
@@ -62,15 +62,14 @@ def vp_from_sigma(model: ModelFn, config: CMConfig, vp: VPConfig | np.ndarray) -
     Args:
       model: the raw network, `model(x_in, t, cond)`.
       config: its config.
-      vp: which alpha and sigma a timestep means: the `TCDConfig` or `LCMConfig` that the sampler is given too, whose
-        prediction_type must be "sample"; or alphas_cumprod itself, f[T].
+      vp: the alpha and sigma of each timestep: the sampler's `TCDConfig` or `LCMConfig`, whose prediction_type must be
+        "sample"; or alphas_cumprod itself, f[T].
 
     Returns:
       The VP model. The network's arrays and the two tables are its leaves; the CM config's numbers are static.
 
     Raises:
-      ValueError: the config predicts something else than "sample", or the table is not one of decreasing numbers in
-        [0, 1].
+      ValueError: the prediction_type is not "sample", or the table does not hold decreasing numbers in [0, 1].
 
     Example:
       >>> import cmjax, jax, jax.numpy as jnp

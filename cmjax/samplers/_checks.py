@@ -1,4 +1,4 @@
-"""The gate of `init`: values are checked here, on the host, and never inside a compiled step."""
+"""Checks of the arguments of `init`, on the host and never inside a compiled step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def count_steps(num_steps: Any, limit: int, why: str, name: str = "num_steps") -
 
 
 def concrete(name: str, values: Any) -> np.ndarray:
-    """Bring values to the host in float64, or say why that cannot be."""
+    """Convert values to float64 on the host, or raise an error that says why they must be concrete."""
     if is_traced(values):
         raise TypeError(f"{name} decides the shape of the path, so it must be concrete under jit, got {values}.")
     try:

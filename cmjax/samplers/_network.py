@@ -1,4 +1,4 @@
-"""A variance-preserving network at any timestep of its table: what the functions that are trained are made of."""
+"""A variance-preserving network at any timestep of its table, the base of the functions that are trained."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class VPNetwork(Struct):
 
     Attributes:
       model: `model(x, t, cond)`, a callable pytree.
-      alphas, sigmas: f32[T], the rates at every timestep.
-      prediction_type: what the model says.
+      alphas: f32[T], α at every timestep.
+      sigmas: f32[T], σ at every timestep.
+      prediction_type: what the model predicts.
       original_inference_steps: O, the size of the grid that a few-step model is distilled on.
     """
 
@@ -55,7 +56,7 @@ class VPNetwork(Struct):
         return read(self.alphas, t), read(self.sigmas, t)
 
     def output(self, x: Array, t: ArrayLike, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """What the model says of x, f[B, *S], at timestep t, i32[] or i32[B]."""
+        """Compute the model's output for x, f[B, *S], at timestep t, i32[] or i32[B]."""
         x = floating("x", x)
         t = whole_timesteps("t", t, x)
         out = self.model(x, t, cond, **({} if key is None else {"key": key}))
@@ -64,7 +65,7 @@ class VPNetwork(Struct):
         return out
 
     def predict(self, x: Array, t: ArrayLike, cond: Cond = None, *, key: Key | None = None) -> Prediction:
-        """x0 (not bounded: what is clipped teaches nothing) and ε, f32[B, *S] each."""
+        """Compute x0 and ε, f32[B, *S] each. x0 is not clipped, since clipped values have no gradient."""
         alpha, sigma = (expand_like(rate, x) for rate in self.rates(t))
         return Prediction(*x0_eps(self.prediction_type, f32(self.output(x, t, cond, key=key)), f32(x), alpha, sigma))
 

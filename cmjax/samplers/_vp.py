@@ -1,4 +1,4 @@
-"""What TCD and LCM share: the keys of their files, the path on the training grid, and bounds on x0."""
+"""Shared by TCD and LCM: the keys of their files, the path on the training grid, and bounds on x0."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ class VPConfig(SamplerConfig):
 
     Attributes:
       num_train_timesteps: T.
-      beta_start, beta_end: the ends of the β schedule.
+      beta_start: the first β of the schedule.
+      beta_end: the last β of the schedule.
       beta_schedule: `"linear"`, `"scaled_linear"` or `"squaredcos_cap_v2"`.
       trained_betas: T values in place of the schedule.
       original_inference_steps: O; the model was distilled on every ⌊T / O⌋-th timestep.
       clip_sample: whether x0 is clipped to ± clip_sample_range.
       clip_sample_range: the limit of clip_sample.
-      set_alpha_to_one: without effect: only a negative timestep could reach it, and those are refused.
-      steps_offset: without effect on the grid. Published configs carry 1, and honouring it would change every result.
-      prediction_type: what the network says: `"epsilon"`, `"sample"` (x0) or `"v_prediction"`.
-      thresholding: whether x0 is bounded by its own quantile, image by image; goes before clip_sample.
+      set_alpha_to_one: has no effect, since only a negative timestep could use it, and those are refused.
+      steps_offset: has no effect. Published configs have 1, and honouring it would change every result.
+      prediction_type: what the network predicts: `"epsilon"`, `"sample"` (x0) or `"v_prediction"`.
+      thresholding: whether x0 is bounded by its own quantile, image by image; takes precedence over clip_sample.
       dynamic_thresholding_ratio: that quantile.
       sample_max_value: the largest bound that thresholding may choose.
-      timestep_spacing: without effect: the grid is the one that the model was distilled on.
+      timestep_spacing: has no effect: the grid is the one that the model was distilled on.
       timestep_scaling: how fast LCM's boundary scalings fall; TCD has none.
       rescale_betas_zero_snr: whether the last timestep is pure noise. Not with `"epsilon"`, which divides by alpha.
     """
@@ -71,7 +72,7 @@ class VPConfig(SamplerConfig):
 
 
 def rate_tables(config: VPConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, sigma) at every training timestep, f64[T] each; raises ValueError for numbers that make no sense."""
+    """(alpha, sigma) at every training timestep, f64[T] each; raises ValueError for invalid numbers."""
     right_config(config, VPConfig)
     tables = schedules.rates(
         schedules.alphas_cumprod(
@@ -144,11 +145,11 @@ def _custom(config: VPConfig, timesteps: Sequence[int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """How x0 is kept in range: not at all, by clipping, or by its own quantile. Hashable, called with f32[B, *S].
+    """The bound on x0: none, clipping, or its own quantile. Hashable, called with f32[B, *S].
 
     Attributes:
       limit: clip to ± limit.
-      quantile: the fraction of an image's values that are to stay as they are.
+      quantile: the fraction of an image's values that stay unchanged.
       most: the largest limit that the quantile may set; the limit is never below 1, unless `most` is.
 
     References:
@@ -174,7 +175,7 @@ class Bound:
 
 
 def bound(config: VPConfig) -> Bound:
-    """Read the keys about x0's range; raises ValueError where they make no sense."""
+    """Read the keys about x0's range; raises ValueError if they are invalid."""
     if config.thresholding:
         ratio, most = config.dynamic_thresholding_ratio, config.sample_max_value
         if not 0 <= ratio <= 1:
@@ -190,7 +191,7 @@ def bound(config: VPConfig) -> Bound:
 
 
 def check_noisy(timesteps: np.ndarray, sigma: np.ndarray) -> None:
-    """Refuse a path through a timestep without noise: there is nothing to denoise, and eps does not exist."""
+    """Refuse a path through a timestep without noise, where there is nothing to denoise and eps is undefined."""
     for i, t in enumerate(timesteps):
         if np.float32(sigma[t]) == 0:
             raise ValueError(f"timesteps[{i}] = {t} has no noise (sigma = 0): end the path before it.")

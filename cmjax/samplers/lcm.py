@@ -37,10 +37,12 @@ class LCMState(SamplerState):
     """The path of LCM.
 
     Attributes:
-      alphas, sigmas: f32[n + 1], the rates at the timesteps, then (1, 0): the path ends at clean data.
-      c_skip, c_out: f32[n], the boundary scalings at the timesteps.
-      prediction_type: what the network says.
-      bound: how x0 is kept in range.
+      alphas: f32[n + 1], α at the timesteps, then 1: the path ends at clean data.
+      sigmas: f32[n + 1], σ at the timesteps, then 0.
+      c_skip: f32[n], the boundary scaling of x at the timesteps.
+      c_out: f32[n], the boundary scaling of the network's x0.
+      prediction_type: what the network predicts.
+      bound: the bound on x0.
     """
 
     alphas: Array
@@ -124,7 +126,8 @@ class ConsistencyFn(VPNetwork):
     """f(x, t) = c_skip(t) x + c_out(t) x0, with f(x, 0) = x exactly; see `consistency_fn`.
 
     Attributes:
-      c_skip, c_out: f32[T], the boundary scalings at every timestep.
+      c_skip: f32[T], the boundary scaling of x at every timestep.
+      c_out: f32[T], the boundary scaling of the network's x0.
     """
 
     c_skip: Array

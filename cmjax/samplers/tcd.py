@@ -43,12 +43,14 @@ class TCDState(SamplerState):
 
     Attributes:
       landings: i32[n], s for each step. eta lives here: to sweep it, `vmap` over `init`, or call it again.
-      alphas, sigmas: f32[n], the rates at the timesteps.
-      landing_alphas, landing_sigmas: f32[n], the rates at the landings.
+      alphas: f32[n], α at the timesteps.
+      sigmas: f32[n], σ at the timesteps.
+      landing_alphas: f32[n], α at the landings.
+      landing_sigmas: f32[n], σ at the landings.
       kept: f32[n], r = α_p / α_s, what is kept of the landing at the next timestep p. The last p is 0.
       fresh: f32[n], √(1 - r²), the weight of fresh noise; exactly 0 where s = p.
-      prediction_type: what the network says.
-      bound: how x0 is kept in range.
+      prediction_type: what the network predicts.
+      bound: the bound on x0.
     """
 
     landings: Array
