@@ -42,9 +42,9 @@ class _Leaf(NamedTuple):
         return self.variable.get_value().shape
 
 
-def _leaves(module: Any) -> list[_Leaf]:
+def _leaves(module: Any, params: nnx.State) -> list[_Leaf]:
     found = []
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+    for path, variable in nnx.to_flat_state(params):
         layer = module
         for word in path[:-1]:
             layer = layer[word] if isinstance(word, int) else getattr(layer, str(word))
@@ -67,7 +67,10 @@ def file_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
       >>> sorted(file_tensors(Linear(3, 2, rngs=nnx.Rngs(0))).items())[1][1].shape
       (2, 3)
     """
-    return {leaf.name: leaf.stored.to_file(np.asarray(leaf.variable[...])) for leaf in _leaves(module)}
+    return {
+        leaf.name: leaf.stored.to_file(np.asarray(leaf.variable[...]))
+        for leaf in _leaves(module, nnx.state(module, nnx.Param))
+    }
 
 
 def load_weights(
@@ -93,7 +96,8 @@ def load_weights(
         message lists all of them); or weights are not floats, are infinite in the parameter's dtype, or cannot be
         divided by `sharding`.
     """
-    family, leaves = family_of(module), _leaves(module)
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    family, leaves = family_of(module), _leaves(module, params)
     tensors = {now: value for name, value in tensors.items() if (now := family.current(name)) is not None}
     _check(family, leaves, tensors)
     places = [_placement(".".join(map(str, leaf.path)), leaf.shape, sharding) for leaf in leaves]
@@ -107,7 +111,6 @@ def load_weights(
             weight = _place(leaf.name, value, dtype, where)
             forget_pages(value)
         found.append((leaf.path, leaf.variable.replace(weight)))
-    graphdef, _, rest = nnx.split(module, nnx.Param, ...)
     return nnx.merge(graphdef, nnx.from_flat_state(found), rest)
 
 
