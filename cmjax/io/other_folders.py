@@ -19,7 +19,7 @@ from cmjax.io.atomic import atomic_folder, check_writable
 from cmjax.io.checkpoint import load_unet, model_index, save
 from cmjax.io.class_names import LABELS
 from cmjax.io.configs import read_json, write_json
-from cmjax.io.folder import INDEX, network_folder, refuse_other_files
+from cmjax.io.folder import INDEX, named_parts, network_folder, refuse_other_files
 from cmjax.io.pieces import read_pieces
 from cmjax.io.torch_files.reader import read_pt
 from cmjax.models import Network
@@ -121,7 +121,7 @@ def save_network(
 ) -> None:
     """Write a network whose sampler is none of cmjax's: a folder that `load_unet` and diffusers read.
 
-    The scheduler's config, and model_index.json where there is one, stay as they are in `source`. The folder appears
+    The scheduler's config, and model_index.json where it fits, stay as they are in `source`. The folder appears
     whole or not at all.
 
     Args:
@@ -142,7 +142,8 @@ def save_network(
         save((network, CMConfig()), folder, label_names=label_names, dtype=dtype)
         # What it said of a sampler, `source` says otherwise.
         shutil.copyfile(scheduler_file(source), folder / "scheduler" / _SCHEDULER)
-        if (source / INDEX).is_file():
+        family = family_of(network.config)
+        if (source / INDEX).is_file() and named_parts(source).keys() <= {family.folder}:
             shutil.copyfile(source / INDEX, folder / INDEX)
-        else:
-            write_json(model_index(family_of(network.config), str(other_scheduler(source))), folder / INDEX)
+        else:  # there is none, or it has another name for the network's part
+            write_json(model_index(family, str(other_scheduler(source))), folder / INDEX)
