@@ -1,4 +1,5 @@
 import functools
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,17 @@ def test_a_truncated_file(module, keep, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(whole[:keep])
     with pytest.raises(ValueError, match=r"w\.safetensors is not a whole safetensors file .* truncated"):
         read_safetensors(tmp_path / "w.safetensors")
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_safetensors({"a": np.zeros(3, np.float32)}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # no file may grow beyond: a full disk, to a writer
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*w\.safetensors"):
+            write_safetensors({"a": np.ones(10_000, np.float32)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+    assert read_safetensors(path)["a"].tolist() == [0, 0, 0]
