@@ -26,7 +26,7 @@ class Maker:
 
     def __init__(self, config: UNetConfig, dtype: Dtype, rngs: nnx.Rngs):
         self.config = config
-        self.options = {"eps": config.norm_eps, "dtype": dtype, "rngs": rngs}
+        self.options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}  # of every layer
 
     def resnet(self, c_in: int, c_out: int, **options: Any) -> ResnetBlock:
         """Make a residual block; `options` are those of `ResnetBlock` that the config does not say."""
@@ -37,13 +37,14 @@ class Maker:
             "act": c.act_fn,
             "scale_shift": c.resnet_time_scale_shift == "scale_shift",
             "dropout": c.dropout,
+            "eps": c.norm_eps,
         }
         return ResnetBlock(c_in, c_out, **{**said, **self.options, **options})
 
     def attention(self, channels: int, groups: int | None, **options: Any) -> PixelAttention:
         """Make an attention; `options` are those of `PixelAttention` that the config does not say."""
-        head_dim = self.config.attention_head_dim
-        return PixelAttention(channels, head_dim=head_dim, groups=groups, **self.options, **options)
+        said = {"head_dim": self.config.attention_head_dim, "eps": self.config.norm_eps}
+        return PixelAttention(channels, groups=groups, **said, **self.options, **options)
 
     def attentions(self, channels: int, num: int) -> nnx.List:
         """Make one for each residual block of a level."""
@@ -54,29 +55,24 @@ class DownBlock(nnx.Module):
     """One level on the way down: residual blocks, each with attention or not, then a halving (but for the last level).
 
     Args:
-      config: the network's.
+      make: makes its layers.
       kind: "DownBlock2D", "AttnDownBlock2D" or "ResnetDownsampleBlock2D".
       c_in: channels that come in.
       c_out: channels of the level.
       halve: whether the level ends in a halving.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
     """
 
-    def __init__(
-        self, config: UNetConfig, kind: str, c_in: int, c_out: int, *, halve: bool, dtype: Dtype, rngs: nnx.Rngs
-    ):
-        make = Maker(config, dtype, rngs)
-        widths = [c_in] + [c_out] * (config.layers_per_block - 1)
+    def __init__(self, make: Maker, kind: str, c_in: int, c_out: int, *, halve: bool):
+        widths = [c_in] + [c_out] * (make.config.layers_per_block - 1)
         self.resnets = nnx.List([make.resnet(c, c_out) for c in widths])
         self.attentions = make.attentions(c_out, len(widths)) if kind == "AttnDownBlock2D" else None
         if not halve:
             self.downsamplers = None
-        elif _resamples_by_resnet(kind, config.downsample_type):
+        elif _resamples_by_resnet(kind, make.config.downsample_type):
             self.downsamplers = nnx.List([make.resnet(c_out, c_out, resample="down")])
         else:
-            conv_down = Downsample2D(c_out, padding=config.downsample_padding, dtype=dtype, rngs=rngs)
-            self.downsamplers = nnx.List([conv_down])
+            padding = make.config.downsample_padding
+            self.downsamplers = nnx.List([Downsample2D(c_out, padding=padding, **make.options)])
 
     def __call__(self, x: Array, emb: Array, keys: Keys) -> tuple[Array, list[Array]]:
         """Map x f[B, H, W, c_in] to f[B, H / 2, W / 2, c_out]; also returns what the way up will be given."""
@@ -95,13 +91,11 @@ class MidBlock(nnx.Module):
     """The coarsest level's middle: residual block, attention (if the config has it), residual block.
 
     Args:
-      config: the network's.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
+      make: makes its layers.
     """
 
-    def __init__(self, config: UNetConfig, *, dtype: Dtype, rngs: nnx.Rngs):
-        make = Maker(config, dtype, rngs)
+    def __init__(self, make: Maker):
+        config = make.config
         c, scale = config.block_out_channels[-1], config.mid_block_scale_factor
         self.resnets = nnx.List([make.resnet(c, c, scale=scale) for _ in range(2)])
         attention = make.attention(c, config.mid_attention_groups, scale=scale) if config.add_attention else None
@@ -118,38 +112,24 @@ class UpBlock(nnx.Module):
     """One level on the way up: each residual block also gets a picture from the way down; then a doubling.
 
     Args:
-      config: the network's.
+      make: makes its layers.
       kind: "UpBlock2D", "AttnUpBlock2D" or "ResnetUpsampleBlock2D".
       c_prev: channels that come in from the level below.
       c_skip: channels of the last picture from the way down (those of the level above, on the way down).
       c_out: channels of the level.
       double: whether the level ends in a doubling.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        kind: str,
-        c_prev: int,
-        c_skip: int,
-        c_out: int,
-        *,
-        double: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        make = Maker(config, dtype, rngs)
-        widths = up_widths(c_prev, c_skip, c_out, config.layers_per_block)
+    def __init__(self, make: Maker, kind: str, c_prev: int, c_skip: int, c_out: int, *, double: bool):
+        widths = up_widths(c_prev, c_skip, c_out, make.config.layers_per_block)
         self.resnets = nnx.List([make.resnet(a + b, c_out) for a, b in widths])
         self.attentions = make.attentions(c_out, len(widths)) if kind == "AttnUpBlock2D" else None
         if not double:
             self.upsamplers = None
-        elif _resamples_by_resnet(kind, config.upsample_type):
+        elif _resamples_by_resnet(kind, make.config.upsample_type):
             self.upsamplers = nnx.List([make.resnet(c_out, c_out, resample="up")])
         else:
-            self.upsamplers = nnx.List([Upsample2D(c_out, dtype=dtype, rngs=rngs)])
+            self.upsamplers = nnx.List([Upsample2D(c_out, **make.options)])
 
     def __call__(self, x: Array, emb: Array, skips: list[Array], keys: Keys) -> Array:
         """Map x f[B, H, W, c_prev] to f[B, 2 H, 2 W, c_out], taking pictures from the end of `skips`."""

@@ -13,7 +13,7 @@ from flax import nnx
 
 from cmjax.models.layers import AdaGroupNorm, Conv, Dtype, activation, dropout, fir_double, fir_halve
 from cmjax.models.unet2d.block_types import k_groups
-from cmjax.models.unet2d.blocks import Keys
+from cmjax.models.unet2d.blocks import Keys, Maker
 from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array, Key
 
@@ -55,21 +55,17 @@ class KDownBlock(nnx.Module):
     """One level on the way down: residual blocks, then a halving (but for the last level).
 
     Args:
-      config: the network's.
+      make: makes its layers.
       kind: "KDownBlock2D".
       c_in: channels that come in.
       c_out: channels of the level.
       halve: whether the level ends in a halving.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
     """
 
-    def __init__(
-        self, config: UNetConfig, kind: str, c_in: int, c_out: int, *, halve: bool, dtype: Dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, make: Maker, kind: str, c_in: int, c_out: int, *, halve: bool):
         del kind
-        resnet = functools.partial(KResnetBlock2D, config, dtype=dtype, rngs=rngs)
-        widths = [c_in] + [c_out] * (config.layers_per_block - 1)
+        resnet = functools.partial(KResnetBlock2D, make.config, **make.options)
+        widths = [c_in] + [c_out] * (make.config.layers_per_block - 1)
         self.resnets = nnx.List([resnet(c, c_out, groups=(k_groups(c), k_groups(c_out))) for c in widths])
         self.halve = halve
 
@@ -86,31 +82,18 @@ class KUpBlock(nnx.Module):
     """One level on the way up: residual blocks; the first also gets the level's last picture from the way down.
 
     Args:
-      config: the network's.
+      make: makes its layers.
       kind: "KUpBlock2D".
       c_prev: channels that come in from the level below: c_out.
       c_skip: channels of the level above, which the last residual block makes.
       c_out: channels of the level.
       double: whether the level ends in a doubling.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        kind: str,
-        c_prev: int,
-        c_skip: int,
-        c_out: int,
-        *,
-        double: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, make: Maker, kind: str, c_prev: int, c_skip: int, c_out: int, *, double: bool):
         del kind, c_prev
-        between = [c_out] * (config.layers_per_block - 1)
-        resnet = functools.partial(KResnetBlock2D, config, dtype=dtype, rngs=rngs)
+        between = [c_out] * (make.config.layers_per_block - 1)
+        resnet = functools.partial(KResnetBlock2D, make.config, **make.options)
         self.resnets = nnx.List(
             [
                 resnet(a, b, groups=(k_groups(a), k_groups(c_out)))

@@ -18,7 +18,7 @@ from cmjax.models.layers import (
     dropout_keys,
     positional,
 )
-from cmjax.models.unet2d.blocks import DownBlock, MidBlock, UpBlock
+from cmjax.models.unet2d.blocks import DownBlock, Maker, MidBlock, UpBlock
 from cmjax.models.unet2d.config import UNetConfig
 from cmjax.models.unet2d.k_blocks import KDownBlock, KUpBlock
 from cmjax.models.unet2d.skip_blocks import SkipDownBlock, SkipUpBlock
@@ -64,28 +64,18 @@ class UNet(nnx.Module):
         channels = config.block_out_channels
         self.conv_in = Conv(config.in_channels, channels[0], dtype=dtype, rngs=rngs)
         self._make_embeddings(config, rngs)
-        last = len(channels) - 1
+        make, last, rising = Maker(config, dtype, rngs), len(channels) - 1, channels[::-1]
         self.down_blocks = nnx.List(
             [
-                _DOWN.get(kind, DownBlock)(
-                    config, kind, channels[max(i - 1, 0)], channels[i], halve=i < last, dtype=dtype, rngs=rngs
-                )
+                _DOWN.get(kind, DownBlock)(make, kind, channels[max(i - 1, 0)], channels[i], halve=i < last)
                 for i, kind in enumerate(config.down_kinds)
             ]
         )
-        self.mid_block = MidBlock(config, dtype=dtype, rngs=rngs) if config.mid_block_type is not None else None
-        rising = channels[::-1]
+        self.mid_block = MidBlock(make) if config.mid_block_type is not None else None
         self.up_blocks = nnx.List(
             [
                 _UP.get(kind, UpBlock)(
-                    config,
-                    kind,
-                    rising[max(i - 1, 0)],
-                    rising[min(i + 1, last)],
-                    rising[i],
-                    double=i < last,
-                    dtype=dtype,
-                    rngs=rngs,
+                    make, kind, rising[max(i - 1, 0)], rising[min(i + 1, last)], rising[i], double=i < last
                 )
                 for i, kind in enumerate(config.up_kinds)
             ]

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models.layers import Conv, Dtype, GroupNorm, fir_double, fir_halve
+from cmjax.models.layers import Conv, GroupNorm, fir_double, fir_halve
 from cmjax.models.unet2d.block_types import skip_groups, skip_up_groups, up_widths
 from cmjax.models.unet2d.blocks import Keys, Maker
-from cmjax.models.unet2d.config import UNetConfig
 from cmjax.types import Array
 
 __all__ = ["SkipDownBlock", "SkipUpBlock"]
@@ -29,30 +28,25 @@ class SkipDownBlock(nnx.Module):
     """One level on the way down; where it ends in a halving, it also halves the small picture and adds it, projected.
 
     Args:
-      config: the network's.
+      make: makes its layers.
       kind: "SkipDownBlock2D" or "AttnSkipDownBlock2D".
       c_in: channels that come in.
       c_out: channels of the level.
       halve: whether the level ends in a halving.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
 
     References:
       Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix H ("input skip").
     """
 
-    def __init__(
-        self, config: UNetConfig, kind: str, c_in: int, c_out: int, *, halve: bool, dtype: Dtype, rngs: nnx.Rngs
-    ):
-        make = Maker(config, dtype, rngs)
+    def __init__(self, make: Maker, kind: str, c_in: int, c_out: int, *, halve: bool):
         resnet = functools.partial(make.resnet, scale=SCALE)
-        widths = [c_in] + [c_out] * (config.layers_per_block - 1)
+        widths = [c_in] + [c_out] * (make.config.layers_per_block - 1)
         self.resnets = nnx.List([resnet(c, c_out, groups=(skip_groups(c), skip_groups(c_out))) for c in widths])
         attends = kind == "AttnSkipDownBlock2D"
         self.attentions = nnx.List([make.attention(c_out, 32, scale=SCALE) for _ in widths]) if attends else None
         groups = (skip_groups(c_out), skip_groups(c_out))
         self.resnet_down = resnet(c_out, c_out, groups=groups, resample="fir_down", shortcut=True) if halve else None
-        self.skip_conv = Conv(3, c_out, 1, dtype=dtype, rngs=rngs) if halve else None
+        self.skip_conv = Conv(3, c_out, 1, **make.options) if halve else None
 
     def __call__(self, x: Array, emb: Array, keys: Keys, picture: Array) -> tuple[Array, list[Array], Array]:
         """Map x f[B, H, W, c_in] to f[B, H / 2, W / 2, c_out].
@@ -75,42 +69,28 @@ class SkipUpBlock(nnx.Module):
     """One level on the way up; it doubles the small picture, and where it ends in a doubling, adds to it first.
 
     Args:
-      config: the network's.
+      make: makes its layers.
       kind: "SkipUpBlock2D" or "AttnSkipUpBlock2D" (one attention, after all residual blocks).
       c_prev: channels that come in from the level below.
       c_skip: channels of the last picture from the way down (those of the level above, on the way down).
       c_out: channels of the level.
       double: whether the level ends in a doubling.
-      dtype: of the convolutions.
-      rngs: keys of the initial weights.
 
     References:
       Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix H ("output skip").
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        kind: str,
-        c_prev: int,
-        c_skip: int,
-        c_out: int,
-        *,
-        double: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        make = Maker(config, dtype, rngs)
+    def __init__(self, make: Maker, kind: str, c_prev: int, c_skip: int, c_out: int, *, double: bool):
         resnet = functools.partial(make.resnet, scale=SCALE)
         groups = skip_groups(c_out)
-        widths = up_widths(c_prev, c_skip, c_out, config.layers_per_block)
+        widths = up_widths(c_prev, c_skip, c_out, make.config.layers_per_block)
         self.resnets = nnx.List([resnet(a + b, c_out, groups=(skip_up_groups(kind, a, b), groups)) for a, b in widths])
         attends = kind == "AttnSkipUpBlock2D"
         self.attentions = nnx.List([make.attention(c_out, 32, scale=SCALE)]) if attends else None
         both = (groups, groups)
         self.resnet_up = resnet(c_out, c_out, groups=both, resample="fir_up", shortcut=True) if double else None
-        self.skip_norm = GroupNorm(c_out, groups, eps=config.norm_eps) if double else None
-        self.skip_conv = Conv(c_out, 3, zero=True, dtype=dtype, rngs=rngs) if double else None
+        self.skip_norm = GroupNorm(c_out, groups, eps=make.config.norm_eps) if double else None
+        self.skip_conv = Conv(c_out, 3, zero=True, **make.options) if double else None
 
     def __call__(
         self, x: Array, emb: Array, skips: list[Array], keys: Keys, picture: Array | None
