@@ -1,4 +1,4 @@
-"""From models to models: classifier-free guidance, in one doubled batch."""
+"""Guidance, from models to models: classifier-free, in one doubled batch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Guided(Struct):
     null_cond: Cond
 
     def __call__(self, x: Array, t: Array, cond: Cond, **kwargs: Any) -> Array:
-        """Guide: f[B, *S] for x of f[B, *S], t of f[] or f[B], and cond with the batch first."""
+        """Compute the guided output, f[B, *S], for x of f[B, *S], t of f[] or f[B], and cond with the batch first."""
         uncond, cond = self.both(x, t, cond, **kwargs)
         return self.combine(uncond, cond).astype(x.dtype)
 
     def both(self, x: Array, t: Array, cond: Cond, **kwargs: Any) -> tuple[Array, Array]:
-        """What the model says without the condition and with it, f32[B, *S] each, in one call."""
+        """Compute the outputs without and with the condition, f32[B, *S] each, in one model call."""
         if cond is None:
             raise ValueError("cond is None: guidance needs a condition to guide towards.")
         both_t = t if t.ndim == 0 else _interleaved(t, t)
@@ -37,12 +37,12 @@ class Guided(Struct):
         return pairs[:, 0], pairs[:, 1]
 
     def combine(self, uncond: Array, cond: Array) -> Array:
-        """Uncond + w (cond - uncond)."""
+        """Compute uncond + w (cond - uncond)."""
         return uncond + expand_like(self.guidance_scale, cond) * (cond - uncond)
 
 
 class Rescaled(Guided):
-    """A guided model whose contrast is brought back to the conditional one's; see `rescaled`."""
+    """A guided model with the contrast of the conditional one; see `rescaled`."""
 
     rescale: Array
 
@@ -61,13 +61,13 @@ def classifier_free(model: ModelFn, guidance_scale: ArrayLike, null_cond: Cond) 
     Args:
       model: a callable pytree `model(x, t, cond)`.
       guidance_scale: w, a scalar or one per image, f32[B]. 1 is the model itself; 0 is unconditional. A leaf.
-      null_cond: the empty condition, a pytree like cond; arrays of cond's shape, or of one image's.
+      null_cond: the empty condition, a pytree like cond, with arrays of cond's shape or of one image's.
 
     Returns:
       A model.
 
     Raises:
-      ValueError: (when called) cond is None, or null_cond does not fit cond.
+      ValueError: (when called) cond is None, or null_cond does not match cond.
 
     Example:
       >>> model = classifier_free(lambda x, t, cond: x + cond[:, None], 2.0, jnp.zeros(()))
@@ -81,19 +81,20 @@ def classifier_free(model: ModelFn, guidance_scale: ArrayLike, null_cond: Cond) 
 
 
 def rescaled(model: ModelFn, guidance_scale: ArrayLike, null_cond: Cond, rescale: ArrayLike = 0.7) -> Rescaled:
-    """Guide a model, and undo the growth in contrast that guidance brings.
+    """Guide a model, and undo the growth in contrast that guidance causes.
 
     Args:
       model: as for `classifier_free`.
       guidance_scale: as for `classifier_free`.
       null_cond: as for `classifier_free`.
-      rescale: from 0, plain guidance, to 1, the standard deviation of the conditional output in each image. A leaf.
+      rescale: from 0, plain guidance, to 1, which gives each image the standard deviation of the conditional output. A
+        leaf.
 
     Returns:
       A model.
 
     Raises:
-      ValueError: (when called) as `classifier_free`.
+      ValueError: (when called) as for `classifier_free`.
 
     Example:
       >>> model = rescaled(lambda x, t, cond: x * cond[:, None], 2.0, jnp.zeros(()), rescale=1.0)
@@ -107,7 +108,7 @@ def rescaled(model: ModelFn, guidance_scale: ArrayLike, null_cond: Cond, rescale
 
 
 def _doubled(null_cond: Cond, cond: Cond, batch: int) -> Cond:
-    """The empty condition, broadcast to the batch, and the condition in turn: leaf by leaf, [2B, ...]."""
+    """Interleave the empty condition, broadcast to the batch, with the condition, leaf by leaf: [2B, ...]."""
     if jax.tree.structure(null_cond) != jax.tree.structure(cond):
         raise ValueError(
             f"null_cond must be a pytree like cond, the empty condition, got {null_cond!r:.60} for {cond!r:.60}."
@@ -129,5 +130,5 @@ def _doubled(null_cond: Cond, cond: Cond, batch: int) -> Cond:
 
 
 def _interleaved(a: Array, b: Array) -> Array:
-    """a0, b0, a1, b1, …, [2B, ...]: both of image i lie side by side, so a sharded batch stays where it is."""
+    """Interleave a0, b0, a1, b1, …, [2B, ...]: both inputs of image i are neighbours, so no shard has to move."""
     return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])

@@ -1,8 +1,8 @@
-"""Between two noises: starting points on great circles, where a Gaussian in many dimensions lies.
+"""Paths and grids between starting noises, on great circles.
 
-Noise of n numbers has length close to √n, and so has every point of the great circle between two of them; a straight
-line passes through shorter ones, of less noise than the model is told. Pictures drawn from a great circle change
-smoothly from one end to the other (Song et al. 2023, appendix D).
+Noise of n numbers has a length close to √n, and so has every point of the great circle between two of them. A straight
+line passes through shorter points, which hold less noise than the model is told. Pictures drawn from a great circle
+change smoothly from one end to the other (Song et al. 2023, appendix D).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ __all__ = ["slerp", "slerp_grid", "slerp_path"]
 
 
 def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
-    """Go from a to b along the great circle: (sin((1 - t) θ) a + sin(t θ) b) / sin θ, θ the angle between them.
+    """Interpolate from a to b along a great circle: (sin((1 - t) θ) a + sin(t θ) b) / sin θ, θ the angle between them.
 
     Args:
-      a: f[B, *S]; lengths and angles are of whole images.
+      a: f[B, *S]; lengths and angles are those of whole images.
       b: f[B, *S].
-      t: from 0, a, to 1, b; f[] or one for each image, f[B]. May be traced.
+      t: from 0 (a) to 1 (b), f[] or one for each image, f[B]. May be traced.
 
     Returns:
-      f[B, *S], in a's dtype: a and b themselves at the ends. Between parallel images, a straight line; of opposite
-      ones no circle is the shortest, and the result is not defined (its gradient is finite).
+      f[B, *S], in a's dtype; exactly a and b at the ends. Between parallel images it is a straight line. Between
+      opposite images no circle is the shortest, and the result is undefined (its gradient is finite).
 
     Raises:
-      TypeError: a or b is not of a float dtype, or t is not of numbers.
-      ValueError: shapes differ, or t is neither a number nor one for each image.
+      TypeError: a or b is not of a float dtype, or t is not numeric.
+      ValueError: shapes differ, or t is neither one number nor one for each image.
 
     Example:
       >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(4)
@@ -62,17 +62,17 @@ def slerp(a: Array, b: Array, t: ArrayLike) -> Array:
 
 
 def slerp_path(ends: Array, num: int) -> Array:
-    """Lay num points evenly on the great circle between two noises.
+    """Place num points evenly on the great circle between two noises.
 
     Args:
       ends: f[2, *S].
-      num: how many, ends included; at least 2.
+      num: the number of points, with both ends; at least 2.
 
     Returns:
       f[num, *S]: a batch for `cmjax.sample`, from one end to the other.
 
     Raises:
-      TypeError: ends are not of a float dtype, or num is no int.
+      TypeError: ends are not of a float dtype, or num is not an int.
       ValueError: there are not two ends, or num is less than 2.
 
     Example:
@@ -99,7 +99,7 @@ def slerp_grid(corners: Array, rows: int, columns: int) -> Array:
       f[rows * columns, *S], row after row: a batch for `cmjax.sample`, and for `cmjax.io.grid` after it.
 
     Raises:
-      TypeError: corners are not of a float dtype, or rows or columns is no int.
+      TypeError: corners are not of a float dtype, or rows or columns is not an int.
       ValueError: there are not four corners, or rows or columns is less than 2.
 
     Example:

@@ -1,4 +1,4 @@
-"""Paths before they are walked: cut at their beginning, or given room, so that their length is a value."""
+"""Change paths before they are walked: drop their first steps (`skip`), or make their length a value (`pad`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def skip(state: StateT, k: int) -> StateT:
       A shorter path. `add_noise` then takes an image to its first level: image-to-image.
 
     Raises:
-      TypeError: k is not a Python int: it changes shapes.
+      TypeError: k is not a Python int, which it must be since it changes shapes.
       ValueError: k is out of range, or the state has already stepped.
 
     Example:
@@ -54,23 +54,23 @@ def skip(state: StateT, k: int) -> StateT:
 def pad(state: StateT, max_steps: int) -> StateT:
     """Make the number of steps a value: paths of 1 to max_steps steps have one shape, and share one compilation.
 
-    The tables grow at their beginning, where the first level is repeated, and the index starts that much later. So
-    `prior`, `add_noise`, `model_input` and `step` work as on any path; `sample` and `generate` then are a loop that
-    ends where the path ends, and draw the same pictures: step k takes the k-th of `jax.random.split(key, max_steps)`,
-    which with JAX's default, partitionable keys are the first of as many as one likes. Such a loop has no gradient (of
-    reverse mode): JAX differentiates loops of known length. Stacked paths may differ in length: under `vmap` each image
-    has its own number of steps, and the loop goes on for the longest.
+    The tables are padded at their beginning by repeating the first level, and the index starts after the padding. So
+    `prior`, `add_noise`, `model_input` and `step` work as on any path. `sample` and `generate` become a loop that ends
+    where the path ends, and they draw the same images: step k takes the k-th of `jax.random.split(key, max_steps)`, and
+    JAX's default keys are partitionable, so the first keys do not depend on how many are split. Such a loop has no
+    reverse-mode gradient, since JAX differentiates only loops of known length. Stacked paths may differ in length:
+    under `vmap` each image has its own number of steps, and the loop runs for the longest path.
 
     Args:
       state: a path that has not been stepped.
-      max_steps: N, a Python int of at least `state.num_steps`.
+      max_steps: N, a Python int, at least `state.num_steps`.
 
     Returns:
-      A path of the same steps, from index N - n on, in tables for N.
+      A path with the same steps in tables for N, which starts at index N - n.
 
     Raises:
-      TypeError: max_steps is not a Python int: it decides shapes; or state is no path.
-      ValueError: max_steps is too large, or the path is longer, padded already, or has already stepped.
+      TypeError: max_steps is not a Python int, which it must be since it determines shapes; or state is not a path.
+      ValueError: max_steps is too large, or the path is longer than it, already padded, or already stepped.
 
     Example:
       >>> import cmjax
@@ -116,13 +116,13 @@ def pad(state: StateT, max_steps: int) -> StateT:
 
 
 def refuse_config(state: Any) -> None:
-    """Raise TypeError for a config where a path is wanted."""
+    """Raise TypeError if a config is given in place of a path."""
     if isinstance(state, SamplerConfig):
         raise TypeError(_NO_PATH.format(type(state).__name__))
 
 
 def refuse_used(state: SamplerState, verb: str) -> None:
-    """A path is walked from its start. Under `jit` the index is not known; what is read past the end is NaN then."""
+    """Raise ValueError if a path has already stepped. Under `jit` the index is unknown; reads past the end give NaN."""
     if is_traced(state):
         return
     index, timesteps = np.asarray(state.index), np.asarray(state.timesteps)

@@ -1,4 +1,4 @@
-"""Where models and samplers meet: the prior, the verbs of a hand-written loop, and the whole loop in one call."""
+"""The loop: the prior, the steps of a hand-written loop, and the whole loop in one call."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Trajectory", "add_noise", "generate", "model_input", "pad", "prior",
 
 
 class Trajectory(NamedTuple):
-    """Every step of a path.
+    """Every step of a path, as `trajectory` returns it.
 
     Attributes:
       x: f[n + 1, B, *S], the samples, from the start to the result.
-      x0: f32[n, B, *S], the clean estimate of each step, as edited.
+      x0: f32[n, B, *S], the clean estimate of each step, after the edit.
     """
 
     x: Array
@@ -40,7 +40,7 @@ def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLik
       state: a path.
       key: one key, or one for each image.
       shape: (B, *S).
-      dtype: of the result.
+      dtype: the dtype of the result.
 
     Returns:
       f[B, *S].
@@ -64,10 +64,10 @@ def prior(state: SamplerState, key: Key, shape: tuple[int, ...], dtype: DTypeLik
 
 
 def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
-    """Noise an image to the state's current level: alpha x0 + sigma z. Where image-to-image starts, after `skip`.
+    """Noise an image to the state's current level: alpha x0 + sigma z. Image-to-image starts with it, after `skip`.
 
     Args:
-      state: a path; its current level counts.
+      state: a path, at its current level.
       x0: f[B, *S], clean.
       key: one key, one for each image, or the noise z itself, f[B, *S].
 
@@ -76,7 +76,7 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
 
     Raises:
       TypeError: x0 is not of a float dtype.
-      ValueError: the noise has not the shape of x0, or the number of keys is not the size of the batch.
+      ValueError: the noise does not have the shape of x0, or the number of keys is not the size of the batch.
 
     Example:
       >>> import cmjax
@@ -97,10 +97,10 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
 
 
 def model_input(state: SamplerState, x: Array) -> tuple[Array, Array]:
-    """What the network is given now.
+    """Compute the network's inputs for the current step.
 
     Args:
-      state: where the path is now.
+      state: a path, at its current step.
       x: f[B, *S], the noisy sample.
 
     Returns:
@@ -125,23 +125,23 @@ def sample(
     edit: Edit | None = None,
     remat: bool = False,
 ) -> Array:
-    """Walk the whole path. Equal to the loop by hand over `jax.random.split(key, state.num_steps)` (see `pad`).
+    """Walk the whole path: the loop by hand over `jax.random.split(key, state.num_steps)` in one call (see `pad`).
 
     Call it under `jax.jit`: outside, the loop is compiled anew at every call.
 
-    It has a gradient by x, the model, cond, and all float leaves of the state: rewards can train the model, and noise
-    levels and guidance scales can be learned. Reverse mode then keeps what the model computed at each of the n steps;
-    with `remat` it keeps x alone and computes each step once more on the way back: one step's memory and n samples, for
-    one more call of the model a step (of a reward's three or so: forward, and two backward).
+    It is differentiable with respect to x, the model, cond and all float leaves of the state, so rewards can train the
+    model, and noise levels and guidance scales can be learned. Reverse mode stores the intermediate values of the model
+    for all n steps. With `remat` it stores only x and computes each step again in the backward pass: the memory of one
+    step and n samples, for one more model call a step (a gradient costs about three: one forward, two backward).
 
     Args:
       model: a callable pytree `model(x, t, cond)`.
       state: a path at index 0.
       x: f[B, *S], noisy: from `prior` or `add_noise`.
       key: one key, or one for each image.
-      cond: passed on to the model: any pytree, or None.
+      cond: passed to the model: any pytree, or None.
       edit: x0 -> x0, a callable pytree, applied at each step.
-      remat: whether gradients compute each step again rather than keep what was in it. Static. No number changes.
+      remat: whether gradients compute each step again instead of storing its values. Static; results are the same.
 
     Returns:
       f[B, *S], the sample at the end of the path, in x's dtype.
@@ -155,7 +155,7 @@ def sample(
       >>> sample(lambda x, t, cond: jnp.zeros_like(x), state, jnp.zeros((1, 2)), jax.random.key(0)).shape
       (1, 2)
 
-      What the second noise level should be, by gradient:
+      The gradient of a reward by the second noise level:
 
       >>> def reward(sigma):
       ...     state = cmjax.cm.init(cmjax.cm.CMConfig(clip_denoised=False), sigmas=jnp.stack([80.0, sigma]))
@@ -178,7 +178,7 @@ def trajectory(
     edit: Edit | None = None,
     remat: bool = False,
 ) -> Trajectory:
-    """Walk the whole path as `sample` does, and keep every step.
+    """Walk the whole path as `sample` does, and return every step.
 
     Args:
       model: as for `sample`.
@@ -193,7 +193,7 @@ def trajectory(
       x: f[n + 1, B, *S], from the start to the result; and x0: f32[n, B, *S], the clean estimates.
 
     Raises:
-      ValueError: as `sample`.
+      ValueError: as for `sample`.
 
     Example:
       >>> import cmjax
@@ -215,7 +215,7 @@ def generate(
     edit: Edit | None = None,
     remat: bool = False,
 ) -> Array:
-    """Draw from the prior and walk the whole path: noise in, pictures out.
+    """Draw from the prior and walk the whole path: from a key to images.
 
     Equal to `k_x, k_z = jax.random.split(key)`, then `sample(model, state, prior(state, k_x, shape), k_z, cond)`.
     Call it as `jax.jit(generate, static_argnames="shape")`: outside of `jit` the loop is compiled anew at every call.
@@ -225,7 +225,7 @@ def generate(
       state: a path at index 0.
       key: one key, or one for each image: then image i depends on key i only, whatever the batch and the devices.
       shape: (B, *S).
-      cond: passed on to the model: any pytree, or None.
+      cond: passed to the model: any pytree, or None.
       edit: x0 -> x0, a callable pytree, applied at each step.
       remat: as for `sample`.
 
@@ -233,7 +233,7 @@ def generate(
       f32[B, *S].
 
     Raises:
-      ValueError: as `sample`.
+      ValueError: as for `sample`.
 
     Example:
       >>> import cmjax

@@ -1,4 +1,4 @@
-"""The samplers, one file each. A new one is one more file like these, and one more name in `ALL`."""
+"""The samplers, one file each. A new sampler is one more file like these, and one more name in `ALL`."""
 
 from types import ModuleType
 
@@ -11,5 +11,5 @@ ALL = (cm, tcd, lcm)
 
 
 def sampler_of(config: SamplerConfig) -> ModuleType:
-    """The sampler that a config belongs to: `cm`, `tcd` or `lcm`."""
+    """Find the sampler that a config belongs to: `cm`, `tcd` or `lcm`."""
     return next(sampler for sampler in ALL if type(config) is sampler.Config)

@@ -1,4 +1,4 @@
-"""What every sampler is: a state with `predict` and `renoise`, and the one step that is made of them."""
+"""The base of every sampler: a state with `predict` and `renoise`, and the one step made of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Prediction", "SamplerConfig", "SamplerState", "advance", "build", "s
 
 
 class Prediction(NamedTuple):
-    """What a model says of a noisy x = alpha x0 + sigma eps.
+    """A model's prediction for a noisy x = alpha x0 + sigma eps.
 
     Attributes:
       x0: f32[B, *S], the clean estimate.
@@ -37,10 +37,10 @@ class Prediction(NamedTuple):
 class SamplerConfig:
     """A `scheduler_config.json`: its keys and their defaults. Hashable.
 
-    Types are checked at once; what the numbers may be, by `init`, where they are used.
+    Types are checked at once. `init` checks the values of numbers, where they are used.
 
     Attributes:
-      scheduler: what the file calls the sampler.
+      scheduler: the sampler's class name in the file.
       extra: keys of the file that this config does not know, kept to be written back: a mapping or pairs, of values
         that JSON has.
     """
@@ -79,15 +79,15 @@ StateT = TypeVar("StateT", bound="SamplerState")
 
 
 class SamplerState(Struct, abc.ABC):
-    """Where a sampler is on its path: tables, knobs, and the index of the next step. A pytree.
+    """A sampler's position on its path: tables, knobs, and the index of the next step. A pytree.
 
     A leaf with an axis is a table along the path; a leaf without one is a knob. New values in a leaf never recompile.
     Every method works at the current `index`, and gives NaN past the end of the path.
 
     Attributes:
       index: i32[], the next step, from 0.
-      timesteps: f32[n] or i32[n], what the network is told of each level.
-      padded: whether the path lies at the end of longer tables, and began at another index than 0: see `cmjax.pad`.
+      timesteps: f32[n] or i32[n], what the network is told about each level.
+      padded: whether the path is at the end of longer tables and starts at an index above 0; see `cmjax.pad`.
     """
 
     index: Array
@@ -96,7 +96,7 @@ class SamplerState(Struct, abc.ABC):
 
     @property
     def num_steps(self) -> int:
-        """The number of model calls on the whole path, n; of a padded path, the most that it has room for."""
+        """The number of model calls on the whole path, n; for a padded path, the number that it has room for."""
         return self.timesteps.shape[-1]
 
     @property
@@ -109,12 +109,12 @@ class SamplerState(Struct, abc.ABC):
         """The pair (alpha, sigma) now, f32[] each, with x = alpha x0 + sigma eps."""
 
     def model_input(self, x: Array) -> tuple[Array, Array]:
-        """What the network is given now: x, scaled if need be, f[B, *S], and the timestep, f32[] or i32[]."""
+        """The network's inputs for this step: x, perhaps scaled, f[B, *S], and the timestep, f32[] or i32[]."""
         return x, self.now(self.timesteps)
 
     @abc.abstractmethod
     def predict(self, model_out: Array, x: Array) -> Prediction:
-        """Read x0 and eps off the network's output and the x behind it, both f[B, *S]."""
+        """Compute x0 and eps from the network's output and the x that it was given, both f[B, *S]."""
 
     @abc.abstractmethod
     def renoise(self, pred: Prediction, z: Array) -> Array:
@@ -137,7 +137,7 @@ class SamplerState(Struct, abc.ABC):
 
 
 def build(state: type[StateT], **fields: Any) -> StateT:
-    """Make a state of numbers and host tables: its leaves as f32 or i32 on the device, all in one transfer."""
+    """Make a state of numbers and host tables: move its leaves to the device as f32 or i32, in one transfer."""
     return jax.device_put(jax.tree.map(_narrow, state(**fields)))
 
 
@@ -157,19 +157,19 @@ def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | No
     The model is the caller's: `x_in, t = model_input(state, x)`, then `model_out = model(x_in, t, cond)`.
 
     Args:
-      state: where the path is now.
-      model_out: f[B, *S], what the network said of `model_input(state, x)`.
+      state: a path, at its current step.
+      model_out: f[B, *S], the network's output for `model_input(state, x)`.
       x: f[B, *S], the noisy sample now.
       key: one key, or one for each image.
-      edit: x0 -> x0, applied to the (clipped) clean estimate; eps is then re-derived, so that the two still explain x.
+      edit: x0 -> x0, applied to the (clipped) clean estimate; eps is then derived again, so that both still explain x.
         The last step returns the edited x0.
 
     Returns:
-      The pair (state, x): one step further, and the sample there, in x's dtype. Arithmetic is in float32.
+      The pair (state, x): the state one step further, and the sample there, in x's dtype. Arithmetic is in float32.
 
     Raises:
       TypeError: x or model_out is not of a float dtype.
-      ValueError: model_out has not the shape of x, or there are neither one key nor as many as images.
+      ValueError: model_out does not have the shape of x, or there is neither one key nor one for each image.
 
     Example:
       >>> import cmjax
@@ -185,7 +185,7 @@ def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | No
 def advance(
     state: StateT, model_out: Array, x: Array, key: Key, edit: Edit | None = None
 ) -> tuple[StateT, Array, Prediction]:
-    """`step`, and the prediction that it used."""
+    """Take a step as `step` does, and return the prediction that it used as well."""
     _check_sample(model_out, x)
     pred = state.predict(model_out, x)
     if edit is not None:
@@ -197,7 +197,7 @@ def advance(
 
 
 def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Prediction:
-    """Edit x0, and re-derive eps: the pair must still explain x."""
+    """Edit x0, and derive eps again, so that the pair still explains x."""
     refuse_no_function("edit", edit, "x0 -> x0")
     x0 = f32(floating("what edit returns", edit(pred.x0)))
     if x0.shape != x.shape:
@@ -207,7 +207,7 @@ def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Predi
 
 
 def _fresh_noise(state: SamplerState, key: Key, shape: tuple[int, ...]) -> Array:
-    """Draw z ~ N(0, I), f32[B, *S]; under `jit` not for the last step: its weight is 0 there, and drawing is dear."""
+    """Draw z ~ N(0, I), f32[B, *S]; under `jit`, skip the last step, where its weight is 0."""
     if not is_traced(state.index):
         return noise(key, shape)  # outside of jit a cond would be compiled anew at each call
     if state.num_steps == 1:  # its only step is the last

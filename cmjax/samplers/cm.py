@@ -35,16 +35,16 @@ class CMConfig(SamplerConfig):
     """The keys of a `CMStochasticIterativeScheduler`'s `scheduler_config.json`.
 
     Attributes:
-      num_train_timesteps: N, the size of the Karras grid: 40 for distilled models, 201 or 151 for those trained alone.
+      num_train_timesteps: N, the size of the Karras grid: 40 for distilled models, 201 or 151 for models trained alone.
       sigma_min: the noise level at which a picture counts as clean; f(x, sigma_min) = x.
       sigma_max: the noise level of the prior.
       sigma_data: the standard deviation of the data that the preconditioning assumes.
-      s_noise: scale of the noise that is added between steps; 1 is the paper's.
+      s_noise: the scale of the noise added between steps; 1 in the paper.
       rho: how strongly the grid crowds towards sigma_min.
       clip_denoised: whether x0 is clipped to [-1, 1].
 
-    A file may hold one key more, `denoiser_steps`: the network is no consistency model but a denoiser, such as a
-    teacher, whose pictures take so many steps along the probability-flow ODE. No sampler of diffusers knows the key.
+    A file may have one more key, `denoiser_steps`. The network is then not a consistency model but a denoiser, such as
+    a teacher, which draws a picture in so many steps along the probability-flow ODE. diffusers does not know this key.
     """
 
     scheduler: ClassVar[str] = "CMStochasticIterativeScheduler"
@@ -65,15 +65,15 @@ class CMConfig(SamplerConfig):
 
     @property
     def denoiser_steps(self) -> int | None:
-        """How many steps a denoiser's pictures take; None for a consistency model."""
+        """The number of steps of a denoiser; None for a consistency model."""
         return dict(self.extra).get(_DENOISER_STEPS)
 
     def of_denoiser(self, num_steps: int) -> CMConfig:
-        """These noise levels, for a denoiser whose pictures take so many steps."""
+        """Copy the config for a denoiser with this number of steps."""
         return dataclasses.replace(self, extra=(*self.of_consistency_model().extra, (_DENOISER_STEPS, num_steps)))
 
     def of_consistency_model(self) -> CMConfig:
-        """These noise levels, for a consistency model."""
+        """Copy the config for a consistency model."""
         return dataclasses.replace(self, extra=tuple(item for item in self.extra if item[0] != _DENOISER_STEPS))
 
 
@@ -102,7 +102,7 @@ class CMState(SamplerState):
         return jnp.ones((), jnp.float32), self.now(self.sigmas)
 
     def model_input(self, x: Array) -> tuple[Array, Array]:
-        """(c_in(σ) x, 250 ln σ): x at unit variance, f[B, *S], and the noise level as the network knows it, f32[]."""
+        """(c_in(σ) x, 250 ln σ): x at unit variance, f[B, *S], and the noise level as the network is told it, f32[]."""
         x_in = c_in(self.now(self.sigmas), self.sigma_data) * f32(x)
         return x_in.astype(x.dtype), self.now(self.timesteps)
 
@@ -134,21 +134,22 @@ def init(
     """Plan the path of a consistency model. Give exactly one of num_steps, timesteps and sigmas.
 
     Args:
-      config: the model's numbers.
+      config: the model's config.
       num_steps: n in [1, N]; every ⌊N / n⌋-th point of the grid, from the noisiest.
-      timesteps: grid indices, strictly decreasing, in [0, N - 1]; index 0 is sigma_max, and it is written last:
-        `[22, 0]` visits sigma 80, then 1.38. Fractions lie between grid points.
+      timesteps: grid indices, strictly decreasing, in [0, N - 1]. Index 0 is sigma_max and is written last: `[22, 0]`
+        visits sigma 80, then 1.38. Fractions are between grid points.
       sigmas: noise levels to visit, strictly decreasing, in [sigma_min, sigma_max]. May be traced, f32[n]: then
         they are not checked.
-      s_noise: in place of the config's. May be traced.
-      strength: in (0, 1], for image-to-image: keeps the clean end of the grid, ⌊N · strength⌋ points, and still takes n
-        steps. Of timesteps or sigmas it keeps the last ⌊n · strength⌋. (`skip` drops the first steps of a path.)
+      s_noise: replaces the config's. May be traced.
+      strength: in (0, 1], for image-to-image. With num_steps, it keeps the clean end of the grid, ⌊N · strength⌋
+        points, and still takes n steps. With timesteps or sigmas, it keeps the last ⌊n · strength⌋ of them. (`skip`
+        drops the first steps of a path.)
 
     Returns:
       A state at index 0.
 
     Raises:
-      ValueError: an argument is out of its range, or not exactly one of the three is given.
+      ValueError: an argument is out of range, or not exactly one of the three is given.
       TypeError: num_steps is not an integer, or timesteps are traced.
 
     Example:
@@ -159,8 +160,8 @@ def init(
       Song et al. 2023, algorithm 1 and appendix C; Karras et al. 2022, equation 5.
 
     Differs from diffusers:
-      The prior of `timesteps=[22]` has that level's sigma (there it stays sigma_max). Fractional timesteps are not
-      truncated. Sigmas may be given. The last step adds no noise at all, whatever sigma_min is.
+      The prior of `timesteps=[22]` has the sigma of that level (in diffusers, it stays sigma_max). Fractional timesteps
+      are not truncated. Sigmas may be given. The last step adds no noise at all, whatever sigma_min is.
     """
     exactly_one(num_steps=num_steps, timesteps=timesteps, sigmas=sigmas)
     _check(config)
@@ -189,7 +190,7 @@ def init(
 
 
 def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, strength: float) -> np.ndarray:
-    """The noise levels to visit, f64[n], from any of the three ways to say it."""
+    """Compute the noise levels to visit, f64[n], from whichever of the three arguments is given."""
     if sigmas is not None:
         levels = _check_sigmas(config, strictly_decreasing("sigmas", concrete("sigmas", sigmas)))
         return last_part(levels, strength, "sigmas")

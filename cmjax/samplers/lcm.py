@@ -77,18 +77,18 @@ def init(
     """Plan the path of LCM. Give exactly one of num_steps and timesteps.
 
     Args:
-      config: the model's numbers.
-      num_steps: n; that many points, evenly spread over the grid that the model was distilled on.
-      timesteps: in place of num_steps: strictly decreasing integers in [0, T - 1].
+      config: the model's config.
+      num_steps: n points, evenly spread over the grid that the model was distilled on.
+      timesteps: strictly decreasing integers in [0, T - 1], in place of num_steps.
       original_inference_steps: O, the size of the grid, in place of the config's; T gives every timestep.
-      strength: in (0, 1]; keeps the clean end of the grid, and still takes n steps. Of a path given by timesteps, it
-        keeps the last ⌊n · strength⌋. (`skip` instead drops the first steps of a path.)
+      strength: in (0, 1]. With num_steps, it keeps the clean end of the grid and still takes n steps. With timesteps,
+        it keeps the last ⌊n · strength⌋ of them. (`skip` instead drops the first steps of a path.)
 
     Returns:
       A state at index 0.
 
     Raises:
-      ValueError: an argument or a number of the config is out of its range.
+      ValueError: an argument or a value of the config is out of range.
       TypeError: num_steps is not an integer, or timesteps are traced.
 
     Example:
@@ -99,8 +99,8 @@ def init(
       Luo et al. 2023, algorithm 3 and equation 8.
 
     Differs from diffusers:
-      Negative timesteps and a strength above 1 are refused. The last step never adds noise (there it does after
-      `timesteps` with a strength below 1).
+      Negative timesteps and a strength above 1 are refused. The last step never adds noise (in diffusers, it does
+      for `timesteps` with a strength below 1).
     """
     alpha, sigma = _vp.rate_tables(config)
     path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
@@ -144,20 +144,20 @@ class ConsistencyFn(VPNetwork):
 def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> ConsistencyFn:
     """Make the consistency function f of a variance-preserving model: x0 from x at any timestep.
 
-    f(x, t) = c_skip(t) x + c_out(t) x0 with the boundary scalings of LCM, in which timestep 0 counts as clean. Of a
-    sigma-space model it is `cmjax.consistency_fn`.
+    f(x, t) = c_skip(t) x + c_out(t) x0 with the boundary scalings of LCM, in which timestep 0 counts as clean. For a
+    sigma-space model, use `cmjax.consistency_fn`.
 
     Args:
       model: a callable pytree `model(x, t, cond)`; training may pass `key=` for dropout.
-      config: an `LCMConfig` (or a `TCDConfig`), of which `timestep_scaling` makes the boundary.
+      config: an `LCMConfig` (or a `TCDConfig`), whose `timestep_scaling` determines the boundary scalings.
 
     Returns:
       f(x, t, cond=None, *, key=None) -> x0, for x and x0 of f[B, *S] in one dtype (arithmetic is in float32) and t of
-      i32[] or i32[B]. Out of the table it is NaN. It is a pytree of the model's arrays and the tables, f32[T].
+      i32[] or i32[B]. Outside of the table it is NaN. It is a pytree of the model's arrays and the tables, f32[T].
 
     Raises:
-      ValueError: a number of the config is out of its range.
-      TypeError: config is of another kind of model.
+      ValueError: a value of the config is out of range.
+      TypeError: config is for another kind of model.
 
     Example:
       >>> import jax.numpy as jnp

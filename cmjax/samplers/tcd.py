@@ -32,22 +32,22 @@ class TCDConfig(_vp.VPConfig):
     """The keys of a `TCDScheduler`'s `scheduler_config.json`: those of `VPConfig`.
 
     Differs from diffusers:
-      `clip_sample`, `thresholding` and their numbers act as their documentation says; there TCD ignores them.
+      `clip_sample`, `thresholding` and their numbers have the documented effect; diffusers' TCD ignores them.
     """
 
     scheduler: ClassVar[str] = "TCDScheduler"
 
 
 class TCDState(SamplerState):
-    """The path of TCD. Each step lands at s, at or below the next timestep p, and is then noised up to p.
+    """The path of TCD. Each step lands at s, at or below the next timestep p, and is then noised to p.
 
     Attributes:
-      landings: i32[n], s for each step. eta lives here: to sweep it, `vmap` over `init`, or call it again.
+      landings: i32[n], s for each step. They hold eta: to sweep it, `vmap` over `init`, or call it again.
       alphas: f32[n], α at the timesteps.
       sigmas: f32[n], σ at the timesteps.
       landing_alphas: f32[n], α at the landings.
       landing_sigmas: f32[n], σ at the landings.
-      kept: f32[n], r = α_p / α_s, what is kept of the landing at the next timestep p. The last p is 0.
+      kept: f32[n], r = α_p / α_s, the weight of the landing at the next timestep p. The last p is 0.
       fresh: f32[n], √(1 - r²), the weight of fresh noise; exactly 0 where s = p.
       prediction_type: what the network predicts.
       bound: the bound on x0.
@@ -68,7 +68,7 @@ class TCDState(SamplerState):
         return self.now(self.alphas), self.now(self.sigmas)
 
     def predict(self, model_out: Array, x: Array) -> Prediction:
-        """x0 (bounded) and ε, f32[B, *S] each, from what the network says at t."""
+        """Compute x0 (bounded) and ε, f32[B, *S] each, from the network's output at t."""
         x0, eps = x0_eps(self.prediction_type, f32(model_out), f32(x), *self.rates())
         return Prediction(self.bound(x0), eps)
 
@@ -93,21 +93,21 @@ def init(
     """Plan the path of TCD. Give exactly one of num_steps and timesteps.
 
     Args:
-      config: the model's numbers.
-      num_steps: n; that many points, evenly spread over the grid that the model was distilled on.
+      config: the model's config.
+      num_steps: n points, evenly spread over the grid that the model was distilled on.
       eta: η in [0, 1], the paper's γ: 0 is deterministic (DDIM), 1 lands at timestep 0 before it adds noise again. A
         scalar, or one value per step; one per image through `vmap`. May be traced: then out of range gives NaN. The
         landing s = ⌊(1 - η) p⌋ is exact for the number you pass: float32(0.3) is not 0.3, and may land one index away.
-      timesteps: in place of num_steps: strictly decreasing integers in [0, T - 1].
+      timesteps: strictly decreasing integers in [0, T - 1], in place of num_steps.
       original_inference_steps: O, the size of the grid, in place of the config's; T gives every timestep.
-      strength: in (0, 1]; keeps the clean end of the grid, and still takes n steps. Of a path given by timesteps, it
-        keeps the last ⌊n · strength⌋. (`skip` instead drops the first steps of a path.)
+      strength: in (0, 1]. With num_steps, it keeps the clean end of the grid and still takes n steps. With timesteps,
+        it keeps the last ⌊n · strength⌋ of them. (`skip` instead drops the first steps of a path.)
 
     Returns:
       A state at index 0.
 
     Raises:
-      ValueError: an argument or a number of the config is out of its range.
+      ValueError: an argument or a value of the config is out of range.
       TypeError: num_steps is not an integer, or timesteps are traced.
 
     Example:
@@ -119,8 +119,8 @@ def init(
       Zheng et al. 2024, algorithm 4; Kim et al. 2023, algorithm 3 (γ-sampling, the same idea in noise levels).
 
     Differs from diffusers:
-      An original_inference_steps passed here makes the grid that its documentation describes; the reference takes every
-      timestep then, whatever the number. Negative timesteps and a strength above 1 are refused.
+      An original_inference_steps passed here makes the documented grid; the reference then uses every timestep,
+      whatever the number. Negative timesteps and a strength above 1 are refused.
     """
     alpha, sigma = _vp.rate_tables(config)
     path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
@@ -159,7 +159,7 @@ def _landings(eta: Any, arrivals: np.ndarray) -> Any:
 
 
 def _jump(alpha: Any, sigma: Any, landings: Any, arrivals: Any) -> tuple[Any, Any, Any, Any]:
-    """The rates at s, what is kept of x_s at p, r = α_p / α_s, and the weight of fresh noise, √(1 - r²)."""
+    """Compute the rates at s, the weight of x_s at p, r = α_p / α_s, and the weight of fresh noise, √(1 - r²)."""
     xp, look = np, np.take
     if is_traced(landings):  # in float32 then, and a landing of -1 reads as NaN
         xp, look, alpha, sigma = jnp, read, f32(alpha), f32(sigma)
@@ -180,7 +180,7 @@ class TrajectoryFn(VPNetwork):
     order: int = static(default=1)
 
     def __call__(self, x: Array, t: ArrayLike, s: ArrayLike, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Jump from t to s, i32[] or i32[B] each: f[B, *S] for x of f[B, *S]. Exactly x where the two are one."""
+        """Jump from t to s, i32[] or i32[B] each: f[B, *S] for x of f[B, *S]. Exactly x where t = s."""
         t, s = whole_timesteps("t", t, x), whole_timesteps("s", s, x)
         pred = self.predict(x, t, cond, key=key)
         if self.order == 2:
@@ -212,9 +212,9 @@ class TrajectoryFn(VPNetwork):
 def trajectory_fn(model: ModelFn, config: _vp.VPConfig, *, order: int = 1) -> TrajectoryFn:
     """Make the trajectory function g of a variance-preserving model: one jump from timestep t to timestep s.
 
-    Of order 1 it is g(x, t, s) = α_s x0 + σ_s ε, with x0 and ε as the model says them at t. That is DDIM, so the same
-    function is the student, its target, and one step of the (guided) teacher; what a training loss makes of it is
-    another matter. Order 2 asks the model again at a timestep u between the two, with λ = ln(α / σ) and h = λ_s - λ_t:
+    Order 1 is g(x, t, s) = α_s x0 + σ_s ε, with the model's x0 and ε at t. This is DDIM, so the same function serves as
+    the student, its target, and one step of the (guided) teacher. Order 2 calls the model again at a timestep u between
+    the two, with λ = ln(α / σ) and h = λ_s - λ_t:
 
         x_u = α_u x0 + σ_u ε
         g(x, t, s) = (σ_s / σ_t) x - α_s (e^-h - 1) ((1 - 1 / 2r) x0 + (1 / 2r) x0(x_u, u)),  r = (λ_u - λ_t) / h
@@ -224,19 +224,19 @@ def trajectory_fn(model: ModelFn, config: _vp.VPConfig, *, order: int = 1) -> Tr
 
     Args:
       model: a callable pytree `model(x, t, cond)`, perhaps guided; training may pass `key=` for dropout.
-      config: a `TCDConfig` (or an `LCMConfig`): which rates a timestep has, and what the model says.
+      config: a `TCDConfig` (or an `LCMConfig`), which determines the rates and the prediction type.
       order: 1, one call of the model; or 2, two calls.
 
     Returns:
       g(x, t, s, cond=None, *, key=None) -> x_s, for x and x_s of f[B, *S] in one dtype (arithmetic is in float32), t
-      and s of i32[] or i32[B]. Where s = t it is exactly x; out of the table it is NaN. `g.rates(t)` is the pair
-      (α_t, σ_t). It is a pytree of the model's arrays and the tables, f32[T]; where an optimizer should see the model
-      alone, make g within the function that is differentiated.
+      and s of i32[] or i32[B]. Where s = t it is exactly x; outside of the table it is NaN. `g.rates(t)` is the pair
+      (α_t, σ_t). It is a pytree of the model's arrays and the tables, f32[T]. If an optimizer should see only the
+      model, make g inside the function that is differentiated.
 
     Raises:
-      ValueError: order is neither 1 nor 2, a number of the config is out of its range, or order 2 meets a table with a
-        timestep of no signal or no noise, where λ is infinite.
-      TypeError: config is of another kind of model.
+      ValueError: order is neither 1 nor 2, a value of the config is out of range, or order is 2 and the table has a
+        timestep without signal or noise, where λ is infinite.
+      TypeError: config is for another kind of model.
 
     Example:
       >>> g = trajectory_fn(lambda x, t, cond: 0.5 * x, TCDConfig())
