@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 __all__ = [
     "ColorizeOptions",
@@ -453,7 +453,7 @@ class EvaluateOptions(PathOptions, ModelOptions):
     data: str | None = option(
         "real images: an .npz file, or a folder of images", group=INPUT, type=_path, metavar="DATA"
     )
-    split: str = option(
+    split: Literal["train", "test"] = option(
         "which images of an .npz file that holds both (default %(default)s)",
         default="test",
         group=INPUT,
@@ -514,7 +514,7 @@ class ExportOptions(PathOptions, ModelOptions):
         choices=("cpu", "cuda", "rocm", "tpu"),
         metavar="P",
     )
-    weights: str = option(
+    weights: Literal["inside", "beside"] = option(
         "inside the program, or beside it in a safetensors file, which is better for large models "
         "(default %(default)s)",
         default="inside",
