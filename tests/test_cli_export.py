@@ -84,7 +84,7 @@ def test_the_number_of_steps_is_told(models: Path, capsys: pytest.CaptureFixture
     [
         (
             ("--steps", "7"),
-            "--steps must be at most 6, for which the artifact has room, got 7: export one with a larger",
+            "--steps must be at most 6, the most that the artifact has room for, got 7: export one with a larger",
         ),
         (("--sampler", "lcm"), "--sampler: an artifact runs as it was exported; export another with cmjax export"),
         (("--dtype", "bfloat16"), "--dtype: an artifact runs as it was exported"),
