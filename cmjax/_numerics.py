@@ -59,7 +59,7 @@ def as_array(name: str, x: Any, kind: str) -> Array:
 
 
 def floating(name: str, x: Any, hint: str = " (images in [-1, 1])") -> Array:
-    """Give x as an array of floats, or raise TypeError: grey levels, 0 ... 255, are no samples."""
+    """Give x as an array of floats, or raise TypeError: grey levels, 0 ... 255, are not samples."""
     array = as_array(name, x, "a float array")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be a float array{hint}, got {array.dtype}.")

@@ -154,7 +154,7 @@ def test_what_cannot_run_here_is_refused_before_it_is_read(folder: Path, tmp_pat
     (cut / "sampler.bin").write_bytes(held)
     with pytest.raises(FileNotFoundError, match=r"has no state\.npz"):
         artifact.load(cut)
-    with pytest.raises(FileNotFoundError, match=r"is no artifact: it has no artifact.json. cmjax export MODEL"):
+    with pytest.raises(FileNotFoundError, match=r"is not an artifact: it has no artifact.json. cmjax export MODEL"):
         artifact.load(tmp_path / "nowhere")
 
 

@@ -313,9 +313,9 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(capsys):
         ),
         (
             ["evil.pt", "out"],
-            "evil.pt: the file asks for os.system, which is no part of a tensor; nothing",
+            "evil.pt: the file asks for os.system, which is not part of a tensor; nothing",
         ),
-        (["other.pt", "out"], "other.pt: it has no input_blocks.0.0.weight, so it is no UNetModel; it holds w"),
+        (["other.pt", "out"], "other.pt: it has no input_blocks.0.0.weight, so it is not a UNetModel; it holds w"),
         (["empty.pt", "out"], "empty.pt is empty."),
         (["full", "out"], "full has no scheduler/scheduler_config.json"),
         (["old/unet/diffusion_pytorch_model.bin", "out"], "has diffusers' name: which network this is"),
@@ -325,7 +325,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(capsys):
             ["m.pt", "out", "--num-train-timesteps", "1000001"],
             ": --num-train-timesteps must be a whole number from 1 to",
         ),
-        (["old", "out", "--head-dim", "8"], "--head-dim is for a .pt file; old says it itself in its configs."),
+        (["old", "out", "--head-dim", "8"], "--head-dim is for a .pt file; old has it in its configs."),
         (["m.pt", "out", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["m.pt"], "the following arguments are required: OUT"),
     ):

@@ -198,7 +198,7 @@ def test_mistakes_in_evaluating(capsys):
         ([*data, "--features", "evaluate_eyes:colours"], "--features: dot_general requires contracting dimensions"),
         ([*data, "--json", "out.txt"], "--json must end in .json, got out.txt."),
         ([*data, "--json", "missing/out.json"], "--json: cannot write missing/out.json: the folder missing does not"),
-        ([*data, "--save-statistics", "./data.npz"], "--save-statistics: ./data.npz is the very file of --data, which"),
+        ([*data, "--save-statistics", "./data.npz"], "--save-statistics: ./data.npz is also the file of --data, which"),
         ([*data, "--save-statistics", "stats"], "--save-statistics must end in .npz, got stats."),
         ([*data, "--sampler", "tcd", "--steps", "2000", *PIXELS], ": --steps must be between 1 and"),
     ):

@@ -116,7 +116,7 @@ def test_what_cannot_be_exported(models: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "letter.txt").write_text("dear")
     assert "holds other files than an artifact's" in complaint(capsys, "export", model, str(tmp_path))
     assert "no model nowhere" in complaint(capsys, "export", "nowhere", out)
-    assert "is no artifact: it has no artifact.json" in complaint(capsys, "sample", "--artifact", str(tmp_path))
+    assert "is not an artifact: it has no artifact.json" in complaint(capsys, "sample", "--artifact", str(tmp_path))
 
 
 def test_an_artifact_is_replaced_by_another(models: Path, tmp_path: Path) -> None:

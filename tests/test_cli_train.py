@@ -54,7 +54,7 @@ def test_train_then_sample_then_resume(data, capsys):
     said = complaint(capsys, "train", "--data", data, "--out", "run", "--resume", "--batch", "8")
     assert "the run to resume has batch_size = 4, not 8: leave out --batch." in said
     np.savez("other.npz", images=np.zeros((32, 8, 8), np.uint8), labels=np.arange(32) % 2)
-    assert "--resume: the run was of other data" in complaint(
+    assert "--resume: the run had other data" in complaint(
         capsys, "train", "--data", "other.npz", "--out", "run", "--resume"
     )
 
@@ -119,8 +119,8 @@ def test_mistakes_in_training(data, capsys):
         (["--data", "no.npz", "--out", "run"], "no.npz does not exist"),
         (["--data", "empty", "--out", "run"], "holds no images"),
         (["--data", "floats.npz", "--out", "run"], "must be u8"),
-        (["--data", data, "--out", "run", "--resume"], "no checkpoint to go on from in run"),
-        (["--data", data, "--out", "run", "--batch", "33"], "takes more images than the 32 there are"),
+        (["--data", data, "--out", "run", "--resume"], "no checkpoint to continue from in run"),
+        (["--data", data, "--out", "run", "--batch", "33"], "needs more images than the 32 in the data"),
         (
             ["--data", data, "--out", "run", "--label-names", "a"],
             "--label-names: the data has 2 classes, but there are 1 names",
@@ -132,7 +132,10 @@ def test_mistakes_in_training(data, capsys):
         (["--data", data, "--out", "run", "wrong.json"], "wrong.json has unknown names: speed"),
         (["--data", data, "--out", "run", "list.json"], "list.json must hold a JSON object"),
         (["--data", data, "--out", "run", "text.json"], "learning_rate must be a finite number, got 'fast'"),
-        (["--data", "pictures", "--out", "pictures/run"], "lies in the data, pictures, which its pictures would join"),
+        (
+            ["--data", "pictures", "--out", "pictures/run"],
+            "lies in the data, pictures, which would then hold",
+        ),
         (["--data", data, "--out", "used"], "used/model holds other files than a model's"),
         (
             ["--data", data, "--out", "run", "--init", "vp"],
@@ -154,7 +157,7 @@ def test_mistakes_in_training(data, capsys):
             ["--data", data, "--out", "run", "--batch", "4", "--channels", *"88888"],
             "pictures of 8x8 cannot be halved 4",
         ),
-        (["--data", data, "--out", "letters"], "letters holds files that are of no run; choose another folder"),
+        (["--data", data, "--out", "letters"], "letters holds files that belong to no run; choose another folder"),
         (["ict", "--data", data, "--out", "run", "--steps", "4"], "--steps must be at least 8"),
         (["etc", "--data", data, "--out", "run"], "there is no recipe 'etc': give a TOML file, or one of"),
     ):

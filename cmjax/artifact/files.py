@@ -143,7 +143,7 @@ def load(path: str | Path) -> Artifact:
     path = Path(path)
     recover_folder(path)
     if not (path / _ABOUT).is_file():
-        raise FileNotFoundError(f"{path} is no artifact: it has no {_ABOUT}. cmjax export MODEL {path} makes one.")
+        raise FileNotFoundError(f"{path} is not an artifact: it has no {_ABOUT}. cmjax export MODEL {path} makes one.")
     about = read_json(path / _ABOUT)
     _check_about(about, path)
     _need_flatbuffers()

@@ -66,7 +66,7 @@ def _read_folder(folder: Path, options: ConvertOptions) -> _Source:
     """Read a folder of diffusers, be its weights safetensors or pickles, and its sampler known or not."""
     for name in _FILE_ONLY:
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is for a .pt file; {folder} says it itself in its configs.")
+            raise ValueError(f"--{name.replace('_', '-')} is for a .pt file; {folder} has it in its configs.")
     scheduler = other_folders.other_scheduler(folder)
     sampler = read_config(other_folders.scheduler_file(folder)) if scheduler is None else scheduler
     return _Source(other_folders.read_network(folder), sampler, cmjax.io.label_names(folder))

@@ -52,7 +52,7 @@ def open_artifact(folder: str, path: PathOptions, fixed: Mapping[str, Any]) -> O
         found = artifact.load(folder)
         setup = _lay_out(found, folder, path)
     if len(found.held.image) != 3:
-        raise UsageError(f"{folder} makes samples of shape {found.held.image}, which are no images.")
+        raise UsageError(f"{folder} makes samples of shape {found.held.image}, which are not images.")
     height, width, channels = found.held.image
     whole: Any = Checkpoint(found, found.held.config)  # pyright: ignore[reportArgumentType]
 

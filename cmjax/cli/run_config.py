@@ -140,7 +140,7 @@ def _of_run(options: TrainOptions, data: ImageData, run: Any, teacher: Checkpoin
         raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
     if run["data"] != _fingerprint(data):
         was = f"{run['data']['images']:,} images" if isinstance(run["data"], dict) else "others"
-        raise ValueError(f"--resume: the run was of other data, of {was}; give that. These are {len(data.images):,}.")
+        raise ValueError(f"--resume: the run had other data, of {was}; give that data. These are {len(data.images):,}.")
     was, given = run.get("teacher"), _fingerprint_of_teacher(teacher)
     if None not in (was, given) and was != given:
         raise ValueError("--teacher: the run to resume was of another teacher; give that one.")
@@ -168,7 +168,7 @@ def _of_run(options: TrainOptions, data: ImageData, run: Any, teacher: Checkpoin
                 option = _OPTIONS.get(name, "RECIPE, --network and --channels")
                 raise ValueError(
                     f"the run to resume has {name} = {value}, not {now.get(name)}: leave out {option}. "
-                    "To train its model on in another way: --init RUN/model --out ANOTHER."
+                    "To train its model further in another way: --init RUN/model --out ANOTHER."
                 )
     return RunConfig(recipe, unet, config, run["dtype"])
 

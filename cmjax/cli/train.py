@@ -97,7 +97,7 @@ def run(options: TrainOptions) -> None:
         except ValueError as error:
             raise UsageError(str(error)) from error
         except FloatingPointError as error:
-            raise UsageError(f"the run has diverged: {error} The last checkpoint is whole.") from error
+            raise UsageError(f"the run has diverged: {error} The last checkpoint is intact.") from error
         except OSError as error:
             raise UsageError(f"--out: {error}") from error
     steps = "" if isinstance(settled.config, CMConfig) else f" --steps {recipe.method.sample_steps}"
@@ -128,7 +128,7 @@ def _check_fit(data: ImageData, settled: RunConfig, teacher: Any) -> None:
         own_path(recipe.method.made(settled.config, 0, recipe.steps), recipe.method.sample_steps)
     if recipe.batch_size > len(data.images):
         raise UsageError(
-            f"--batch: a batch of {recipe.batch_size} takes more images than the {len(data.images)} there are."
+            f"--batch: a batch of {recipe.batch_size} needs more images than the {len(data.images)} in the data."
         )
     if tuple(data.images.shape[1:]) != shape:
         raise UsageError(f"the network is for images of {shape}, but these are {data.images.shape[1:]}.")
@@ -192,17 +192,17 @@ def _check_out(out: Path, data: Path, resume: bool) -> None:
         raise UsageError(f"--out: {out} is a file, not a folder.")
     if data.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise UsageError(
-            f"--out: {out} lies in the data, {data}, which its pictures would join; choose another folder."
+            f"--out: {out} lies in the data, {data}, which would then hold its pictures too; choose another folder."
         )
     model = out / "model"
     if model.is_dir() and any(model.iterdir()) and not (model / "model_index.json").exists():
         raise UsageError(f"--out: {model} holds other files than a model's; choose another folder.")
     if resume and not _has_run(out):
-        raise UsageError(f"--resume: there is no checkpoint to go on from in {out}; leave out that option to begin.")
+        raise UsageError(f"--resume: there is no checkpoint to continue from in {out}; leave out --resume to start.")
     if out.is_dir() and any(out.iterdir()) and not (out / RUN).exists():
-        raise UsageError(f"--out: {out} holds files that are of no run; choose another folder.")
+        raise UsageError(f"--out: {out} holds files that belong to no run; choose another folder.")
     if not resume and _has_run(out):
-        raise UsageError(f"--out: {out} already holds a run; add --resume to go on with it, or choose another folder.")
+        raise UsageError(f"--out: {out} already holds a run; add --resume to continue it, or choose another folder.")
     with bad_input("--out"):
         check_writable(out)
 

@@ -161,7 +161,7 @@ def read_statistics(path: str | Path) -> Gaussian:
         raise ValueError(f"mu and sigma in {path} must be finite.")
     largest = np.abs(covariance).max(initial=0)
     if np.abs(covariance - covariance.T).max(initial=0) > 1e-5 * largest or np.diag(covariance).min(initial=0) < 0:
-        raise ValueError(f"sigma in {path} is no covariance: it must be symmetric, with no negative variance.")
+        raise ValueError(f"sigma in {path} is not a covariance: it must be symmetric, with no negative variance.")
     return Gaussian(mean, (covariance + covariance.T) / 2)
 
 

@@ -225,7 +225,7 @@ def _read_file(path: Path) -> tuple[Any, Mapping[str, np.ndarray], Any]:
     """Read one file of weights: from a model's folder, or from the consistency-models repository."""
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"{path} is no .safetensors file: a model is a folder with unet/ and scheduler/."
+            f"{path} is not a .safetensors file: a model is a folder with unet/ and scheduler/."
             + (f" Convert it first: cmjax convert {path.name} FOLDER." if path.suffix in (".pt", ".pth") else "")
         )
     folder = folder_of(path)

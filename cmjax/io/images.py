@@ -200,7 +200,7 @@ def _read_npz(path: Path, known: tuple[tuple[str, str], ...]) -> ImageData:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is not an npz file of arrays that can be read: {error}.") from error
     if not all(isinstance(array, np.ndarray) for array in (images, images if labels is None else labels)):
-        raise ValueError(f"{path} is not an npz file of arrays that can be read: {found[0]} is no array.")
+        raise ValueError(f"{path} is not an npz file of arrays that can be read: {found[0]} is not an array.")
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:

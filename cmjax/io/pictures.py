@@ -45,8 +45,8 @@ def read_picture(path: str | Path) -> Picture:
 
     Raises:
       OSError: nothing is there, or a folder.
-      ValueError: the file is no picture (or a pipe or device, for which one could wait for ever), or damaged, animated,
-        far too large, or in a colour mode of unknown range.
+      ValueError: the file is not a picture (or a pipe or device, for which one could wait for ever), or damaged,
+        animated, far too large, or in a colour mode of unknown range.
 
     Example:
       From a file to a batch for a model, and back:

@@ -115,7 +115,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
             raise TypeError(f"tensors must map names to NumPy arrays, got a {type(value).__name__} for {name!r:.60}.")
         if name == _METADATA or not name.isprintable():
-            raise ValueError(f"{name!r:.60} is no name for a tensor of a safetensors file.")
+            raise ValueError(f"{name!r:.60} is not a name for a tensor of a safetensors file.")
         if value.dtype not in _DTYPES.values():
             raise ValueError(f"tensor {name} holds {value.dtype}; a safetensors file holds {', '.join(_DTYPES)}.")
     # The library lays the file out. The numbers follow one tensor at a time, because many are views with turned axes,

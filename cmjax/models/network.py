@@ -212,7 +212,7 @@ def _run_linen(module: Any, variables: Any, *inputs: Any, key: Any = None, **opt
 
 
 def from_function(fn: Callable[..., Array], params: Any = None) -> Network:
-    """Wrap a function `fn(params, x, t, cond)`, or `fn(x, t, cond)` where there are no parameters.
+    """Wrap a function `fn(params, x, t, cond)`, or `fn(x, t, cond)` without parameters.
 
     Args:
       fn: the function; static, so use the same function object to share a compilation. Arrays that it closes over

@@ -165,7 +165,7 @@ def test_what_is_no_model_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model fashion-mnist: .*fashion-mnist-cm.*nor a hub id"):
         cmjax.load("fashion-mnist")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file is no \.safetensors file: a model is a folder"):
+    with pytest.raises(ValueError, match=r"file is not a \.safetensors file: a model is a folder"):
         cmjax.load(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match=r"no unet/config\.json"):
         cmjax.load(tmp_path)

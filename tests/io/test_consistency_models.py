@@ -172,7 +172,7 @@ def test_the_names_of_published_files():
             "3 input_blocks and 4 output_blocks",
         ),
         (lambda t: [t.pop(k) for k in list(t) if k.startswith("output_blocks.1.2.")], "it holds input_blocks.3.1.norm"),
-        (lambda t: t.pop("input_blocks.0.0.weight"), "no input_blocks.0.0.weight, so it is no UNetModel"),
+        (lambda t: t.pop("input_blocks.0.0.weight"), "no input_blocks.0.0.weight, so it is not a UNetModel"),
         (lambda t: t.pop("time_embed.0.weight"), "no tensor time_embed.0.weight"),
         (lambda t: t.update({"time_embed.0.weight": t["out.0.bias"]}), "a UNetModel's has 2 axes"),
         (lambda t: t.update({"time_embed.0.weight": t["time_embed.2.weight"]}), "the three must be equal"),

@@ -145,19 +145,19 @@ HOSTILE = {
     "NEWOBJ": (b"ccollections\nOrderedDict\n)\x81.", "opcode NEWOBJ"),
     "NEWOBJ_EX": (b"ccollections\nOrderedDict\n)}\x92.", "opcode NEWOBJ_EX"),
     "BUILD of a function": (b"ctorch\nSize\n}b.", "sets attributes"),
-    "BUILD with what is no dict": (b"}Nb.", "sets attributes"),
+    "BUILD with what is not a dict": (b"}Nb.", "sets attributes"),
     "EXT1": (b"\x82\x01.", "opcode EXT1"),
     "EXT4": (b"\x84\x01\0\0\0.", "opcode EXT4"),
     "PERSID": (b"Pstorage\n.", "opcode PERSID"),
     "BYTEARRAY8": (b"\x96" + b"\xff" * 8 + b".", "opcode BYTEARRAY8"),
-    "a call of what is no function": (b"X\x01\0\0\0a)R.", "calls what is no function"),
-    "a call of a storage type": (b"ctorch\nFloatStorage\n)R.", "calls what is no function"),
-    "a call with no tuple": (b"ctorch\nSize\nNR.", "calls what is no function"),
+    "a call of what is not a function": (b"X\x01\0\0\0a)R.", "calls what is not a function"),
+    "a call of a storage type": (b"ctorch\nFloatStorage\n)R.", "calls what is not a function"),
+    "a call with no tuple": (b"ctorch\nSize\nNR.", "calls what is not a function"),
     "too many arguments": (b"ccollections\nOrderedDict\nN\x85R.", "takes 0 to 0"),
     "too few arguments": (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "takes 6 to 7"),
     "odd arguments": (b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR.", "in a form that torch.save does not write"),
-    "a parameter of nothing": (b"ctorch._utils\n_rebuild_parameter\n(NNNtR.", "parameter of what is no tensor"),
-    "a size of texts": (b"ctorch\nSize\n(X\x01\0\0\0at\x85R.", "makes a shape of what are no sizes"),
+    "a parameter of nothing": (b"ctorch._utils\n_rebuild_parameter\n(NNNtR.", "parameter of what is not a tensor"),
+    "a size of texts": (b"ctorch\nSize\n(X\x01\0\0\0at\x85R.", "makes a shape of what are not sizes"),
     "persistent id: a text": (b"X\x01\0\0\0aQ.", "refers to data in a form"),
     "persistent id: short": (b"X\x07\0\0\0storage\x85Q.", "refers to data in a form"),
     "persistent id: no type": (b"(X\x07\0\0\0storageNX\x01\0\0\0aNK\1tQ.", "without saying of which type"),
@@ -170,9 +170,9 @@ HOSTILE = {
         "refers to data in a form",
     ),
     "a key that is a tuple": (b"})K\1s.", "a key of a dict is a tuple"),
-    "items of a list": (b"]K\1K\1s.", "sets items of what is no dict"),
-    "half an item": (b"}(K\1u.", "sets items of what is no dict"),
-    "an append to a tuple": (b")K\1a.", "appends to what is no list"),
+    "items of a list": (b"]K\1K\1s.", "sets items of what is not a dict"),
+    "half an item": (b"}(K\1u.", "sets items of what is not a dict"),
+    "an append to a tuple": (b")K\1a.", "appends to what is not a list"),
     "an empty stack": (b"R.", "takes a value where there is none"),
     "a value taken through a mark": (b"K\1(\x85.", "takes a value where there is none"),
     "no mark": (b"t.", "goes back to a mark where there is none"),
@@ -184,16 +184,16 @@ HOSTILE = {
     "a text of 2^64 bytes": (b"\x8d" + b"\xff" * 8 + b"a.", "has no end"),
     "no UTF-8": (b"\x8c\x01\xff.", "not UTF-8"),
     "a name without end": (b"cos", "has no end"),
-    "no opcode": (b"\xff.", "is no opcode"),
+    "no opcode": (b"\xff.", "is not an opcode"),
     "deep nesting": (b"(" * 1000 + b".", "nested more than 100 deep"),
     "a long pickle": (b"N0" * LONGEST, "opcode POP"),
     "a very long pickle": (b"X" + struct.pack("<L", LONGEST) + b"x" * LONGEST + b".", "longer than"),
     "control characters in a name": (b"cos\nsy\x1b[31mstem\n.", r"os.sy\x1b[31mstem,"),
     **{
-        f"a class with __reduce__, protocol {p}": (pickle.dumps(Reduced(), p), "system, which is no part of a tensor")
+        f"a class with __reduce__, protocol {p}": (pickle.dumps(Reduced(), p), "system, which is not part of a tensor")
         for p in (0, 2, 4, 5)
     },
-    "an object": (pickle.dumps(Plain(), 4), "Plain, which is no part of a tensor"),
+    "an object": (pickle.dumps(Plain(), 4), "Plain, which is not part of a tensor"),
 }
 
 
@@ -218,7 +218,7 @@ def test_abuse_costs_little():
     # A tuple of a tuple of ... that holds everything twice: 2^n things, if someone walked it.
     for end in (b"}h\0K\1s.", b"X\1\0\0\0ah\0\x86Q.", b".", b"ctorch\nSize\nh\0\x85R."):
         code = b")q\0" + b"h\0h\0\x86q\0" * 50_000 + end
-        with pytest.raises(ValueError, match=r"left over|key of a dict|in a form|no sizes"):
+        with pytest.raises(ValueError, match=r"left over|key of a dict|in a form|not sizes"):
             read_pickle(code)
     # A shape whose product would be a number of a million digits.
     sizes = b"(" + b"\x8a\x08" + b"\xff" * 7 + b"\x3f" + b"q\1" + b"h\1" * 100_000 + b"t"
@@ -296,7 +296,7 @@ def test_one_storage_in_two_types(tmp_path):
         ({"model": {"w": array()}, "ema": {"w": array()}}, r"'model' \(of type dict\), 'ema' \(of type dict\)"),
         ({"weights": {"w": array()}}, r"'weights' \(of type dict\)"),
         ({str(i): i for i in range(20)}, ", more"),
-        ({0: array()}, "keys that are no names: 0"),
+        ({0: array()}, "keys that are not names: 0"),
     ],
 )
 def test_what_a_file_holds_in_place_of_tensors_is_listed(top, message, tmp_path):

@@ -89,7 +89,7 @@ def fit(given: Pictures, shape: tuple[int, ...], *, resize: bool) -> Pictures:
         if picture.pixels.shape[:2] != (height, width):
             old = size(picture.pixels)
             if not resize:
-                raise UsageError(f"{path} is {old}, but {width}x{height} is needed: --resize crops and resizes.")
+                raise UsageError(f"{path} is {old}, but must be {width}x{height}: --resize crops and resizes.")
             notes.append(f"{path} was resized from {old} to {width}x{height}")
     return given.replace([fit_picture(picture, height, width) for picture in given.pictures], notes)
 

@@ -27,7 +27,7 @@ def check_apart(files: Sequence[Path], read: Sequence[str]) -> None:
     real = {os.path.realpath(path) for path in read}
     for file in files:
         if os.path.realpath(file) in real:
-            raise UsageError(f"--out: {file} is one of the pictures that are read, and would be lost.")
+            raise UsageError(f"--out: {file} is one of the input pictures, which would be lost.")
 
 
 def write(files: Sequence[Path], results: np.ndarray, columns: Mapping[str, np.ndarray], paths: Sequence[str]) -> None:

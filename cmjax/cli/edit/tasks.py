@@ -153,7 +153,7 @@ def _factor(asked: int | None, path: str, picture: Picture, shape: _Shape) -> in
         raise UsageError(f"--factor must divide the model's size, {width}x{height}, got {factor}.")
     if asked is None and (factor == 1 or (factor * high, factor * wide) != (height, width)):
         raise UsageError(
-            f"{path} is {size(picture.pixels)}, which is no whole fraction of the model's {width}x{height}: "
+            f"{path} is {size(picture.pixels)}, which is not a whole fraction of the model's {width}x{height}: "
             "--factor F --resize shrinks it first."
         )
     if factor == 1:

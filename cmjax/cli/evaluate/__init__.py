@@ -75,7 +75,7 @@ def _check(options: EvaluateOptions) -> None:
     for option, path in (("--data", options.data), ("--reference", options.reference)):
         if options.save_statistics and path and Path(path).resolve() == Path(options.save_statistics).resolve():
             raise UsageError(
-                f"--save-statistics: {options.save_statistics} is the very file of {option}, which would be lost."
+                f"--save-statistics: {options.save_statistics} is also the file of {option}, which would be lost."
             )
     if len(set(options.seed)) < len(options.seed):
         raise UsageError("--seed: one seed is there twice, and would count as two.")

@@ -48,8 +48,8 @@ def check_data(data: ImageData | None, shape: tuple[int, int, int], classes: int
         return
     if data.images.shape[1:] != shape:
         raise UsageError(
-            f"--data: the images are {data.images.shape[1:]}, but the model makes {shape}: bring them to its "
-            "height, width and channels first (and say how, beside the figures)."
+            f"--data: the images are {data.images.shape[1:]}, but the model makes {shape}: convert them to "
+            "its height, width and channels first (and report how, with the figures)."
         )
     if data.labels is not None and classes is not None and data.labels.max() >= classes:
         raise UsageError(

@@ -147,7 +147,7 @@ def read_original(
 
 
 def _check_whole(name: str, value: object) -> None:
-    """Refuse what is no whole number, or none that a model has."""
+    """Refuse what is not a whole number, or none that a model has."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, got {value!r:.60}.")
     if not 1 <= value <= _MOST[name]:
@@ -181,7 +181,7 @@ def network_config(
     if total != levels * period or len(blocks["input_blocks"]) != total or period < 2:
         raise ValueError(
             f"the network has {len(blocks['input_blocks'])} input_blocks and {total} output_blocks, of which "
-            f"{len(doubling)} double the picture: that is no whole number of levels. Was resblock_updown on?"
+            f"{len(doubling)} double the picture, which is not a whole number of levels. Was resblock_updown on?"
         )
     firsts = [1 + level * period for level in range(levels)]
     channels = tuple(_shape(tensors, f"input_blocks.{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
@@ -327,7 +327,7 @@ def _check_kind(tensors: Mapping[str, np.ndarray]) -> None:
             )
     if "input_blocks.0.0.weight" not in tensors:
         some = ", ".join(list(tensors)[:3])
-        raise ValueError(f"it has no input_blocks.0.0.weight, so it is no UNetModel; it holds {some} ...")
+        raise ValueError(f"it has no input_blocks.0.0.weight, so it is not a UNetModel; it holds {some} ...")
 
 
 def _parts(tensors: Mapping[str, np.ndarray], side: str) -> list[dict[int, bool]]:
@@ -352,7 +352,7 @@ def _size(channels: tuple[int, ...]) -> int:
 
 def _shape(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int, ...]:
     if name not in tensors:
-        raise ValueError(f"it has no tensor {name}, so it is no UNetModel.")
+        raise ValueError(f"it has no tensor {name}, so it is not a UNetModel.")
     shape = tensors[name].shape
     if len(shape) != axes:
         raise ValueError(f"tensor {name} is {shape}; a UNetModel's has {axes} axes.")

@@ -97,7 +97,7 @@ def read_pickle(data: bytes, at: int = 0) -> Pickle:
       {'steps': (1, 2.5, None)}
       >>> read_pickle(pickle.dumps(print))
       Traceback (most recent call last):
-      ValueError: the file asks for builtins.print, which is no part of a tensor; nothing of it was run.
+      ValueError: the file asks for builtins.print, which is not part of a tensor; nothing of it was run.
     """
     return _Machine(data, at).run()
 
@@ -216,10 +216,10 @@ class _Machine:
             case _:
                 known = _OPCODES.get(op.decode("latin-1"))
                 raise ValueError(
-                    f"the file holds the pickle opcode {known}, which is no part of a dict of tensors; nothing of "
+                    f"the file holds the pickle opcode {known}, which is not part of a dict of tensors; nothing of "
                     "it was run."
                     if known
-                    else f"byte {self.at - 1} of the pickle, 0x{op.hex()}, is no opcode; the file is damaged."
+                    else f"byte {self.at - 1} of the pickle, 0x{op.hex()}, is not an opcode; the file is damaged."
                 )
 
     # bytes
@@ -290,7 +290,7 @@ class _Machine:
     def fill(self, items: list[Any]) -> None:
         target = self.peek()
         if type(target) is not dict or len(items) % 2:
-            raise ValueError("the pickle sets items of what is no dict; the file is damaged.")
+            raise ValueError("the pickle sets items of what is not a dict; the file is damaged.")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
                 raise ValueError(f"a key of a dict is a {type(key).__name__}; those of tensors are texts.")
@@ -299,7 +299,7 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         target = self.peek()
         if type(target) is not list:
-            raise ValueError("the pickle appends to what is no list; the file is damaged.")
+            raise ValueError("the pickle appends to what is not a list; the file is damaged.")
         target.extend(items)
 
     def storage(self, told: Any) -> Storage:
@@ -320,18 +320,18 @@ class _Machine:
 
 def _known(module: Any, name: Any) -> _Global:
     if type(module) is not str or type(name) is not str:
-        raise ValueError("the file asks for a function or type whose name is no text.")
+        raise ValueError("the file asks for a function or type whose name is not a text.")
     found = _Global(f"{module}.{name}")
     if found.name not in _CALLS and found.name not in _STORAGES:
         raise ValueError(
-            f"the file asks for {printable(found.name)}, which is no part of a tensor; nothing of it was run."
+            f"the file asks for {printable(found.name)}, which is not part of a tensor; nothing of it was run."
         )
     return found
 
 
 def _call(function: Any, args: Any) -> Any:
     if type(function) is not _Global or function.name not in _CALLS or type(args) is not tuple:
-        raise ValueError("the file calls what is no function of a tensor; nothing of it was run.")
+        raise ValueError("the file calls what is not a function of a tensor; nothing of it was run.")
     least, most, make = _CALLS[function.name]
     if not least <= len(args) <= most:
         raise ValueError(f"the file gives {function.name} {len(args)} arguments; it takes {least} to {most}.")
@@ -353,13 +353,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
 
 def _parameter(tensor: Any, *_: Any) -> StridedTensor:
     if type(tensor) is not StridedTensor:
-        raise ValueError("the file makes a parameter of what is no tensor.")
+        raise ValueError("the file makes a parameter of what is not a tensor.")
     return tensor
 
 
 def _size(shape: Any) -> tuple[int, ...]:
     if type(shape) is not tuple or not all(map(_is_size, shape)):
-        raise ValueError("the file makes a shape of what are no sizes.")
+        raise ValueError("the file makes a shape of what are not sizes.")
     return shape
 
 

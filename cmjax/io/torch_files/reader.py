@@ -177,7 +177,7 @@ def _said(top: Any, most: int = 8) -> str:
         return "an empty dict"
     odd = [f"{key!r:.80}" for key in top if type(key) is not str][:most]
     if odd:
-        return f"things under keys that are no names: {', '.join(odd)}"
+        return f"things under keys that are not names: {', '.join(odd)}"
     others = {key: item for key, item in top.items() if type(item) is not StridedTensor}
     tensors = ["tensors"] if len(others) < len(top) else []
     items = [f"{printable(key)!r} (of type {type(item).__name__})" for key, item in [*others.items()][:most]]

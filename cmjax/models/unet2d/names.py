@@ -12,7 +12,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def current(name: str) -> str | None:
-    """Map a tensor's name in a file, old or new, to its name today; to None for a tensor that is no weight.
+    """Map a tensor's name in a file, old or new, to its name today; to None for a tensor that is not a weight.
 
     Example:
       >>> current("mid_block.attentions.0.query.bias")
