@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         training,
         types,
     )
+    from cmjax._random import image_keys, split
     from cmjax.io import Checkpoint, load, save
     from cmjax.parameterization import consistency_fn, denoiser_fn
     from cmjax.paths import pad, skip
@@ -60,6 +61,8 @@ __all__ = [
     "generate",
     "Prediction",
     "Trajectory",
+    "image_keys",
+    "split",
     # around the loop
     "guidance",
     "editing",
@@ -93,6 +96,7 @@ _HOME = {
     "samplers": ("cm", "tcd", "lcm"),
     "samplers.base": ("Prediction", "step"),
     "sampling": ("Trajectory", "prior", "add_noise", "model_input", "sample", "trajectory", "generate"),
+    "_random": ("image_keys", "split"),
     "paths": ("skip", "pad"),
     "search": ("search_timesteps",),
     "parameterization": ("consistency_fn", "denoiser_fn"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from cmjax import _cpu
 from cmjax.types import Array, Key
 
-__all__ = ["flat_noise", "has_key_per_image", "noise", "noise_if", "split"]
+__all__ = ["flat_noise", "has_key_per_image", "image_keys", "noise", "noise_if", "split"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -67,9 +68,59 @@ def noise_if(wanted: Array, key: Key, shape: tuple[int, ...]) -> Array:
 
 
 def split(key: Key, n: int) -> Key:
-    """Split one key, or each image's, into n, as `jax.random.split` does: key[n] or key[n, B]."""
+    """Split one key, or each image's, into n, as `jax.random.split` does.
+
+    Args:
+      key: one key, or one for each image, key[B].
+      n: how many.
+
+    Returns:
+      key[n], or key[n, B]. The keys of image i depend on its key only.
+
+    Raises:
+      TypeError: `key` is not a key.
+
+    Example:
+      >>> k_x, k_z = split(image_keys(0, range(4)), 2)
+      >>> k_x.shape
+      (4,)
+    """
     _keys_shape(key)  # refuses what is no key
     return _split(key, n)
+
+
+def image_keys(seed_or_key: int | Key, indices: Any) -> Key:
+    """Make one key for each image: fold_in(key, i), which depends on the number i only, not on the batch.
+
+    The commands draw image i of a seed with this key.
+
+    Args:
+      seed_or_key: a seed, one key, or keys that broadcast against `indices`, such as one for each image.
+      indices: numbers of images, i[] or i[B]; arrays, numbers, or a range.
+
+    Returns:
+      One key for each index, key[] or key[B].
+
+    Raises:
+      TypeError: `seed_or_key` is neither a seed nor a key, or `indices` are not integers.
+
+    Example:
+      Images 8 and 9 are the same in any batch:
+
+      >>> a, b = noise(image_keys(0, range(10)), (10, 3)), noise(image_keys(0, [8, 9]), (2, 3))
+      >>> bool((a[8:] == b).all())
+      True
+    """
+    key = jax.random.key(int(seed_or_key)) if isinstance(seed_or_key, (int, np.integer)) else seed_or_key
+    shape = _keys_shape(key)
+    indices = jnp.asarray(np.asarray(indices) if isinstance(indices, (int, range, list, tuple)) else indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices must be integers, the numbers of images, got {indices.dtype}.")
+    keys, shape = _new_style(key), jnp.broadcast_shapes(shape, indices.shape)
+    if not shape:
+        return jax.random.fold_in(keys, indices)
+    keys, indices = jnp.broadcast_to(keys, shape), jnp.broadcast_to(indices, shape)
+    return jax.vmap(jax.random.fold_in)(keys.ravel(), indices.ravel()).reshape(shape)
 
 
 def has_key_per_image(key: Key) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax._random import noise, split
+from cmjax._random import image_keys, noise, split
 
 KEY = jax.random.key(3)
 
@@ -80,3 +80,27 @@ def test_wrong_keys() -> None:
         noise(jax.random.split(KEY, (3, 4)), (3, 2))
     with pytest.raises(TypeError, match=r"^key must be a PRNG key"):
         noise(0, (3,))  # type: ignore[arg-type]
+
+
+def test_the_key_of_an_image_is_folded_from_its_number_alone() -> None:
+    def same(keys: jax.Array, expected: list[jax.Array]) -> None:
+        data = jnp.stack([jax.random.key_data(key) for key in expected])
+        np.testing.assert_array_equal(jax.random.key_data(keys), data)
+
+    each = [jax.random.fold_in(KEY, i) for i in (7, 0, 3)]
+    for indices in ([7, 0, 3], np.array([7, 0, 3]), jnp.array([7, 0, 3], jnp.int32)):
+        same(image_keys(KEY, indices), each)
+        same(image_keys(3, indices), each)
+    same(jax.jit(image_keys)(KEY, jnp.array([7, 0, 3])), each)
+    same(image_keys(jax.random.PRNGKey(3), [7, 0, 3]), each)
+    same(image_keys(KEY, 7)[None], each[:1])
+    seeds = jax.random.split(KEY, 2)
+    same(image_keys(seeds, 5), [jax.random.fold_in(seed, 5) for seed in seeds])
+    same(image_keys(seeds, [5, 6]), [jax.random.fold_in(seed, i) for seed, i in zip(seeds, (5, 6), strict=True)])
+
+
+def test_image_keys_refuse_what_is_no_key_and_no_number() -> None:
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
+        image_keys(0.5, [0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="indices must be integers"):
+        image_keys(0, [0.5])

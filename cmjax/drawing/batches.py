@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from cmjax import sampling
 from cmjax._mesh import Device, batch_mesh
-from cmjax._random import split
+from cmjax._random import image_keys, split
 from cmjax.models import UNetConfig
 
 __all__ = [
@@ -101,7 +100,7 @@ def compile_draw(
     def draw(model, shared, rows):
         (state, key), (indices, cond) = shared, rows
         own = (len(indices), *shape[1:])
-        keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
+        keys = image_keys(key, indices)
         if not every_step:
             return Drawn(generate(model, state, keys, own, cond))
         return _generate_with_steps(model, state, keys, own, cond)

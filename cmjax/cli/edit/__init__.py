@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 
 import cmjax
-from cmjax._random import split
+from cmjax._random import image_keys, split
 from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.edit import interpolate
@@ -116,7 +115,7 @@ def _compile(
 
     def walk(model, shared, rows):
         (state, key), (variants, data, cond) = shared, rows
-        k_x, k_z = split(jax.vmap(partial(jax.random.fold_in, key))(variants), 2)
+        k_x, k_z = split(image_keys(key, variants), 2)
         edit = None if task.edit is None else task.edit(*data)
         x = task.start(state, edit, data, k_x, (len(variants), *shape))
         return cmjax.sample(model, state, x, k_z, cond, edit=edit)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmjax
-from cmjax._random import split
+from cmjax._random import image_keys, split
 from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.errors import UsageError, bad_input
@@ -43,7 +43,7 @@ def run(options: InterpolateOptions) -> None:
 
     def walk(model, shared, rows_):
         (state, seeds), (indices, cond) = shared, rows_
-        k_x, k_z = split(jax.vmap(lambda seed: jax.random.fold_in(seed, 0))(seeds), 2)
+        k_x, k_z = split(image_keys(seeds, 0), 2)
         ends = cmjax.prior(state, k_x, (len(options.seeds), *opened.shape))
         x = _between(ends, rows, columns)[indices]
         same = k_z[jnp.zeros_like(indices)]  # noise that is added on the way does not change along it

@@ -112,7 +112,7 @@ def measure_samples(
 
     def draw(networks, shared, rows):
         (model, extractor), (state, keys), (seed, index, cond) = networks, shared, rows
-        own = jax.vmap(lambda seed, index: jax.random.fold_in(keys[seed], index))(seed, index)  # as `cmjax sample`
+        own = cmjax.image_keys(keys[seed], index)  # as `cmjax sample`
         return _judge(extractor, cmjax.generate(model, state, own, (len(index), *opened.shape), cond))
 
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
