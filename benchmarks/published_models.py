@@ -5,9 +5,9 @@ drawn in it) over twice one forward call, in turn. *Memory* and *first image*: f
 the published layout, cmjax and diffusers in turn.
 
 Memory is the largest resident set from the start of a process to its end, in phases. *Compile first* compiles for the
-abstract model and then loads, as the README says and `cmjax sample` does; *load first* is the other order, in which the
-weights and what XLA takes to compile are there together. Cold is with an empty persistent compile cache, warm with the
-one that cold has left.
+abstract model and then loads, as `cmjax sample` does and the guide on published models describes. *Load first* is the
+other order, in which memory holds the weights and XLA's compilation at once. Cold is with an empty persistent compile
+cache, warm with the cache that cold left.
 """
 
 from __future__ import annotations
