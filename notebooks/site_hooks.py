@@ -26,6 +26,7 @@ PAGES = {  # path in the repository -> page
         for name in ("fashion-mnist-cm", "fashion-mnist-tcd", "fashion-mnist-classifier")
     },
 }
+SAMPLERS = ("cm", "tcd", "lcm")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -38,17 +39,26 @@ class Examples(griffe.Extension):
             obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
 
 
-def public_modules() -> list[str]:
-    """The modules that `cmjax.__all__` names, in its order; `cmjax` itself, with the functions there, comes first."""
+def public_names() -> list[str]:
+    """What `cmjax.__all__` names, read without importing the package."""
     tree = ast.parse((ROOT / "cmjax/__init__.py").read_text("utf-8"))
     (names,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
-    found = [name for name in ast.literal_eval(names) if _is_module(f"cmjax/{name}")]
-    samplers = [f"samplers.{name}" for name in ("cm", "tcd", "lcm")]
-    return ["cmjax", *(f"cmjax.{name}" for name in (*samplers, *found))]
+    return ast.literal_eval(names)
 
 
-def _is_module(path: str) -> bool:
-    return (ROOT / f"{path}.py").is_file() or (ROOT / path / "__init__.py").is_file()
+def public_modules() -> list[str]:
+    """The modules that have a page: `cmjax` with its own functions, the samplers, then all others in their order."""
+    found = [name for name in public_names() if _is_module(name)]
+    return ["cmjax", *(f"cmjax.samplers.{name}" for name in SAMPLERS), *(f"cmjax.{name}" for name in found)]
+
+
+def own_functions() -> list[str]:
+    """The names of `cmjax` that are not modules."""
+    return [name for name in public_names() if name not in (*SAMPLERS, "__version__") and not _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    return (ROOT / f"cmjax/{name}.py").is_file() or (ROOT / f"cmjax/{name}/__init__.py").is_file()
 
 
 def on_config(config):
@@ -64,16 +74,9 @@ def on_files(files, config):
         text = re.sub(r"\A---\n.*?\n---\n", "", (ROOT / path).read_text("utf-8"), flags=re.DOTALL)  # a card's header
         files.append(File.generated(config, page, content=text))
     for module in public_modules():
-        options = f"    options:\n      members: {_functions()}\n" if module == "cmjax" else ""
+        options = f"    options:\n      members: {own_functions()}\n" if module == "cmjax" else ""
         files.append(File.generated(config, f"api/{module}.md", content=f"# {module}\n\n::: {module}\n{options}"))
     return files
-
-
-def _functions() -> list[str]:
-    tree = ast.parse((ROOT / "cmjax/__init__.py").read_text("utf-8"))
-    (names,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
-    modules = ("cm", "tcd", "lcm", "__version__")
-    return [name for name in ast.literal_eval(names) if name not in modules and not _is_module(f"cmjax/{name}")]
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -85,7 +88,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Links of notebooks, which are not Markdown."""
+    """Turn links in notebooks into links to pages; they are HTML by now."""
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     return re.sub(r'href="([\w./-]+)\.(ipynb|md)"', r'href="\1.html"', html).replace("README.html", "index.html")
