@@ -101,7 +101,7 @@ def model_out(prediction_type: str, x0: Array, eps: Array, alpha: Array, sigma: 
       x0: f[B, *S].
       eps: f[B, *S].
       alpha: the signal rate, f[] or of a shape that multiplies x0.
-      sigma: the noise rate, likewise.
+      sigma: the noise rate, of the same form.
 
     Returns:
       f[B, *S]: ε, x0, or v = α ε - σ x0.

@@ -59,7 +59,7 @@ def test_train_then_sample_then_resume(data, capsys):
     )
 
     said = complaint(capsys, "train", "--data", data, "--out", "run", "--resume", "--init", "run/model")
-    assert "--init: a run that is resumed goes on from its own weights" in said
+    assert "--init: a resumed run continues from its own weights" in said
 
     with open("tune.toml", "w") as file:  # no learning: what comes out is what went in
         file.write("[ect]\ninitial_gap = 0.25\n[optimizer]\nlearning_rate = 1e-30\nfinal_learning_rate = 1e-30\n")

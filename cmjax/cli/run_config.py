@@ -90,7 +90,7 @@ def run_config(
     """
     if run is not None:
         if options.init is not None:
-            raise ValueError("--init: a run that is resumed goes on from its own weights; leave out that option.")
+            raise ValueError("--init: a resumed run continues from its own weights; leave out --init.")
         return _of_run(options, data, run, teacher)
     name = options.recipe or _DEFAULT
     given = recipes.read(name)
@@ -189,7 +189,7 @@ def _fitting(source: Checkpoint, data: ImageData, option: str) -> UNetConfig:
 
 
 def _fingerprint(data: ImageData) -> dict[str, int]:
-    """Tell a data set from others: a run goes on with the one that it began with."""
+    """Identify a data set: a run continues only with the data that it began with."""
     labels = b"" if data.labels is None else data.labels.tobytes()
     images = np.ascontiguousarray(data.images).data  # no copy: they may be larger than memory
     return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(images))}

@@ -159,8 +159,8 @@ def read_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
     one set, `images` and `labels`, `x` and `y`.
 
     A folder holds images, or one sub-folder a class, whose names in alphabetical order become the labels 0, 1, ...
-    All are decoded now, so that a damaged one is known now; more than a GiB of them lie in a temporary file (in
-    TMPDIR, or /var/tmp), from which pages are read as they are needed.
+    All are decoded at once, so that damage shows early. More than a GiB of them are kept in a temporary file (in
+    TMPDIR, or /var/tmp), whose pages are read when they are needed.
 
     Args:
       path: the npz file or the folder.

@@ -1,6 +1,6 @@
 """Folders of diffusers that `cmjax.load` does not read: weights as pickles, all files in one folder, other samplers.
 
-`cmjax convert` makes of them folders that `cmjax.load` reads or, where the sampler is none of cmjax's,
+`cmjax convert` turns them into folders for `cmjax.load` or, if cmjax has no such sampler, for
 `cmjax.io.load_unet`. Three layouts are known: unet/ and scheduler/ beside model_index.json; all three's files in the
 folder itself, as the first repositories of diffusers have them; and weights whole or in pieces that an index lists.
 """
@@ -62,7 +62,7 @@ def scheduler_file(folder: Path) -> Path:
 
 
 def other_scheduler(folder: Path) -> str | None:
-    """Name the scheduler that a folder is for, where it is none of cmjax's; None where it is.
+    """Name the scheduler of a folder if cmjax does not have it, else None.
 
     Raises:
       FileNotFoundError: the folder has no scheduler_config.json.
@@ -119,7 +119,7 @@ def save_network(
     label_names: Sequence[str] | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
-    """Write a network whose sampler is none of cmjax's: a folder that `load_unet` and diffusers read.
+    """Write a network whose sampler cmjax does not have: a folder that `load_unet` and diffusers read.
 
     The scheduler's config, and model_index.json where it fits, stay as they are in `source`. The folder appears
     whole or not at all.

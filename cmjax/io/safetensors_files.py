@@ -104,7 +104,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
 
     Args:
       tensors: the tensors by name, in any memory layout.
-      path: the file; it is replaced in one step, so that tensors may be views of the very file.
+      path: the file; it is replaced in one step, so that tensors may be views of the same file.
 
     Raises:
       TypeError: something that is not an array.

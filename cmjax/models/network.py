@@ -28,7 +28,7 @@ class Network:
 
     @property
     def module(self) -> Any:
-        """The nnx module, made anew and holding these very arrays; the linen module; or the function."""
+        """The nnx module, rebuilt around these arrays; the linen module; or the function."""
         spec = self._spec
         return nnx.merge(spec.definition, self.params) if spec.run is _run_nnx else spec.definition
 
@@ -75,9 +75,9 @@ class Network:
 
         Args:
           x: f[B, *S].
-          t: what the network is told of the noise, f[] or f[B].
+          t: what the network is told about the noise, f[] or f[B].
           cond: any pytree, or None.
-          **options: go to the module or function; a `key=` becomes linen's "dropout" stream.
+          **options: passed to the module or function; a `key=` becomes linen's "dropout" stream.
 
         Returns:
           f[B, *S].
@@ -220,7 +220,7 @@ def from_function(fn: Callable[..., Array], params: Any = None) -> Network:
       params: any pytree of arrays, the leaves; None for none.
 
     Returns:
-      The network. A `key=` goes on to the function.
+      The network. It passes a `key=` to the function.
 
     Raises:
       TypeError: fn is not callable or has no hash.

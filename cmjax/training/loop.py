@@ -215,12 +215,12 @@ def _check_model(model: Any, labels: np.ndarray | None) -> None:
 
 
 def _warn_of_changes(was: Mapping[str, str]) -> None:
-    """Say where a run goes on in another environment than it was in: then not to the same bits."""
+    """Warn if a run continues in another environment, in which it does not have the same bits."""
     changes = [
         f"{name} {was.get(name)} -> {now}" for name, now in checkpoints.environment().items() if was.get(name) != now
     ]
     if changes:
-        warnings.warn(f"the run goes on with {', '.join(changes)}: not to the same bits.", stacklevel=3)
+        warnings.warn(f"the run continues with {', '.join(changes)}: it will not have the same bits.", stacklevel=3)
 
 
 def _refuse_divergence(state: TrainState) -> None:

@@ -323,7 +323,7 @@ def test_another_environment_is_said(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "version", lambda package: "0.1")
         training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path)
-    with pytest.warns(UserWarning, match=r"the run goes on with jax 0.1 -> .*: not to the same bits"):
+    with pytest.warns(UserWarning, match=r"the run continues with jax 0.1 -> .*: it will not have the same bits"):
         training.train(model, CONFIG, IMAGES, recipe=RECIPE, out=tmp_path, resume=True)
 
 

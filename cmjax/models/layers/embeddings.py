@@ -1,4 +1,4 @@
-"""Embeddings: how the time and the class are shown to a network."""
+"""Embeddings of the time and the class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def positional(t: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: 
     omega_i = 10000^(-i / (dim // 2 - freq_shift)), and the embedding is (cos omega t, sin omega t).
 
     Args:
-      t: times, f32[B]; negative and fractional ones are as good as any.
+      t: times, f32[B]; they may be negative or fractional.
       dim: width of the embedding; an odd one ends in a zero.
       flip_sin_to_cos: cosines first.
       freq_shift: subtracted from the number of frequencies when they are spaced.
@@ -48,9 +48,9 @@ def positional(t: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: 
 
 
 def guidance_embedding(w: Array, dim: int = 256) -> Array:
-    """Show a guidance scale to a network that is distilled for many: (sin 1000 ω w, cos 1000 ω w).
+    """Embed a guidance scale for a network that is distilled for many: (sin 1000 ω w, cos 1000 ω w).
 
-    omega_i = 10000^(-i / (dim // 2 - 1)). Published latent consistency models are shown the w of their paper,
+    omega_i = 10000^(-i / (dim // 2 - 1)). Published latent consistency models embed the w of their paper,
     out = cond + w (cond - uncond), which is one less than a guidance scale (`guidance.classifier_free`).
 
     Args:
@@ -75,7 +75,7 @@ class FourierProjection(nnx.Module):
     """Embed ln t as sines and cosines of random, fixed frequencies.
 
     (sin(2 pi w ln t), cos(2 pi w ln t)) with w ~ N(0, 16^2) drawn once. The frequencies are stored with the weights,
-    and no gradient reaches them.
+    and get no gradient.
 
     References:
       Song et al., Score-Based Generative Modeling through SDEs, 2021, appendix C.2; Tancik et al., 2020, section 4.

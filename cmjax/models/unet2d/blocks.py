@@ -52,7 +52,7 @@ class Maker:
 
 
 class DownBlock(nnx.Module):
-    """One level on the way down: residual blocks, each with attention or not, then a halving (but for the last level).
+    """One level on the way down: residual blocks, with or without attention, then a halving (except at the last level).
 
     Args:
       make: makes its layers.

@@ -1,4 +1,4 @@
-"""Network configs: what a diffusers `UNet2DModel` config.json says, as one frozen dataclass.
+"""Network configs: the content of a diffusers `UNet2DModel` config.json as one frozen dataclass.
 
 Field names and defaults are the file's keys; an option that the network here does not have is refused by name,
 before any weight is made.
@@ -49,15 +49,15 @@ class UNetConfig:
       in_channels: channels of x.
       out_channels: channels of the output.
       center_input_sample: give the network 2 x - 1 in place of x.
-      time_embedding_type: how t is shown to the network: "positional" (sines and cosines of t), "fourier" (of
+      time_embedding_type: how t is embedded: "positional" (sines and cosines of t), "fourier" (of
         random frequencies of ln t, and the output is divided by t, which must be above 0), or "learned" (a table over
-        integer t; what is after the point is cut off).
+        integer t; fractions are cut off).
       time_embedding_dim: width of the time embedding; None means 4 x block_out_channels[0].
       freq_shift: subtracted from the number of frequencies when they are spaced (positional).
       flip_sin_to_cos: cosines first (positional).
       down_block_types: one block per level, from fine to coarse: "DownBlock2D", "AttnDownBlock2D",
         "ResnetDownsampleBlock2D"; of NCSN++, "SkipDownBlock2D" or "AttnSkipDownBlock2D"; or all of them "KDownBlock2D".
-        A "UNetRes" before a name, as in the first files, changes nothing.
+        A "UNetRes" before a name, as in old files, is ignored.
       mid_block_type: "UNetMidBlock2D" or None.
       up_block_types: one block per level, from coarse to fine: "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D";
         "SkipUpBlock2D" or "AttnSkipUpBlock2D"; or all of them "KUpBlock2D".
@@ -71,8 +71,9 @@ class UNetConfig:
       dropout: rate of the dropout inside every residual block; it acts only when the network is given a key.
       act_fn: activation of the residual blocks: "silu" ("swish"), "mish", "gelu" or "relu", in capitals or not.
       attention_head_dim: channels of one attention head; None means a single head.
-      norm_num_groups: groups of every group norm, but for skip blocks, which have min(channels // 4, 32), and K blocks,
-        which have one for 32 channels. None means min(channels // 4, 32), where all blocks are skip or K blocks.
+      norm_num_groups: groups of every group norm, except in skip blocks, which have min(channels // 4, 32), and in K
+        blocks, which have one group per 32 channels. None means min(channels // 4, 32), if all blocks are skip or K
+        blocks.
       attn_norm_num_groups: groups of the mid attention's norm; None means norm_num_groups, and with
         resnet_time_scale_shift="scale_shift" it means that the mid attention has no norm at all.
       norm_eps: epsilon of every group norm.

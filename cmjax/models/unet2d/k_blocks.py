@@ -52,7 +52,7 @@ class KResnetBlock2D(nnx.Module):
 
 
 class KDownBlock(nnx.Module):
-    """One level on the way down: residual blocks, then a halving (but for the last level).
+    """One level on the way down: residual blocks, then a halving (except at the last level).
 
     Args:
       make: makes its layers.

@@ -1,6 +1,6 @@
 """Guidance in training: teachers trained with label dropout, and students of guided teachers.
 
-A network of K classes accepts mixtures of classes, f32[B, K]. The even mixture of all classes stands for no label. A
+A network of K classes accepts mixtures of classes, f32[B, K]. The even mixture of all classes means no label. A
 network thus needs no extra class, and any teacher trained in this way can be guided: `classifier_free(model, w,
 no_label(K))`.
 """
@@ -19,7 +19,7 @@ __all__ = ["guided", "no_label", "some_left_out"]
 
 
 def no_label(num_classes: int) -> Array:
-    """The mixture that stands for no label, f32[K]."""
+    """The mixture that means no label, f32[K]."""
     return jnp.full((num_classes,), 1.0 / num_classes, jnp.float32)
 
 
