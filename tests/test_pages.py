@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shlex
+import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from cmjax.cli.parser import parse
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "notebooks"
 PAGES = ("README.md", *(f"notebooks/{path.name}" for path in sorted(GUIDES.glob("*.md"))))
-CARDS = tuple(f"cmjax/pretrained/{name}/README.md" for name in ("fashion-mnist-cm", "fashion-mnist-tcd"))
-OTHERS = ("benchmarks/README.md", "notebooks/cifar10-cm/README.md", "CONTRIBUTING.md")
 SOURCES = (ROOT / "cmjax").is_dir()  # not beside the tests of a wheel
+CARDS = tuple(f"{path.relative_to(ROOT)}" for path in sorted(ROOT.glob("cmjax/pretrained/*/README.md")))
+OTHERS = ("benchmarks/README.md", "notebooks/cifar10-cm/README.md", "CONTRIBUTING.md")
+PROGRAMS = {"pip", "pytest", "ruff", "pyright", "mkdocs", ".ci/run"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -67,21 +69,23 @@ def finite(array: Any) -> bool:
 # ---- every page ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and "devices" not in page])
+@pytest.mark.parametrize(
+    "page", [page for page in (*PAGES, *CARDS) if blocks(page, "python") and "devices" not in page]
+)
 def test_the_programs_run(page: str) -> None:
     arrays = [value for value in session(page).values() if isinstance(value, jax.Array)]
     assert all(finite(value) for value in arrays if jnp.issubdtype(value.dtype, jnp.floating))
 
 
 def test_no_block_escapes() -> None:
-    said = {language for page in PAGES for language, _ in BLOCK.findall(read(page))}
-    assert said <= {"python", "sh", "diff"}, "other blocks are neither run nor parsed"
+    said = {language for page in (*PAGES, *CARDS) for language, _ in BLOCK.findall(read(page))}
+    assert said <= {"python", "sh", "toml", "diff"}, "other blocks are neither run nor parsed"
     assert len(blocks("README.md", "python")) == 3
     assert len(read("README.md").splitlines()) <= 200
 
 
 @pytest.mark.skipif(not SOURCES, reason="the sources are elsewhere")
-@pytest.mark.parametrize("page", [*PAGES, *OTHERS[:2], *CARDS])
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS, *CARDS])
 def test_the_commands_parse(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     for program, *words in commands(page):
         if program == "cmjax":
@@ -91,7 +95,15 @@ def test_the_commands_parse(page: str, capsys: pytest.CaptureFixture[str]) -> No
         elif program == "cd":
             assert (ROOT / words[0]).is_dir(), words
         else:
-            assert program in ("pip", "pytest"), program
+            assert program in PROGRAMS, program
+
+
+@pytest.mark.skipif(not SOURCES, reason="the sources are elsewhere")
+def test_the_recipes_of_cards_are_recipes() -> None:
+    found = [tomllib.loads(text) for page in (*CARDS, OTHERS[1]) for text in blocks(page, "toml")]
+    assert len(found) == 4
+    for recipe in found:
+        cmjax.training.Recipe().changed(recipe, "a card")
 
 
 @pytest.mark.skipif(not SOURCES, reason="the sources are elsewhere")
