@@ -30,12 +30,16 @@ HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "h
 # The rooms of each folder from layer 4 up, floor by floor: imports point down, and neighbours never import each other.
 # A folder's __init__ stands above all of its rooms.
 FLOORS = {
-    "models": ("config_files layers network", "unet2d", "families"),
+    "models": ("config_files layers network", "autoencoder_kl clip unet2d unet2d_condition", "families"),
+    "models/autoencoder_kl": ("names", "config", "network"),
+    "models/clip": ("names", "config", "network"),
+    "models/unet2d_condition": ("names", "config", "network"),
     "models/layers": (
         "activation dropout initial layout resample",
         "linear on_cpu",
         "convolution embeddings norm",
         "attention resnet",
+        "transformer",
     ),
     "models/unet2d": ("block_types names", "config", "blocks", "k_blocks skip_blocks", "network"),
     "io": (

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import nnx
 
-from cmjax.models import unet2d
+from cmjax.models import autoencoder_kl, clip, unet2d, unet2d_condition
 
 __all__ = ["FAMILIES", "Family", "family_of", "read_network_config"]
 
@@ -28,7 +28,7 @@ class Family:
       stem: what the names of its weights' files begin with.
       current: maps a tensor's name in a file, old or new, to its name today; to None for a tensor to ignore.
       library: of the class, for model_index.json.
-      is_model: whether it is a `ModelFn`, which a sampler calls, rather than a part beside one.
+      is_model: whether a folder with this network alone is a model that `cmjax.load` reads.
     """
 
     class_name: str
@@ -49,6 +49,35 @@ FAMILIES = [
         folder=unet2d.names.FOLDER,
         stem=unet2d.names.STEM,
         current=unet2d.names.current,
+    ),
+    # The parts of a text-to-image model. `cmjax.load` does not read such folders yet.
+    Family(
+        "UNet2DConditionModel",
+        config=unet2d_condition.UNetConditionConfig,
+        network=unet2d_condition.UNetCondition,
+        folder=unet2d_condition.names.FOLDER,
+        stem=unet2d_condition.names.STEM,
+        current=unet2d_condition.names.current,
+        is_model=False,
+    ),
+    Family(
+        "AutoencoderKL",
+        config=autoencoder_kl.AutoencoderConfig,
+        network=autoencoder_kl.Autoencoder,
+        folder=autoencoder_kl.names.FOLDER,
+        stem=autoencoder_kl.names.STEM,
+        current=autoencoder_kl.names.current,
+        is_model=False,
+    ),
+    Family(
+        "CLIPTextModel",
+        config=clip.TextConfig,
+        network=clip.TextEncoder,
+        folder=clip.names.FOLDER,
+        stem=clip.names.STEM,
+        current=clip.names.current,
+        library="transformers",
+        is_model=False,
     ),
 ]
 
@@ -77,15 +106,16 @@ def read_network_config(content: Any) -> Any:
       content: what the file holds. One that names no class is read as a `UNet2DModel`'s.
 
     Returns:
-      The config of the family.
+      The config of the family; only of one that is a model by itself (`is_model`).
 
     Raises:
       ValueError: it is no JSON object, for a class that is none of `FAMILIES`, or not what that class understands.
     """
     default = FAMILIES[0].class_name
     name = content.get("_class_name", default) if isinstance(content, Mapping) else default
-    for family in FAMILIES:
+    models = [family for family in FAMILIES if family.is_model]
+    for family in models:
         if family.class_name == name:
             return family.config.from_dict(content)
-    known = ", ".join(family.class_name for family in FAMILIES)
+    known = ", ".join(family.class_name for family in models)
     raise ValueError(f"the network's config.json is for {name}; cmjax reads {known}.")

@@ -14,9 +14,10 @@ from cmjax.models.layers.embeddings import (
 from cmjax.models.layers.initial import fan_in_uniform
 from cmjax.models.layers.layout import Layout, Stored
 from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
-from cmjax.models.layers.norm import AdaGroupNorm, GroupNorm
+from cmjax.models.layers.norm import AdaGroupNorm, GroupNorm, LayerNorm
 from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, upsample_nearest
 from cmjax.models.layers.resnet import ResnetBlock
+from cmjax.models.layers.transformer import FeedForward, Transformer2D, TransformerBlock
 
 __all__ = [
     "AdaGroupNorm",
@@ -25,8 +26,10 @@ __all__ = [
     "Conv",
     "Downsample2D",
     "Dtype",
+    "FeedForward",
     "FourierProjection",
     "GroupNorm",
+    "LayerNorm",
     "Layout",
     "Linear",
     "PixelAttention",
@@ -34,6 +37,8 @@ __all__ = [
     "ResnetBlock",
     "Stored",
     "TimestepEmbedding",
+    "Transformer2D",
+    "TransformerBlock",
     "Upsample2D",
     "activation",
     "attend",

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from cmjax._numerics import f32, read
+from cmjax.models.layers.activation import activation
 from cmjax.models.layers.initial import fan_in_uniform
 from cmjax.models.layers.layout import Layout, Stored
 from cmjax.models.layers.linear import Linear
@@ -94,15 +95,23 @@ class FourierProjection(nnx.Module):
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers with a SiLU between them, always in float32: times reach 1e3, and bfloat16 has three digits."""
+    """Two linear layers, an activation between them, always in float32: times reach 1e3, and bfloat16 has three digits.
 
-    def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
+    Args:
+      dim: width of the input.
+      width: width of the embedding.
+      act: the activation's name.
+      rngs: keys of the initial weights.
+    """
+
+    def __init__(self, dim: int, width: int, *, act: str = "silu", rngs: nnx.Rngs):
+        self.act = activation(act)
         self.linear_1 = Linear(dim, width, rngs=rngs)
         self.linear_2 = Linear(width, width, rngs=rngs)
 
     def __call__(self, emb: Array) -> Array:
         """Map f32[B, dim] to f32[B, width]."""
-        return self.linear_2(jax.nn.silu(self.linear_1(emb)))
+        return self.linear_2(self.act(self.linear_1(emb)))
 
 
 class ClassEmbedding(nnx.Module):

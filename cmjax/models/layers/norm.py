@@ -1,4 +1,4 @@
-"""Group norms."""
+"""Group norms and layer norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cmjax.models.layers.layout import NORM, Layout
 from cmjax.models.layers.linear import Linear
 from cmjax.types import Array
 
-__all__ = ["AdaGroupNorm", "GroupNorm"]
+__all__ = ["AdaGroupNorm", "GroupNorm", "LayerNorm"]
 
 
 class GroupNorm(nnx.Module):
@@ -87,3 +87,29 @@ class AdaGroupNorm(nnx.Module):
         y = y - y.mean(axis=(1, 2, 4), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2, 4), keepdims=True) + self.eps)
         return y.reshape(x.shape) * (1 + gain) + shift
+
+
+class LayerNorm(nnx.Module):
+    """Normalize the channels of each token to mean 0 and variance 1, in float32 whatever comes in; returns float32.
+
+    Args:
+      channels: channels of x.
+      eps: added to the variance.
+
+    References:
+      Ba, Kiros and Hinton, Layer Normalization, 2016.
+    """
+
+    layout: ClassVar[Layout] = NORM
+
+    def __init__(self, channels: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        """Normalize x f[..., C]; returns f32[..., C]."""
+        x = f32(x)
+        d = x - x.mean(axis=-1, keepdims=True)
+        gain = jax.lax.rsqrt(jnp.square(d).mean(axis=-1, keepdims=True) + self.eps)
+        return d * gain * self.scale[...] + self.bias[...]

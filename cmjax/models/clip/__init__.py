@@ -1,0 +1,7 @@
+"""The family of transformers' `CLIPTextModel`."""
+
+from cmjax.models.clip import names
+from cmjax.models.clip.config import TextConfig
+from cmjax.models.clip.network import TextEncoder, TextOutput
+
+__all__ = ["TextConfig", "TextEncoder", "TextOutput", "names"]

@@ -1,0 +1,140 @@
+"""The text encoder: a causal transformer over tokens, in flax.nnx."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cmjax.models.clip.config import TextConfig
+from cmjax.models.layers import ClassEmbedding, Dtype, LayerNorm, Linear, activation
+from cmjax.types import Array
+
+__all__ = ["TextEncoder", "TextOutput"]
+
+
+class TextOutput(NamedTuple):
+    """What a text encoder computes.
+
+    Attributes:
+      last: f32[B, N, D], after the final norm: the context of Stable Diffusion 1 and 2.
+      pooled: f32[B, D], its row at the token that ends the text.
+      hidden: the states between layers, f32[B, N, D] each, num_hidden_layers + 1 of them; the last is before the norm.
+    """
+
+    last: Array
+    pooled: Array
+    hidden: tuple[Array, ...]
+
+
+class _Embeddings(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.token_embedding = ClassEmbedding(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.position_embedding = ClassEmbedding(config.max_position_embeddings, config.hidden_size, rngs=rngs)
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.token_embedding(tokens) + self.position_embedding(jnp.arange(tokens.shape[1]))
+
+
+class _CausalAttention(nnx.Module):
+    """Attention of each token to itself and those before it."""
+
+    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = (p(x).reshape(*x.shape[:2], self.heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(v.dtype)
+        return self.out_proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
+
+
+class _FeedForward(nnx.Module):
+    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.act = activation(config.hidden_act)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class _Layer(nnx.Module):
+    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
+        self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = _CausalAttention(config, dtype, rngs)
+        self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = _FeedForward(config, dtype, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Encoder(nnx.Module):
+    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
+        self.layers = nnx.List([_Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
+
+
+class TextEncoder(nnx.Module):
+    """A causal transformer over tokens, with learned positions.
+
+    It computes what transformers' `CLIPTextModel` computes. Tokens that fill a text's end are attended to as others.
+
+    Args:
+      config: what to build.
+      rngs: keys of the initial weights.
+      dtype: of matrix products; norms and softmax are float32.
+
+    Example:
+      >>> config = TextConfig(vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+      ...                     num_attention_heads=2, max_position_embeddings=6, eos_token_id=49)
+      >>> TextEncoder(config, rngs=nnx.Rngs(0))(jnp.array([[48, 7, 49, 49]])).last.shape
+      (1, 4, 8)
+
+    References:
+      Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, section 2.4.
+    """
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, dtype: Dtype = jnp.float32):
+        self.config = config
+        self.dtype = dtype
+        self.embeddings = _Embeddings(config, rngs)
+        self.encoder = _Encoder(config, dtype, rngs)
+        self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, tokens: Array) -> TextOutput:
+        """Encode texts.
+
+        Args:
+          tokens: i32[B, N], N at most `config.max_position_embeddings`.
+
+        Returns:
+          The outputs. A token that does not exist gives NaN.
+
+        Raises:
+          ValueError: the shape does not fit, or tokens are not whole numbers.
+        """
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens must be whole numbers of shape (batch, N), got {tokens.dtype}{tokens.shape}.")
+        if tokens.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"tokens may be {self.config.max_position_embeddings} for each text at most, got {tokens.shape[1]}."
+            )
+        x = self.embeddings(tokens)
+        hidden = [x]
+        for layer in self.encoder.layers:
+            x = layer(x)
+            hidden.append(x)
+        last = self.final_layer_norm(x)
+        eos = self.config.eos_token_id
+        row = jnp.argmax(tokens if eos == 2 else tokens == eos, axis=-1)
+        return TextOutput(last, last[jnp.arange(len(row)), row], tuple(hidden))
