@@ -43,9 +43,9 @@ FLOORS = {
     ),
     "models/unet2d": ("block_types names", "config", "blocks", "k_blocks skip_blocks", "network"),
     "io": (
-        "atomic memory pictures torch_files",
-        "configs images safetensors_files weights",
-        "assembly folder pieces",
+        "atomic memory open_picture torch_files",
+        "configs images pictures safetensors_files weights",
+        "assembly folder image_sets pieces",
         "hub single_files",
         "locate",
         "class_names digests",

@@ -390,6 +390,12 @@ class TrainOptions(Options):
         group=INPUT,
         metavar="DATA",
     )
+    classes: bool | None = option(
+        "whether sub-folders, or an .npz file's labels, are classes (default: yes, unless the folders look like splits "
+        "or chunks)",
+        group=INPUT,
+        action=argparse.BooleanOptionalAction,
+    )
     label_names: tuple[str, ...] | None = option(
         "names of the classes, in order; stored with the model", group=INPUT, nargs="+", metavar="NAME"
     )
@@ -452,6 +458,12 @@ class EvaluateOptions(PathOptions, ModelOptions):
     )
     data: str | None = option(
         "real images: an .npz file, or a folder of images", group=INPUT, type=_path, metavar="DATA"
+    )
+    classes: bool | None = option(
+        "whether sub-folders, or an .npz file's labels, are classes (default: yes, unless the folders look like splits "
+        "or chunks)",
+        group=INPUT,
+        action=argparse.BooleanOptionalAction,
     )
     split: Literal["train", "test"] = option(
         "which images of an .npz file that holds both (default %(default)s)",

@@ -25,7 +25,8 @@ from cmjax.drawing import class_grid, compile_draw, image_shape, use_cores_as_de
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
-from cmjax.io.images import read_images, to_uint8, write_png
+from cmjax.io.image_sets import read_images
+from cmjax.io.images import to_uint8, write_png
 from cmjax.models import UNet, from_nnx
 from cmjax.samplers.cm import CMConfig
 
@@ -43,7 +44,7 @@ def run(options: TrainOptions) -> None:
     if options.compile_cache:
         compile_cache.enable()
     with bad_input():
-        data = read_images(options.data)
+        data = read_images(options.data, classes=options.classes)
         names = _label_names(options.label_names, data)
         before = read_json(out / RUN) if options.resume else None
         dtype = compute_dtype(options.dtype, before)

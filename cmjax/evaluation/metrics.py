@@ -10,6 +10,7 @@ import numpy as np
 from cmjax.evaluation.features import Features
 from cmjax.evaluation.manifold import precision_recall
 from cmjax.evaluation.statistics import Gaussian, Moments, frechet_distance
+from cmjax.io.image_sets import flat_labels
 
 __all__ = ["Figures", "Seen", "look", "measure"]
 
@@ -73,7 +74,7 @@ def measure(
       seen: what `look` returned.
       reference: the set to measure the distance from.
       manifold: features f[n, d] of real images, for precision and recall; equally many of `seen` are compared.
-      labels: i[N], the class that each image should show, for the accuracy.
+      labels: i[N] or i[N, 1], the class that each image should show, for the accuracy.
       k: which neighbour the balls of the manifolds reach to.
 
     Raises:
@@ -83,7 +84,9 @@ def measure(
     if manifold is not None:
         precision, recall = precision_recall(manifold, seen.features[: len(manifold)], k=k)
     if labels is not None and seen.guesses is not None:
-        if len(labels) != len(seen.guesses):
-            raise ValueError(f"labels must be one for each of the {len(seen.guesses)} images, got {len(labels)}.")
+        labels = flat_labels(labels)
+        if labels.shape != seen.guesses.shape:
+            got = len(labels) if labels.ndim == 1 else f"shape {labels.shape}"
+            raise ValueError(f"labels must be one for each of the {len(seen.guesses)} images, got {got}.")
         accuracy = float((seen.guesses == labels).mean())
     return Figures(frechet_distance(seen.moments, reference), precision, recall, accuracy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cmjax.io.image_sets import flat_labels
+
 __all__ = ["halves"]
 
 
@@ -15,7 +17,7 @@ def halves(labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarra
     order.
 
     Args:
-      labels: i[N], or None.
+      labels: i[N] or i[N, 1], or None.
       count: N.
 
     Returns:
@@ -28,6 +30,7 @@ def halves(labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarra
     if labels is None:
         order = np.random.default_rng(0).permutation(count)
         return order[: count // 2], order[count // 2 :]
+    labels = flat_labels(labels)
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     return _in_turn([m[: len(m) // 2] for m in members]), _in_turn([m[len(m) // 2 :] for m in members])
 

@@ -5,7 +5,8 @@ from cmjax.io.checkpoint import load, load_unet, save
 from cmjax.io.class_names import label_names
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.digests import digest
-from cmjax.io.images import ImageData, grid, read_images, to_uint8, write_npz, write_png
+from cmjax.io.image_sets import ImageData, read_images
+from cmjax.io.images import grid, to_uint8, write_npz, write_png
 from cmjax.io.locate import embedded_models
 from cmjax.io.pictures import Picture, fit_picture, on_white, read_picture
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from cmjax._numerics import whole
 from cmjax.editing.colours import LUMA
+from cmjax.io.open_picture import read_levels
 
 __all__ = ["Picture", "fit_picture", "gray", "on_white", "read_picture"]
-
-# What Pillow decodes itself: a format such as EPS would start another program.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
-_GREYS, _COLOURS = {"1", "L", "LA", "La"}, {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 
 class Picture(NamedTuple):
@@ -60,43 +56,9 @@ def read_picture(path: str | Path) -> Picture:
       ((1, 28, 28, 3), 1.0)
       >>> write_png(to_uint8(photo[0]), path)
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a picture.")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if not path.is_file():
-        raise ValueError(f"{path} is a pipe or a device: give a PNG or JPEG file.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as file:
-                frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
-                image = ImageOps.exif_transpose(file)
-                is_png = file.format == "PNG"
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture: give a PNG or JPEG file.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-        raise ValueError(f"{path} has more than {limit} pixels, which is not safe to open: make it smaller.") from None
-    except Exception as error:  # whatever a decoder stumbles over
-        raise ValueError(f"{path} is damaged, and cannot be read: {str(error).rstrip('.')}.") from error
-    if frames > 1:
-        raise ValueError(f"{path} has {frames} frames: give a single picture.")
-    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
-        return _sixteen_bits(image)
-    if image.mode not in _GREYS | _COLOURS:
-        raise ValueError(f"{path} has the colour mode {image.mode}: convert it to grey (L) or RGB first.")
-    levels = np.asarray(image.convert("RGBA"), np.float32)
-    alpha = levels[..., 3] / 255
-    pixels = levels[..., : 1 if image.mode in _GREYS else 3] / 127.5 - 1
-    return Picture(pixels, alpha if (alpha < 1).any() else None)
-
-
-def _sixteen_bits(image: Image.Image) -> Picture:
-    levels = np.asarray(image).astype(np.float32)
-    transparent = levels == image.info.get("transparency", -1)
-    return Picture(levels[..., None] / 32767.5 - 1, 1 - transparent.astype(np.float32) if transparent.any() else None)
+    levels, alpha = read_levels(path)
+    most = 127.5 if levels.dtype == np.uint8 else 32767.5
+    return Picture(levels.astype(np.float32) / most - 1, None if alpha is None else alpha.astype(np.float32) / 255)
 
 
 def gray(pixels: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cmjax.models.layers import guidance_embedding
-from cmjax.models.network import Network, from_function, from_linen, from_nnx
+from cmjax.models.network import Network, combine, from_function, from_linen, from_nnx, partition
 from cmjax.models.unet2d import UNet, UNetConfig
 
 if TYPE_CHECKING:
@@ -15,10 +15,12 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "VPModel",
+    "combine",
     "from_function",
     "from_linen",
     "from_nnx",
     "guidance_embedding",
+    "partition",
     "vp_from_sigma",
 ]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.types import Array, Cond
 
-__all__ = ["Network", "from_function", "from_linen", "from_nnx"]
+__all__ = ["Network", "combine", "from_function", "from_linen", "from_nnx", "partition"]
+
+ModelT = TypeVar("ModelT")
 
 
 class Network:
@@ -19,6 +22,8 @@ class Network:
     It flattens to one tuple of arrays and one static object whose hash is known, so passing it through `jit` costs
     about what passing a tuple costs. `jax.grad`, `jax.tree.map` and optax work on it as on any pytree. Two networks
     wrapped from equal definitions share one compilation.
+
+    Not every leaf is trained: statistics, random keys and counters are leaves too, and stay as they are (`partition`).
     """
 
     __slots__ = ("__weakref__", "_leaves", "_spec")  # jax.jit(network) keeps a weak reference
@@ -70,6 +75,11 @@ class Network:
                 raise ValueError(f"leaf {name} must have shape {old[name].shape}, got {leaf.shape}.")
         return Network(tuple((old | dict(leaves)).values()), self._spec)
 
+    @property
+    def is_trained(self) -> tuple[bool, ...]:
+        """Whether each leaf is a parameter that training changes, in the order of `leaves()`."""
+        return self._spec.is_trained
+
     def __call__(self, x: Array, t: Array, cond: Cond = None, **options: Any) -> Array:
         """Compute the output.
 
@@ -97,22 +107,33 @@ class Network:
             )
 
     def __repr__(self) -> str:
-        size = sum(getattr(leaf, "size", 0) for leaf in self._leaves)
+        leaves = zip(self._leaves, self.is_trained, strict=True)
+        size = sum(getattr(leaf, "size", 0) for leaf, is_trained in leaves if is_trained)
         return f"Network({self._spec.title}, {size:,} parameters)"
 
 
 class _Spec:
     """What a network is apart from its arrays: static, compared by value, with its hash computed once."""
 
-    __slots__ = ("_hash", "config", "definition", "names", "run", "title", "treedef")
+    __slots__ = ("_hash", "config", "definition", "is_trained", "names", "run", "title", "treedef")
 
-    def __init__(self, run: Callable[..., Array], definition: Any, params: Any, title: str, config: Any):
+    def __init__(
+        self,
+        run: Callable[..., Array],
+        definition: Any,
+        params: Any,
+        title: str,
+        config: Any,
+        is_trained: Sequence[bool] | None,
+    ):
         try:
             definition_hash = hash(definition)
         except TypeError as error:
             raise TypeError(f"{title} must be hashable to cross jit ({error}); give it tuples for lists.") from error
         flat, self.treedef = jax.tree_util.tree_flatten_with_path(params)
         self.names = tuple(_name(path) for path, _ in flat)
+        chosen = [True] * len(flat) if is_trained is None else is_trained
+        self.is_trained = tuple(one and _is_float(leaf) for one, (_, leaf) in zip(chosen, flat, strict=True))
         self.run, self.definition, self.title, self.config = run, definition, title, config
         self._hash = hash((definition_hash, self.treedef))
 
@@ -124,7 +145,8 @@ class _Spec:
             return True
         if not isinstance(other, _Spec) or self._hash != other._hash or self.run is not other.run:
             return False
-        return self.treedef == other.treedef and self.definition == other.definition
+        same = self.treedef == other.treedef and self.is_trained == other.is_trained
+        return same and self.definition == other.definition
 
 
 # The keyed flattening serves error messages and masks by name; the plain one is what every jitted call pays for.
@@ -141,19 +163,67 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def _network(run: Callable[..., Array], definition: Any, params: Any, title: str, config: Any = None) -> Network:
-    return Network(tuple(jax.tree.leaves(params)), _Spec(run, definition, params, title, config))
+def _network(
+    run: Callable[..., Array],
+    definition: Any,
+    params: Any,
+    title: str,
+    config: Any = None,
+    is_trained: Sequence[bool] | None = None,
+) -> Network:
+    return Network(tuple(jax.tree.leaves(params)), _Spec(run, definition, params, title, config, is_trained))
 
 
-def from_nnx(module: nnx.Module) -> Network:
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf), jnp.floating)
+
+
+# ---- what is trained -------------------------------------------------------------------------------------------------
+
+
+def partition(model: ModelT) -> tuple[ModelT, ModelT]:
+    """Split a model into what is trained and what stays, each of the model's structure with None for the rest.
+
+    Of a `Network` its parameters are trained; of any other pytree all float leaves.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> trained, rest = partition({"w": jnp.ones(2), "count": jnp.array(3)})
+      >>> trained["count"] is None, rest["w"] is None
+      (True, True)
+      >>> sorted(combine(trained, rest))
+      ['count', 'w']
+    """
+    is_trained = [
+        one
+        for part in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Network))
+        for one in (part.is_trained if isinstance(part, Network) else (_is_float(part),))
+    ]
+    leaves, treedef = jax.tree.flatten(model)
+    trained = [leaf if one else None for leaf, one in zip(leaves, is_trained, strict=True)]
+    rest = [None if one else leaf for leaf, one in zip(leaves, is_trained, strict=True)]
+    return jax.tree.unflatten(treedef, trained), jax.tree.unflatten(treedef, rest)
+
+
+def combine(trained: ModelT, rest: ModelT) -> ModelT:
+    """Put the two parts of a model together again."""
+    return jax.tree.map(lambda one, other: other if one is None else one, trained, rest, is_leaf=lambda x: x is None)
+
+
+# ---- wrappers --------------------------------------------------------------------------------------------------------
+
+
+def from_nnx(module: nnx.Module, *, trained: Any = nnx.Param) -> Network:
     """Wrap a flax.nnx module that is called as `module(x, t, cond)`.
 
     The leaves are the module's arrays: for a `UNet` exactly its parameters. A module in the style of nnx, with
     `nnx.Dropout` or `nnx.BatchNorm` inside, should be in eval mode: a call changes nothing outside itself, so random
-    streams would repeat and statistics would be forgotten (and integer counters among the leaves stop `jax.grad`).
+    streams would repeat and statistics would be forgotten. `training` leaves keys, counters and statistics alone; in a
+    training loop of your own, `jax.grad` takes `models.partition(network)[0]`.
 
     Args:
       module: the module; it is copied in structure, and its arrays are shared.
+      trained: which arrays are parameters: a type of nnx Variable, or any filter of nnx.
 
     Returns:
       The network. `network.module` is the module again.
@@ -172,19 +242,22 @@ def from_nnx(module: nnx.Module) -> Network:
       Network(Net, 12 parameters)
     """
     graphdef, state = nnx.split(module)
-    return _network(_run_nnx, graphdef, state, type(module).__name__, getattr(module, "config", None))
+    chosen = nnx.filterlib.to_predicate(trained)
+    is_trained = [chosen(path, leaf) for path, leaf in nnx.to_flat_state(state) for _ in jax.tree.leaves(leaf)]
+    return _network(_run_nnx, graphdef, state, type(module).__name__, getattr(module, "config", None), is_trained)
 
 
 def _run_nnx(graphdef: Any, state: Any, *inputs: Any, **options: Any) -> Array:
     return nnx.merge(graphdef, state)(*inputs, **options)
 
 
-def from_linen(module: Any, variables: Any) -> Network:
+def from_linen(module: Any, variables: Any, *, trained: Sequence[str] = ("params",)) -> Network:
     """Wrap a flax.linen module whose `__call__` is `(x, t, cond)`.
 
     Args:
       module: the module; static, so it must be hashable, as linen modules are.
       variables: what `module.init` returned, all collections; the leaves.
+      trained: the collections whose leaves are parameters. All others, such as "batch_stats", stay as they are.
 
     Returns:
       The network. A call with `key=` gives the module its "dropout" stream, and `self.has_rng("dropout")` tells it so.
@@ -204,7 +277,10 @@ def from_linen(module: Any, variables: Any) -> Network:
     """
     if not hasattr(variables, "keys"):
         raise TypeError(f"variables must be the mapping that module.init returned, got {type(variables).__name__}.")
-    return _network(_run_linen, module, variables, type(module).__name__, getattr(module, "config", None))
+    is_trained = [
+        getattr(path[0], "key", None) in trained for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    return _network(_run_linen, module, variables, type(module).__name__, getattr(module, "config", None), is_trained)
 
 
 def _run_linen(module: Any, variables: Any, *inputs: Any, key: Any = None, **options: Any) -> Array:

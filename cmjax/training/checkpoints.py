@@ -145,7 +145,9 @@ def taught_by(teacher: Any) -> dict[str, Any] | None:
 
 def fingerprint(model: Any) -> int:
     """Identify a model by its weights."""
-    return functools.reduce(lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(model), 0)
+    return functools.reduce(
+        lambda crc, leaf: zlib.crc32(np.asarray(_data(leaf)).tobytes(), crc), jax.tree.leaves(model), 0
+    )
 
 
 def _sweep(folder: Path) -> None:
@@ -164,7 +166,11 @@ def _steps(folder: Path) -> list[int]:
 def _named(state: TrainState) -> dict[str, Any]:
     """Name a state's leaves; random keys, which an optimizer may hold, are replaced by their data."""
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in found.items()}
+    return {name: _data(leaf) for name, leaf in found.items()}
+
+
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _is_key(leaf: Any) -> bool:

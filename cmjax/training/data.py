@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.io.image_sets import flat_labels
+
 if TYPE_CHECKING:
     from cmjax.training.recipe import Recipe
 
@@ -22,7 +24,7 @@ Batch = tuple[np.ndarray, Any]  # images u8[B, H, W, C], or f[B, *S] in [-1, 1];
 def batches(images: Any, labels: np.ndarray | None, recipe: Recipe, start: int) -> Iterator[Batch]:
     """Yield the batches of a run from step `start` on. Earlier batches of an iterable are drawn and dropped."""
     if isinstance(images, np.ndarray | jax.Array):
-        labels = None if labels is None else np.asarray(labels)
+        labels = None if labels is None else flat_labels(labels)
         return _of_arrays(np.asarray(images), labels, recipe, start)
     if labels is not None:
         raise ValueError("labels go with images in an array; an iterable yields (images, cond).")

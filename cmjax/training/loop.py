@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmjax._mesh import batch_mesh
+from cmjax.models.network import partition
 from cmjax.training import checkpoints, log
 from cmjax.training.data import Batch, batches
 from cmjax.training.recipe import Recipe
@@ -79,12 +80,12 @@ def train(
     """Train a few-step model, on all local devices by sharding the batch.
 
     Args:
-      model: any callable pytree `model(x, t, cond)` whose leaves are its parameters, such as
-        `models.from_nnx(UNet(...))`.
+      model: any callable pytree `model(x, t, cond)`, such as `models.from_nnx(UNet(...))`. Its float leaves are
+        trained; of a `models.Network`, those that its wrapper says are parameters. All others stay as they are.
       config: the sampler config that defines the model's noise levels.
       images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A
         resumed run draws from the start of an iterable and drops the batches that it has seen.
-      labels: i[N] class labels of an array of images, or None.
+      labels: class labels of an array of images, i[N] or i[N, 1], or None.
       recipe: how to train.
       teacher: the (model, config) to distil, for methods that have one.
       out: a folder for `checkpoints/` and `log.jsonl`; None keeps nothing.
@@ -201,9 +202,12 @@ def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
 
 def _check_model(model: Any, labels: np.ndarray | None) -> None:
     """Refuse weights too coarse to learn in, and labels that the network has no class for: on a device both pass."""
-    for leaf in jax.tree.leaves(model):
+    weights = jax.tree.leaves(partition(model)[0])
+    if not weights:
+        raise ValueError("the model must have weights to train, float arrays, but it has none.")
+    for leaf in weights:
         dtype = jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        if jnp.finfo(dtype).bits < 32:
             raise ValueError(
                 f"the model's weights must be float32, in which small steps add up, got {dtype}: "
                 "leave the weights as they are and compute in that, UNet(config, dtype=...)."
@@ -225,5 +229,5 @@ def _warn_of_changes(was: Mapping[str, str]) -> None:
 
 def _refuse_divergence(state: TrainState) -> None:
     """Raise before weights that are not numbers replace a checkpoint of ones that are."""
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((state.model, state.averages))):
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(partition((state.model, state.averages))[0])):
         raise FloatingPointError(f"by step {int(state.step)} the weights are not finite: lower the learning_rate.")

@@ -11,6 +11,7 @@ import optax
 
 from cmjax._numerics import f32
 from cmjax._struct import Struct
+from cmjax.models.network import combine, partition
 from cmjax.training.methods import Learner
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ class TrainState(Struct):
 
 
 def init(model: Any, recipe: Recipe) -> TrainState:
-    """Start training: `model` is any callable pytree whose leaves are its parameters."""
+    """Start training.
+
+    `model` is any callable pytree. Its float leaves are its parameters; of a `models.Network`, those that its wrapper
+    says are. All others stay as they are.
+    """
 
     def own(tree: Any = model) -> Any:  # its own buffers: a step reuses those of its state
         return jax.tree.map(jnp.copy, tree)
@@ -52,7 +57,7 @@ def init(model: Any, recipe: Recipe) -> TrainState:
     step = jnp.zeros((), jnp.int32)
     target = None if recipe.method.target_decay(step, recipe.steps) is None else own()
     averages = tuple(own() for _ in recipe.decays(step))
-    return TrainState(step, own(), target, averages, own(recipe.transformation().init(model)))
+    return TrainState(step, own(), target, averages, own(recipe.transformation().init(partition(model)[0])))
 
 
 @partial(jax.jit, static_argnames=("recipe", "config", "teacher_config"), donate_argnums=0)
@@ -74,7 +79,10 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
 
-    def objective(model: Any, images: Array, cond: Cond, key: Key) -> Array:
+    trained, rest = partition(state.model)
+
+    def objective(trained: Any, images: Array, cond: Cond, key: Key) -> Array:
+        model = combine(trained, rest)
         flip_key, loss_key = jax.random.split(key)
         x0 = images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else f32(images)
         x0 = _flipped(x0, flip_key) if recipe.flip else x0
@@ -82,20 +90,20 @@ def train_step(
         learner = Learner(model, target, config, None if teacher is None else (teacher, teacher_config))
         return recipe.method.loss(learner, x0, cond, loss_key, state.step, recipe.steps).mean()
 
-    loss, grads = _accumulated(jax.value_and_grad(objective), state.model, (images, cond), key, recipe.accumulate)
+    loss, grads = _accumulated(jax.value_and_grad(objective), trained, (images, cond), key, recipe.accumulate)
     update = optax.with_extra_args_support(recipe.transformation()).update
-    updates, opt_state = update(grads, state.opt_state, state.model, value=loss)
-    model = optax.apply_updates(state.model, updates)
+    updates, opt_state = update(grads, state.opt_state, trained, value=loss)
+    trained = optax.apply_updates(trained, updates)
 
     def averaged(average: Any, decay: Array) -> Any:
-        return optax.incremental_update(model, average, 1.0 - decay)
+        return combine(optax.incremental_update(trained, partition(average)[0], 1.0 - decay), rest)
 
     averages = tuple(
         averaged(average, decay) for average, decay in zip(state.averages, recipe.decays(state.step), strict=True)
     )
     decay = recipe.method.target_decay(state.step, recipe.steps)
     target = None if decay is None else averaged(state.target, decay)
-    return TrainState(state.step + 1, model, target, averages, opt_state), loss
+    return TrainState(state.step + 1, combine(trained, rest), target, averages, opt_state), loss
 
 
 def _flipped(x0: Array, key: Key) -> Array:

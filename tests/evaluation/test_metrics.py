@@ -13,6 +13,15 @@ def seen(*cuts, keep=50, features=FEATURES):
     return look(map(Features, np.split(features, cuts), np.split(LOGITS, cuts)), 4, keep=keep)
 
 
+def test_labels_of_shape_n_1_are_labels():
+    labels = np.array([0, 1, 1, 0, 2])
+    for one, other in zip(halves(labels, 5), halves(labels[:, None], 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    features = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    seen = look([Features(features, np.eye(3)[[0, 1, 2, 0, 2]])], 2)
+    assert measure(seen, seen.moments, labels=labels[:, None]).class_accuracy == 0.8
+
+
 def test_what_is_kept_does_not_depend_on_batches():
     whole, parts = seen(), seen(7, 20, 49)
     np.testing.assert_array_equal(whole.features, FEATURES)

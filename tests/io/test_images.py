@@ -1,16 +1,19 @@
+import contextlib
 import errno
 import os
+import re
+import struct
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.io import grid, read_images, to_uint8, write_npz, write_png
+from cmjax.io import grid, read_images, read_picture, to_uint8, write_npz, write_png
 
 
 def save(path, size=(6, 4), mode="L"):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size).save(path)
 
 
@@ -100,6 +103,16 @@ def test_npz_of_grey_training_images_gets_a_channel(tmp_path):
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 2**32])}, "integers from 0"),
         ({"images": np.zeros((2, 0, 0), np.uint8)}, "must be u8"),
         ({"images": np.array([None, {}], object)}, "not an npz file of arrays that can be read"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros((2, 2), int)}, "must be 2 integers"),
+        ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.zeros((2, 4, 4), np.uint8)}, "arr_1 in .* must be 2 int"),
+        (
+            {"images": np.zeros((1, 4, 4), np.uint8), "labels": np.zeros(1, int), "label_names": np.zeros(1)},
+            r"label_names in .*d.npz must be texts, got float64\[1\]",
+        ),
+        (
+            {"images": np.zeros((1, 4, 4), np.uint8), "labels": np.zeros(1, int), "label_names": np.array([b"\xff"])},
+            "label_names in .*d.npz must be texts, but hold bytes that are not UTF-8",
+        ),
     ],
 )
 def test_an_unfit_npz_is_refused(arrays, message, tmp_path):
@@ -141,7 +154,7 @@ def test_many_images_lie_in_a_temporary_file(tmp_path, monkeypatch):
         noise = np.random.default_rng(i).integers(0, 256, (6, 4, 3), np.uint8)
         write_png(noise, tmp_path / f"{i:02d}.png")
     plain = read_images(tmp_path).images
-    monkeypatch.setattr("cmjax.io.images._IN_MEMORY", 100)
+    monkeypatch.setattr("cmjax.io.image_sets._IN_MEMORY", 100)
     mapped = read_images(tmp_path).images
     assert isinstance(mapped, np.memmap) and not isinstance(plain, np.memmap)
     np.testing.assert_array_equal(mapped, plain)
@@ -154,7 +167,7 @@ def test_no_room_for_the_images_is_said_before_any_is_read(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     save(tmp_path / "a.png")
-    monkeypatch.setattr("cmjax.io.images._IN_MEMORY", 10)
+    monkeypatch.setattr("cmjax.io.image_sets._IN_MEMORY", 10)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"the images take .* GiB in .*No space left.*TMPDIR="):
         read_images(tmp_path)
@@ -164,9 +177,8 @@ def test_no_room_for_the_images_is_said_before_any_is_read(tmp_path, monkeypatch
     ("files", "error", "message"),
     [
         ({}, FileNotFoundError, "holds no images"),
-        ({"a.png": ((6, 4), "L"), "b.png": ((4, 4), "L")}, ValueError, "b.png is 4x4 grey and .*a.png is 6x4 grey"),
-        ({"a.png": ((6, 4), "L"), "b.png": ((6, 4), "RGB")}, ValueError, "b.png is 6x4 RGB"),
-        ({"a.png": ((6, 4), "RGBA")}, ValueError, "colour mode RGBA"),
+        ({"a.png": ((6, 4), "L"), "b.png": ((4, 4), "L")}, ValueError, "b.png is 4x4 and .*a.png is 6x4"),
+        ({"a.png": ((6, 4), "RGBA")}, ValueError, "a.png has transparent pixels; flatten it"),
         ({"a.png": ((6, 4), "L"), "x/b.png": ((6, 4), "L")}, ValueError, "both images and folders"),
     ],
 )
@@ -181,7 +193,7 @@ def test_a_broken_image_is_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
     write_png(noise, tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"b\.png is not a readable image"):
+    with pytest.raises(ValueError, match=r"b\.png is damaged, and cannot be read"):
         read_images(tmp_path)
 
 
@@ -199,7 +211,7 @@ def test_pipes_are_no_data(tmp_path):
     with pytest.raises(ValueError, match=r"must be an \.npz file or a folder"):
         read_images(tmp_path / "a.npz")
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png is not a file"):
+    with pytest.raises(ValueError, match=r"a\.png is a pipe or a device"):
         read_images(tmp_path)
 
 
@@ -242,5 +254,157 @@ def test_transparency_is_refused_and_a_turned_photograph_stands_upright(tmp_path
 def test_an_enormous_image_is_refused(tmp_path, monkeypatch):
     Image.new("L", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="is not a readable image"):
+    with pytest.raises(ValueError, match=r"a\.png has more than 1,000 pixels"):
         read_images(tmp_path)
+
+
+def test_labels_of_shape_n_1_are_labels(tmp_path):
+    images, labels = np.zeros((3, 4, 4), np.uint8), np.array([[2], [0], [1]], np.uint8)
+    np.savez(tmp_path / "medmnist.npz", train_images=images, train_labels=labels)
+    assert read_images(tmp_path / "medmnist.npz").labels.tolist() == [2, 0, 1]
+
+
+def test_arrays_without_names_are_images_and_labels(tmp_path):
+    images, labels = np.zeros((3, 4, 4, 3), np.uint8), np.array([2, 0, 1])
+    np.savez(tmp_path / "samples.npz", images, labels)  # as the consistency models' own script writes samples
+    for split in ("train", "test"):
+        assert read_images(tmp_path / "samples.npz", split).labels.tolist() == [2, 0, 1]
+    assert read_images(tmp_path / "samples.npz", classes=False).labels is None
+
+
+def test_names_of_bytes_are_read_as_text(tmp_path):
+    names = np.array(["kočka".encode(), b"dog"])
+    np.savez(tmp_path / "d.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.arange(2), label_names=names)
+    assert read_images(tmp_path / "d.npz").label_names == ("kočka", "dog")
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    for name in (".ipynb_checkpoints/0.png", "__MACOSX/0.png", "cat/0.png", "dog/0.png"):
+        save(tmp_path / name)
+    data = read_images(tmp_path)
+    assert data.labels.tolist() == [0, 1] and data.label_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("names", "looks"),
+    [
+        (("train", "test"), r"folders named like splits \(test, train\)"),
+        (("00000", "01000", "02000", "03000"), r"folders named like chunks \(00000, 01000, 02000, ...\)"),
+        (("part_1", "part_2"), r"folders named like chunks \(part_1, part_2\)"),
+        (("imgs",), "one folder of images, imgs"),
+    ],
+)
+def test_folders_that_may_be_no_classes_are_asked_about(names, looks, tmp_path):
+    for name in names:
+        save(tmp_path / name / "a.png")
+    with pytest.raises(
+        ValueError, match=rf"holds {looks}. Are they classes\? .*classes=True.*classes=False.*one folder"
+    ):
+        read_images(tmp_path)
+    assert read_images(tmp_path, classes=False).labels is None
+    assert len(read_images(tmp_path, classes=False).images) == len(names)
+    assert read_images(tmp_path, classes=True).label_names == tuple(sorted(names))
+    with pytest.raises(ValueError, match="classes must be False or left out"):
+        read_images(tmp_path / names[0], classes=True)
+
+
+def test_folders_of_digits_and_of_words_are_classes(tmp_path):
+    for names in (("0", "1", "2"), ("bus", "train"), ("000", "001")):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            save(folder / name / "a.png")
+        assert read_images(folder).label_names == names
+
+
+def grey_and_others(folder):
+    """One picture of each kind that people have, all of 6 x 4 pixels."""
+    ramp = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
+    ramp.save(folder / "a_grey.png")
+    Image.fromarray(np.arange(24, dtype=np.uint16).reshape(4, 6) * 2700).save(folder / "b_16_bits.png")
+    Image.new("CMYK", (6, 4), (0, 255, 255, 0)).save(folder / "c_cmyk.jpg", quality=100)
+    ramp.convert("P").save(folder / "d_palette.png", transparency=bytes([255] * 256))
+    Image.new("RGBA", (6, 4), (1, 2, 3, 255)).save(folder / "e_opaque.png")
+    ramp.convert("RGB").save(folder / "f_rgb.png")
+
+
+def test_data_and_edit_read_the_same_pictures_alike(tmp_path):
+    grey_and_others(tmp_path)
+    data = read_images(tmp_path)
+    assert data.images.shape == (6, 4, 6, 3)
+    for image, path in zip(data.images, sorted(tmp_path.iterdir()), strict=True):
+        picture = read_picture(path)
+        assert picture.alpha is None
+        np.testing.assert_array_equal(image, np.broadcast_to(to_uint8(picture.pixels), image.shape), err_msg=path.name)
+
+
+def test_what_one_refuses_the_other_refuses_in_the_same_words(tmp_path):
+    grey = Image.new("L", (6, 4))
+    grey.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (6, 4), 255)])
+    for read in (read_picture, lambda path: read_images(path.parent)):
+        with pytest.raises(ValueError, match=r"a\.gif has 2 frames: give a single picture\.$"):
+            read(tmp_path / "a.gif")
+
+
+def test_no_picture_starts_a_program(tmp_path, monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", started)
+    monkeypatch.setattr("os.system", started)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n"
+    (tmp_path / "b.png").write_bytes(eps)
+    for read in (read_picture, lambda path: read_images(path.parent)):
+        with pytest.raises(ValueError, match=r"b\.png is not a picture"):
+            read(tmp_path / "b.png")
+
+
+def rational_make(orientation):
+    """EXIF whose Make (271) is of type RATIONAL, which Pillow cannot write again."""
+    entries = struct.pack("<HHII", 271, 5, 1, 38) + struct.pack("<HHIHH", 274, 3, 1, orientation, 0)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<III", 0, 1, 1)
+
+
+def test_a_photograph_is_turned_by_the_tags_value_whatever_the_others_are(tmp_path):
+    picture = Image.new("L", (6, 4))
+    picture.paste(255, (0, 0, 3, 4))  # white on the left
+    for orientation, shape in ((1, (4, 6, 1)), (6, (6, 4, 1))):
+        path = tmp_path / f"{orientation}.jpg"
+        picture.save(path, exif=rational_make(orientation), quality=100)
+        assert path.read_bytes().count(b"Exif") == 1
+        levels = to_uint8(read_picture(path).pixels)
+        assert levels.shape == shape and levels[0].mean() == (255 if orientation == 6 else 127.5)
+    for compression in (None, "tiff_lzw"):
+        picture.save(tmp_path / "6.tif", tiffinfo={274: 6}, compression=compression)
+        levels = to_uint8(read_picture(tmp_path / "6.tif").pixels)[..., 0]
+        np.testing.assert_array_equal(levels, np.rot90(picture, -1))
+
+
+def test_whatever_pillow_raises_becomes_one_sentence(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    for error in (struct.error("x"), TypeError("a\nb"), AttributeError(), RuntimeError("y."), SyntaxError("z")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+        for read in (read_picture, lambda path: read_images(path.parent)):
+            with pytest.raises(ValueError, match=r"^[^\n]*a\.png is damaged, and cannot be read: [^\n.]+\.$"):
+                read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif", "a.bmp", "a.webp"])
+def test_damaged_files_of_every_format_are_named_or_read(name, tmp_path):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    whole, random = path.read_bytes(), np.random.default_rng(1)
+    for _ in range(150):
+        broken = bytearray(whole[: random.integers(1, len(whole) + 1)])
+        for place in random.integers(0, len(broken), 3):
+            broken[place] = random.integers(0, 256)
+        path.write_bytes(broken)
+        with contextlib.suppress(ValueError):
+            read_picture(path)
+            continue
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} [^\n]*\.$"):
+            read_picture(path)

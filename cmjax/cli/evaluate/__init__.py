@@ -16,7 +16,7 @@ from cmjax.cli.sampler_path import choose_sampler
 from cmjax.drawing import default_batch, use_cores_as_devices
 from cmjax.evaluation import halves, read_statistics
 from cmjax.io.configs import write_json
-from cmjax.io.images import read_images
+from cmjax.io.image_sets import read_images
 
 __all__ = ["run"]
 
@@ -31,7 +31,7 @@ def run(options: EvaluateOptions) -> None:
         compile_cache.enable()
     opened = open_model(options.model, dtype=options.dtype, variant=options.variant)
     with bad_input():
-        data = None if options.data is None else read_images(options.data, options.split)
+        data = None if options.data is None else read_images(options.data, options.split, classes=options.classes)
         reference = None if options.reference is None else read_statistics(options.reference)
     check_data(data, opened.shape, opened.classes)
     extractor = open_extractor(options.features, opened.shape)
