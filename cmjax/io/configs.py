@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from cmjax._typed import thawed
@@ -35,6 +36,7 @@ def read_config(path_or_dict, as_=None):
       A frozen config. Keys it does not know are kept in `extra`, and `write_config` writes them back.
 
     Raises:
+      TypeError: `path_or_dict` is neither a path nor a mapping, or `as_` is not a config class.
       FileNotFoundError: there is no such file.
       ValueError: the file is not a JSON object, a value is of the wrong type, or the file is for another scheduler and
         `as_` is not given.
@@ -68,6 +70,9 @@ def read_config(path_or_dict, as_=None):
             what = "names no scheduler (it has no _class_name)" if name is None else f"is for {name}"
             raise ValueError(f"{_FILE} {what}; cmjax reads {', '.join(first)} and {last}.")
         as_ = _CLASSES[name]
+    elif not (isinstance(as_, type) and issubclass(as_, SamplerConfig)):
+        got = f"the module {as_.__name__}" if isinstance(as_, ModuleType) else f"{as_!r:.60}"
+        raise TypeError(f"as_ must be a config class, such as cmjax.tcd.TCDConfig, got {got}.")
     fields = {field.name for field in dataclasses.fields(as_)} - {"extra"}
     known = {key: value for key, value in values.items() if key in fields}
     # _class_name and _diffusers_version say who wrote the file; the class is said by the config's type.

@@ -65,6 +65,16 @@ def test_another_scheduler_is_refused_by_name():
         read_config({})
 
 
+def test_what_is_no_config_class_is_said():
+    for as_, got in (
+        (cmjax.tcd, "the module cmjax.samplers.tcd"),
+        ("TCDConfig", "'TCDConfig'"),
+        (dict, "<class 'dict'>"),
+    ):
+        with pytest.raises(TypeError, match=f"as_ must be a config class, such as cmjax.tcd.TCDConfig, got {got}"):
+            read_config(SD15, as_=as_)
+
+
 def test_what_is_no_config_file_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scheduler_config\.json does not exist"):
         read_config(tmp_path)
