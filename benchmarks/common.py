@@ -21,7 +21,7 @@ __all__ = ["Timing", "interleaved", "machine", "parser", "print_table", "ratio",
 
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))  # for `full_size`, the networks shared with the tests
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))  # for `full_size`, which the tests use too
 
 
 class Timing(dict[str, Any]):

@@ -22,7 +22,7 @@ from common import conclude, interleaved, machine, parser, print_table, ratio
 
 import cmjax
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "support"))
 import full_size
 
 HALVES = ("bfloat16", "float16")

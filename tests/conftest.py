@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 "
-    # On a busy machine one of the eight may come a minute after the others; XLA's patience is 40 seconds.
-    f"--xla_cpu_collective_call_terminate_timeout_seconds=600 {os.environ.get('XLA_FLAGS', '')}"
-).strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # numbers are compared bit for bit: every machine runs the same kernels
-
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import environment  # first: it sets what JAX reads
 import jax
 import pytest
 
@@ -40,12 +33,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error:::cmjax")
 
 
+def pytest_unconfigure() -> None:
+    if environment.CACHE is not None:
+        environment.CACHE.cleanup()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="takes minutes; run with --slow")
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drop a module's compiled programs after it, so that memory does not grow."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from commands import compiled_programs_kept, complaint, go_to
+from commands import complaint
 
 import cmjax
 from cmjax.cli import main
@@ -32,15 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def cache_home(tmp_path_factory: pytest.TempPathFactory):
-    with compiled_programs_kept():
-        yield tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_home: Path) -> None:
-    go_to(tmp_path, monkeypatch, cache_home)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def drawn(*options: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from commands import compiled_programs_kept, complaint, go_to
+from commands import complaint
 from PIL import Image
 
 import cmjax
@@ -25,16 +25,10 @@ def model(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def cache_home(tmp_path_factory):
-    with compiled_programs_kept():
-        yield tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, cache_home):
+def elsewhere(tmp_path, monkeypatch):
     """Each test in a folder of its own."""
-    go_to(tmp_path, monkeypatch, cache_home)
+    monkeypatch.chdir(tmp_path)
 
 
 def draw(model, *options, num=4, steps=2, out="s.npz"):
@@ -149,6 +143,7 @@ def test_the_picture_does_not_depend_on_the_number_of_devices(model, monkeypatch
 
 
 def test_the_compile_cache_is_kept_where_xdg_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(jax.config, "update", lambda name, value: settings.update({name: value}))
     settings = {}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -163,6 +158,7 @@ def test_the_compile_cache_is_kept_where_xdg_says(monkeypatch, tmp_path):
 
 
 def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert compile_cache.enable() is None

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from commands import compiled_programs_kept, complaint, go_to
+from commands import complaint
 from PIL import Image
 
 import cmjax
@@ -27,14 +27,13 @@ def models(tmp_path_factory):
     cmjax.save(tiny.checkpoint(channels=3, classes=None), folder / "rgb")
     cmjax.save(tiny.checkpoint(channels=4, classes=None), folder / "latent")
     cmjax.save(tiny.checkpoint(config=cmjax.tcd.TCDConfig(prediction_type="sample")), folder / "vp")
-    with compiled_programs_kept():
-        yield folder
+    return folder
 
 
 @pytest.fixture(autouse=True)
 def pictures(models, tmp_path, monkeypatch):
     """Each test in a folder of its own, with pictures."""
-    go_to(tmp_path, monkeypatch, models)
+    monkeypatch.chdir(tmp_path)
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)  # programs for several take longer to compile
     for name in ("grey", "rgb", "latent", "vp"):

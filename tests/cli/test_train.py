@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from commands import compiled_programs_kept, complaint, go_to
+from commands import complaint
 
 import cmjax
 from cmjax.cli import main, parse, train
@@ -17,16 +17,10 @@ from cmjax.cli.run_config import run_config as settled
 from cmjax.io import Checkpoint, read_images
 
 
-@pytest.fixture(scope="module")
-def cache_home(tmp_path_factory):
-    with compiled_programs_kept():
-        yield tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, cache_home):
+def elsewhere(tmp_path, monkeypatch):
     """Each test in a folder of its own."""
-    go_to(tmp_path, monkeypatch, cache_home)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from commands import compiled_programs_kept, complaint, go_to
+from commands import complaint
 
 import cmjax
 from cmjax.cli import main, parse
@@ -48,16 +48,10 @@ def colours():
 PIXELS = ["--features", "evaluate_eyes:pixels"]
 
 
-@pytest.fixture(scope="module")
-def cache_home(tmp_path_factory):
-    with compiled_programs_kept():
-        yield tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, cache_home):
+def elsewhere(tmp_path, monkeypatch):
     """Each test in a folder of its own, with a model, data, and extractors."""
-    go_to(tmp_path, monkeypatch, cache_home)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     cmjax.save(tiny.checkpoint(), "model")
     with open("evaluate_eyes.py", "w") as file:
