@@ -46,7 +46,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map x f[B, N, C] to the same shape."""
-        gated, _, linear = self.net
+        gated, linear = self.net[0], self.net[2]
+        assert gated is not None and linear is not None
         return linear(gated(x))
 
 
