@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         latents,
         losses,
         models,
+        noises,
         ode,
         parameterization,
         plots,
@@ -66,7 +67,8 @@ __all__ = [
     # around the loop
     "guidance",
     "editing",
-    "latents",
+    "noises",
+    "latents",  # its former name
     "ode",
     "search_timesteps",
     # models and files

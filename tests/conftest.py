@@ -16,7 +16,7 @@ STRICT = (
     "samplers",
     "test_editing",
     "test_guidance",
-    "test_latents",
+    "test_noises",
     "test_padded",
     "test_parameterization",
     "test_random",

@@ -16,8 +16,8 @@ ROOT = Path(cmjax.__file__).parent
 LAYERS = {
     0: ("types", "schedules", "_typed", "_bounds", "_version"),
     1: ("_struct", "_numerics", "_random", "_cpu", "_mesh", "parameterization"),
-    2: ("samplers", "guidance", "editing", "latents", "losses", "ode", "curricula"),
-    3: ("paths", "sampling", "search", "vp_model"),
+    2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
+    3: ("latents", "paths", "sampling", "search", "vp_model"),
     4: ("models",),
     5: ("io",),
     6: ("artifact", "drawing", "recipes", "training", "evaluation"),
@@ -163,7 +163,7 @@ def test_every_module_says_what_is_public() -> None:
 def test_the_public_names() -> None:
     verbs = "prior add_noise model_input step skip pad sample trajectory generate load save consistency_fn"
     more = "denoiser_fn search_timesteps"
-    modules = "cm tcd lcm samplers schedules guidance editing latents ode losses curricula models io"
+    modules = "cm tcd lcm samplers schedules guidance editing noises latents ode losses curricula models io"
     promised = f"{verbs} {more} {modules} Prediction Trajectory".split()
     for name in promised:
         assert getattr(cmjax, name) is not None

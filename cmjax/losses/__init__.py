@@ -10,11 +10,11 @@ from cmjax.losses.continuous import continuous_consistency, infinitesimal_consis
 from cmjax.losses.ctm import balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import consistency_distillation, progressive_distillation
-from cmjax.losses.latent import latent_consistency_distillation
 from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
 from cmjax.losses.prediction import noise_prediction
 from cmjax.losses.proposals import Proposal, karras, lognormal
 from cmjax.losses.trajectory import trajectory_distillation
+from cmjax.losses.vp_consistency import latent_consistency_distillation
 from cmjax.losses.weightings import Weighting, edm, inverse_gap, min_snr, snr, snr_plus_one, truncated_snr, uniform
 
 __all__ = [

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["ConsistencyFn", "JumpFn", "TeacherStep"]
+__all__ = ["JumpFn", "TeacherStep", "X0Fn"]
 
 
-class ConsistencyFn(Protocol):
+class X0Fn(Protocol):
     """f(x, t, cond, key=) -> x0, at noise level or timestep t of f32[B] or i32[B]; a denoiser has this form too.
 
     Made by `cmjax.consistency_fn`, `cmjax.denoiser_fn` and `cmjax.lcm.consistency_fn`. A key is passed only with

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax._numerics import floating, is_traced
-from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._functions import X0Fn
 from cmjax.losses._pairs import compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, pseudo_huber
 from cmjax.losses.proposals import Proposal, lognormal
@@ -24,8 +24,8 @@ _ROOT_EDM = edm(power=0.5)
 
 
 def consistency_training(
-    f: ConsistencyFn,
-    f_target: ConsistencyFn,
+    f: X0Fn,
+    f_target: X0Fn,
     x0: Array,
     key: Key,
     *,
@@ -91,8 +91,8 @@ def consistency_training(
 
 
 def easy_consistency_tuning(
-    f: ConsistencyFn,
-    f_target: ConsistencyFn,
+    f: X0Fn,
+    f_target: X0Fn,
     x0: Array,
     key: Key,
     *,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax._numerics import expand_like, f32, floating, is_traced, safe_sqrt
-from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._functions import X0Fn
 from cmjax.losses._pairs import dropout_option
 from cmjax.losses.metrics import l2
 from cmjax.losses.proposals import Proposal, lognormal
@@ -126,7 +126,7 @@ def continuous_consistency(
 
 
 def infinitesimal_consistency(
-    f: ConsistencyFn,
+    f: X0Fn,
     x0: Array,
     key: Key,
     *,

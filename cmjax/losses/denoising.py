@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from cmjax._numerics import floating
-from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._functions import X0Fn
 from cmjax.losses._pairs import dropout_option, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, lognormal
@@ -23,7 +23,7 @@ _EDM = edm()
 
 
 def denoising(
-    denoise: ConsistencyFn,
+    denoise: X0Fn,
     x0: Array,
     key: Key,
     *,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from cmjax._numerics import expand_like, f32, floating, is_traced
-from cmjax.losses._functions import ConsistencyFn, TeacherStep
+from cmjax.losses._functions import TeacherStep, X0Fn
 from cmjax.losses._pairs import compare, dropout_option, neighbours, noised
 from cmjax.losses.metrics import Metric, l2
 from cmjax.losses.proposals import Proposal, karras
@@ -22,8 +22,8 @@ _EVERY_INTERVAL_AS_OFTEN = karras()
 
 
 def consistency_distillation(
-    f: ConsistencyFn,
-    f_target: ConsistencyFn,
+    f: X0Fn,
+    f_target: X0Fn,
     teacher: TeacherStep,
     x0: Array,
     key: Key,
@@ -97,7 +97,7 @@ def consistency_distillation(
 
 
 def progressive_distillation(
-    denoise: ConsistencyFn,
+    denoise: X0Fn,
     teacher: TeacherStep,
     x0: Array,
     key: Key,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cmjax.types import Cond, Key, ModelFn
 
-__all__ = ["ConsistencyFn", "LCMConfig", "LCMState", "consistency_fn", "init"]
+__all__ = ["LCMConfig", "LCMState", "VPConsistencyFn", "consistency_fn", "init"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def init(
 # ---- the function that is trained ------------------------------------------------------------------------------------
 
 
-class ConsistencyFn(VPNetwork):
+class VPConsistencyFn(VPNetwork):
     """f(x, t) = c_skip(t) x + c_out(t) x0, with f(x, 0) = x exactly; see `consistency_fn`.
 
     Attributes:
@@ -141,7 +141,7 @@ class ConsistencyFn(VPNetwork):
         return (skip * f32(x) + gain * pred.x0).astype(x.dtype)
 
 
-def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> ConsistencyFn:
+def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> VPConsistencyFn:
     """Make the consistency function f of a variance-preserving model: x0 from x at any timestep.
 
     f(x, t) = c_skip(t) x + c_out(t) x0 with the boundary scalings of LCM, in which timestep 0 counts as clean. For a
@@ -174,7 +174,7 @@ def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> ConsistencyFn:
     right_config(config, _vp.VPConfig)
     c_skip, c_out = schedules.boundary_scalings(np.arange(config.num_train_timesteps), config.timestep_scaling)
     return network(
-        ConsistencyFn,
+        VPConsistencyFn,
         model,
         config,
         c_skip=f32(c_skip.astype(np.float32)),
@@ -183,3 +183,4 @@ def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> ConsistencyFn:
 
 
 Config, State = LCMConfig, LCMState
+ConsistencyFn = VPConsistencyFn  # its former name

@@ -99,8 +99,8 @@ def _between(ends: Any, rows: int, columns: int) -> Any:
     if len(ends) == 1:
         return jnp.concatenate([ends] * columns)
     if len(ends) == 2:
-        return cmjax.latents.slerp_path(ends, columns)
-    return cmjax.latents.slerp_grid(ends, rows, columns)
+        return cmjax.noises.slerp_path(ends, columns)
+    return cmjax.noises.slerp_grid(ends, rows, columns)
 
 
 def _write(out: Path, is_file: bool, images: np.ndarray, columns: int) -> None:

@@ -1,4 +1,4 @@
-"""Latent consistency distillation: the consistency function is the same at both ends of a guided teacher's step."""
+"""Consistency distillation in timesteps: f is the same at both ends of a variance-preserving teacher's step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from cmjax.losses._functions import ConsistencyFn
+from cmjax.losses._functions import X0Fn
 from cmjax.losses._pairs import compare, dropout_option
 from cmjax.losses._timesteps import Teacher, jump
 from cmjax.losses.metrics import Metric, l2
@@ -23,8 +23,8 @@ __all__ = ["latent_consistency_distillation"]
 
 
 def latent_consistency_distillation(
-    f: ConsistencyFn,
-    f_target: ConsistencyFn,
+    f: X0Fn,
+    f_target: X0Fn,
     teacher: Teacher,
     x0: Array,
     key: Key,
@@ -43,8 +43,8 @@ def latent_consistency_distillation(
 
         loss = w(t, n) d(f(x_t, t), sg f⁻(x̂_n, n)),  x_t = α_t x0 + σ_t z,  x̂_n = teacher(x_t, t, n)
 
-    The lowest step ends at timestep 0, where f⁻ is the identity. Only the name is about latents: it works on any
-    samples.
+    The lowest step ends at timestep 0, where f⁻ is the identity. The paper's name speaks of latents, but the
+    loss takes samples of any kind.
 
     Guidance belongs to the teacher. With a fixed scale it is part of the model, and the student learns that scale:
 

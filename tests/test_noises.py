@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.latents import slerp, slerp_grid, slerp_path
+import cmjax
+from cmjax.noises import slerp, slerp_grid, slerp_path
 
 A, B = jax.random.normal(jax.random.key(0), (2, 3, 16, 16, 1))
 
@@ -93,3 +94,10 @@ def test_the_place_may_be_traced_and_differentiated():
 def test_bad_input_is_refused_in_one_sentence(error, message, make):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_the_former_name_works_and_warns() -> None:
+    with pytest.warns(DeprecationWarning, match=r"cmjax\.latents is now cmjax\.noises: use cmjax\.noises\.slerp_path"):
+        assert cmjax.latents.slerp_path is cmjax.noises.slerp_path
+    with pytest.raises(AttributeError, match="no attribute 'lerp'"):
+        cmjax.latents.lerp  # noqa: B018
