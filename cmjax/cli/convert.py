@@ -69,7 +69,8 @@ def _read_folder(folder: Path, options: ConvertOptions) -> _Source:
             raise ValueError(f"--{name.replace('_', '-')} is for a .pt file; {folder} has it in its configs.")
     scheduler = other_folders.other_scheduler(folder)
     sampler = read_config(other_folders.scheduler_file(folder)) if scheduler is None else scheduler
-    return _Source(other_folders.read_network(folder), sampler, cmjax.io.label_names(folder))
+    network = other_folders.read_network(folder)
+    return _Source(network, sampler, cmjax.io.label_names(folder) if network.config.num_class_embeds else None)
 
 
 def _report(options: ConvertOptions, found: _Source, out: Path) -> None:

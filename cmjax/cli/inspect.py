@@ -12,6 +12,7 @@ from rich.table import Table
 
 import cmjax
 from cmjax.cli.errors import bad_input
+from cmjax.cli.open_model import load_abstract, model_class_names
 from cmjax.cli.options import InspectOptions
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 
@@ -20,10 +21,9 @@ __all__ = ["run"]
 
 def run(options: InspectOptions) -> None:
     """Print what a model is, and the path that a sampler takes."""
+    checkpoint = load_abstract(options.model, lambda: cmjax.load(options.model, variant=options.variant, abstract=True))
     with bad_input():
-        checkpoint = cmjax.load(options.model, variant=options.variant, abstract=True)
-        classes = checkpoint.model.config.num_class_embeds
-        names = None if classes is None else cmjax.io.label_names(options.model, variant=options.variant)
+        names = model_class_names(options.model, checkpoint, variant=options.variant)
     setup = choose_sampler(checkpoint, options.model, options)
     network, sampler = checkpoint.model.config.to_dict(), cmjax.io.config_dict(setup.config)
     console = Console(highlight=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cmjax.cli.errors import UsageError
 
-__all__ = ["class_names", "class_numbers", "listed", "needed_classes"]
+__all__ = ["class_names", "class_numbers", "listed", "match_classes", "needed_classes"]
 
 
 def class_numbers(wanted: Sequence[str], classes: int | None, names: Sequence[str] | None) -> list[int]:
@@ -60,6 +60,45 @@ def class_names(classes: int, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is not None and len(names) != classes:
         raise UsageError(f"the model's labels.json names {len(names)} classes, but its network has {classes}.")
     return tuple(names or map(str, range(classes)))
+
+
+def match_classes(
+    data: Sequence[str] | None, count: int, model: Sequence[str] | None, classes: int
+) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+    """Find which classes of a model the classes of data are: by name, or else by number.
+
+    Args:
+      data: the names of the data's classes, if they have names.
+      count: how many classes the data has.
+      model: the names of the model's classes, if they have names.
+      classes: how many classes the model has, at least `count`.
+
+    Returns:
+      The model's number of each of the data's classes, None where they are the data's own numbers; and the names of all
+      of the model's classes from then on, if there are any.
+
+    Raises:
+      UsageError: the data has fewer classes than the model, and names that the model does not have.
+
+    Example:
+      >>> match_classes(["Bag", "coat"], 2, ["Coat", "Shirt", "Bag"], 3)
+      ((2, 0), ('Coat', 'Shirt', 'Bag'))
+    """
+    if data is None or model is None:
+        if data is not None and count < classes:
+            data = (*data, *map(str, range(count, classes)))
+        names = model if data is None else data
+        return None, None if names is None else tuple(names)
+    known = {name.casefold(): i for i, name in enumerate(model)}
+    if unknown := [name for name in data if name.casefold() not in known]:
+        if count == classes:  # another set of classes, of the same size
+            return None, tuple(data)
+        raise UsageError(
+            f"the data's class {unknown[0]!r} is not one of the model's: {listed(model)}. Name the data's classes as "
+            "the model does, or number them as the model does, without names."
+        )
+    numbers = tuple(known[name.casefold()] for name in data)
+    return None if numbers == tuple(range(count)) else numbers, tuple(model)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,10 +38,16 @@ class RunConfig(NamedTuple):
     config: Any
     dtype: str
 
-    def to_dict(self, data: ImageData, teacher: Checkpoint | None, *, started: bool) -> dict[str, Any]:
+    def to_dict(
+        self, data: ImageData, teacher: Checkpoint | None, *, started: bool, classes: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """What run.json says; it also tells the data, and the teacher, from others.
 
-        `started` says whether the run began with a model of --init, which brings its network and noise levels.
+        Args:
+          data: the images, with the labels that the network is told.
+          teacher: the model of --teacher, if there is one.
+          started: whether the run began with a model of --init, which brings its network and noise levels.
+          classes: the network's number of each of the data's classes, where those differ.
         """
         return {
             "recipe": self.recipe.to_dict(),
@@ -50,6 +57,7 @@ class RunConfig(NamedTuple):
             "data": _fingerprint(data),
             "teacher": _fingerprint_of_teacher(teacher),
             "init": started,
+            **({} if classes is None else {"classes": list(classes)}),
         }
 
 
@@ -180,11 +188,15 @@ def _recipe(options: TrainOptions, base: training.Recipe) -> training.Recipe:
 
 
 def _fitting(source: Checkpoint, data: ImageData, option: str) -> UNetConfig:
-    """The network of a model to start from, which must have the data's classes."""
+    """The network of a model to start from, which must have the data's classes; it may have more."""
     network = source.model.config
-    classes = None if data.labels is None else int(data.labels.max()) + 1
-    if network.num_class_embeds != classes:
-        raise ValueError(f"{option}: the model has {network.num_class_embeds} classes, but the data has {classes}.")
+    classes, wanted = network.num_class_embeds, None if data.labels is None else int(data.labels.max()) + 1
+    if (classes is None) != (wanted is None):
+        remedy = "--no-classes takes all images as of one kind" if classes is None else "give labels, or another model"
+        has, lacks = ("no classes", f"{wanted}") if classes is None else (f"{classes} classes", "no labels")
+        raise ValueError(f"{option}: the model has {has}, but the data has {lacks}: {remedy}.")
+    if classes is not None and wanted is not None and classes < wanted:
+        raise ValueError(f"{option}: the model has {classes} classes, but the data has {wanted}.")
     return network
 
 

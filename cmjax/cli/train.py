@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +20,8 @@ import cmjax
 from cmjax import training
 from cmjax.cli import compile_cache
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.labels import match_classes
+from cmjax.cli.open_model import load_source, model_class_names
 from cmjax.cli.options import TrainOptions
 from cmjax.cli.run_config import RUN, RunConfig, compute_dtype, run_config
 from cmjax.cli.sampler_path import own_path
@@ -48,15 +52,24 @@ def run(options: TrainOptions) -> None:
         names = _label_names(options.label_names, data)
         before = read_json(out / RUN) if options.resume else None
         dtype = compute_dtype(options.dtype, before)
-        start = None if options.init is None else cmjax.load(options.init, dtype=dtype)
-        teacher = None if options.teacher is None else cmjax.load(options.teacher, dtype=dtype)
+        start = None if options.init is None else load_source(options.init, dtype=dtype)
+        teacher = None if options.teacher is None else load_source(options.teacher, dtype=dtype)
+        if before is None:
+            numbers, names = _match_classes(options, data, names, start or teacher)
+        else:
+            numbers = before.get("classes") if isinstance(before, dict) else None
+            if not options.label_names and (out / "model").is_dir():
+                names = cmjax.io.label_names(out / "model") or names
+        data = _renumbered(data, numbers)
         settled = run_config(options, data, before, start, teacher)
+        classes = settled.network.num_class_embeds
+        names = None if names is None or classes is None or len(names) < classes else names[:classes]
     recipe = settled.recipe
     _check_fit(data, settled, teacher)
     with bad_input("--out"):
         (out / "samples").mkdir(parents=True, exist_ok=True)
         started = before["init"] if before and "init" in before else start is not None
-        write_json(settled.to_dict(data, teacher, started=started), out / RUN)
+        write_json(settled.to_dict(data, teacher, started=started, classes=numbers), out / RUN)
 
     model, origin = _first_model(settled, start, teacher)
     console = Console(markup=False, highlight=False)
@@ -80,7 +93,7 @@ def run(options: TrainOptions) -> None:
             said = f"loss {progress.loss:.4f}{figures}, {progress.images_per_second:.0f} images/s"
             bar.update(task, completed=progress.step, figures=said)
 
-        keep = _CheckpointWriter(out, model, settled, names, console)
+        keep = _CheckpointWriter(out, model, settled, names, _shown_classes(settled, data, numbers), console)
         try:
             training.train(
                 model,
@@ -148,10 +161,17 @@ def _check_fit(data: ImageData, settled: RunConfig, teacher: Any) -> None:
 class _CheckpointWriter:
     """At every checkpoint: the averaged weights as a model that `cmjax.load` reads, a grid of what it draws, curves."""
 
-    def __init__(self, out: Path, model: Any, settled: RunConfig, names: tuple[str, ...] | None, console: Console):
+    def __init__(
+        self,
+        out: Path,
+        model: Any,
+        settled: RunConfig,
+        names: tuple[str, ...] | None,
+        shown: Sequence[int] | None,
+        console: Console,
+    ):
         self.out, self.model, self.settled, self.names, self.console = out, model, settled, names, console
-        classes = settled.network.num_class_embeds
-        self.shown = None if classes is None else range(min(classes, _SAMPLED_CLASSES))
+        self.shown = shown
         self.titles = None if self.shown is None else [names[i] if names else str(i) for i in self.shown]
         self._drawing(self._made(0))  # what cannot be drawn is known before a run begins
 
@@ -210,6 +230,39 @@ def _check_out(out: Path, data: Path, resume: bool) -> None:
 
 def _has_run(out: Path) -> bool:
     return training.latest_step(out / "checkpoints") is not None
+
+
+def _match_classes(
+    options: TrainOptions, data: ImageData, names: tuple[str, ...] | None, source: Checkpoint | None
+) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+    """Find which classes of the model of --init, or else of --teacher, the data's are; and what all are called."""
+    path = options.init or options.teacher
+    classes = None if source is None else source.model.config.num_class_embeds
+    if path is None or source is None or classes is None or data.labels is None:
+        return None, names
+    count = int(data.labels.max()) + 1
+    if count > classes:  # which is refused later
+        return None, names
+    return match_classes(names, count, model_class_names(path, source), classes)
+
+
+def _renumbered(data: ImageData, numbers: Sequence[int] | None) -> ImageData:
+    """Number the data's classes as the model does."""
+    if numbers is None or data.labels is None:
+        return data
+    if data.labels.max() >= len(numbers):
+        raise UsageError(f"--resume: the run had {len(numbers)} classes, but the data has {data.labels.max() + 1}.")
+    return data._replace(labels=np.array(numbers, np.int32)[data.labels])
+
+
+def _shown_classes(settled: RunConfig, data: ImageData, numbers: Sequence[int] | None) -> Sequence[int] | None:
+    """The classes that sample grids show: the first ten, or those of the data where a model has more than that."""
+    classes = settled.network.num_class_embeds
+    if classes is None or data.labels is None:
+        return None
+    if numbers is None and data.labels.max() + 1 == classes:
+        return range(min(classes, _SAMPLED_CLASSES))
+    return np.unique(data.labels)[:_SAMPLED_CLASSES].tolist()
 
 
 def _label_names(given: tuple[str, ...] | None, data: ImageData) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -175,6 +176,21 @@ def join(
         options |= dict(zip(("coordinator_address", "num_processes", "process_id"), given, strict=True))
         options |= {"cluster_detection_method": "deactivate"}
     where = f" at {coordinator}" if explicit else ""
+    with contextlib.ExitStack() as stack:
+        if explicit:
+            stack.enter_context(_own_number(coordinator, process_id))
+        hosts = _connect(options, where, explicit, wait, on_timeout)
+        try:
+            if num_processes not in (None, hosts.count):
+                raise ValueError(f"process 0 waited for {hosts.count} processes, this one for {num_processes}.")
+            yield hosts
+        except Exception:
+            hosts.refuse()
+            raise
+
+
+def _connect(options: dict[str, Any], where: str, explicit: bool, wait: int, on_timeout: Callable[[str], Any]) -> Hosts:
+    """Wait for all processes."""
     with _time_limit(wait, f"not all processes came{where}", on_timeout), _quiet():
         try:
             jax.distributed.initialize(**options)
@@ -186,14 +202,7 @@ def join(
         raise ValueError(
             f"the processes have {', '.join(map(str, held.values()))} devices: all must have the same number."
         )
-    hosts = Hosts(jax.process_count(), jax.process_index(), wait=wait, on_timeout=on_timeout)
-    try:
-        if num_processes not in (None, hosts.count):
-            raise ValueError(f"process 0 waited for {hosts.count} processes, this one for {num_processes}.")
-        yield hosts
-    except Exception:
-        hosts.refuse()
-        raise
+    return Hosts(jax.process_count(), jax.process_index(), wait=wait, on_timeout=on_timeout)
 
 
 def _check(coordinator: Any, num_processes: Any, process_id: Any) -> None:
@@ -216,6 +225,34 @@ def _why_not(error: Exception, where: str, given: bool) -> str:
         )
     hint = " Is the port in use? Choose another." if "start RPC server" in said else ""
     return f"the processes cannot meet{where}: {said.strip().splitlines()[0].rstrip('.')[:200]}.{hint}"
+
+
+@contextlib.contextmanager
+def _own_number(coordinator: str | None, process_id: int | None) -> Iterator[None]:
+    """Refuse to be a process that already runs on this machine: JAX would abort one of the two with a stack trace."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    name = hashlib.sha256(f"{coordinator} {process_id}".encode()).hexdigest()[:16]
+    try:
+        lock = os.open(os.path.join(tempfile.gettempdir(), f"cmjax-process-{name}"), os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError:  # another user's: whose process that is, cannot be known
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ValueError(
+            f"process {process_id} of {coordinator} already runs on this machine: give each process its own number, "
+            "or choose another port."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)  # which unlocks it; the empty file stays, as removing it would let two processes lock
 
 
 @contextlib.contextmanager

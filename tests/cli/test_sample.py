@@ -135,6 +135,15 @@ def test_a_model_without_classes_or_names():
     assert draw("many", num=11)["labels"].tolist() == [*range(10), 0]
 
 
+def test_a_labels_json_of_another_tool_is_no_matter_to_a_model_without_classes(capsys):
+    cmjax.save(tiny.checkpoint(classes=None), "plain")
+    with open("plain/labels.json", "w") as file:
+        json.dump({"0": "tench"}, file)
+    assert sorted(draw("plain")) == ["images"]
+    assert main(["inspect", "plain"]) == 0
+    assert "tench" not in capsys.readouterr().out
+
+
 def test_the_picture_does_not_depend_on_the_number_of_devices(model, monkeypatch):
     assert jax.local_device_count() >= 4
     four = draw(model)["images"].astype(int)

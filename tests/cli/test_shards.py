@@ -207,6 +207,33 @@ def test_one_that_refuses_tells_the_others(model: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_one_with_a_mistake_in_its_options_tells_the_others(model: Path, tmp_path: Path) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    both = [
+        start(model, out, "--distributed", who, "2", str(i), *more) for i, more in enumerate(((), ("--frobnicate",)))
+    ]
+    said = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert "process 1 refused to take part" in said[0]
+    assert "unrecognized arguments: --frobnicate" in said[1]
+
+
+def test_a_process_that_is_started_twice_is_refused_and_the_first_goes_on(model: Path, tmp_path: Path) -> None:
+    who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
+    twice = [start(model, out, "--distributed", who, "2", "0") for _ in range(2)]
+    deadline = time.monotonic() + 200
+    while not (over := [process for process in twice if process.poll() is not None]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (second,) = over
+    _, err = second.communicate()
+    assert second.returncode == 2
+    assert f"--distributed: process 0 of {who} already runs on this machine: give each process its own number" in err
+    twice.remove(second)
+    said = finish(*twice, start(model, out, "--distributed", who, "2", "1"))
+    assert said.count("3 of 6 shards drawn here") == 2
+    assert "[Gloo]" not in said
+
+
 def test_without_a_cluster_one_must_say_who_takes_part(model: Path, tmp_path: Path) -> None:
     process = start(model, tmp_path / "drawn", "--distributed")
     _, err = process.communicate(timeout=200)

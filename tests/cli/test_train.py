@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import tiny
 from commands import complaint
+from PIL import Image
 
 import cmjax
 from cmjax.cli import main, parse, train
+from cmjax.cli.errors import UsageError
+from cmjax.cli.labels import match_classes
+from cmjax.cli.open_model import load_source
 from cmjax.cli.run_config import compute_dtype
 from cmjax.cli.run_config import run_config as settled
 from cmjax.io import Checkpoint, read_images
@@ -174,8 +178,80 @@ def test_a_student_keeps_its_teachers_noise_levels(data):
     assert settle("tcd", "--channels", "16", teacher=teacher).config == teacher.config
     assert settle("lcd", "--network", "network.json", teacher=teacher).config.beta_schedule == "linear"
     for start in (None, vp()):
-        with pytest.raises(ValueError, match="--teacher: the model has 3 classes, but the data has 2"):
-            settle("tcd", "--channels", "16", start=start, teacher=vp(classes=3))
+        with pytest.raises(ValueError, match="--teacher: the model has 1 classes, but the data has 2"):
+            settle("tcd", "--channels", "16", start=start, teacher=vp(classes=1))
+    with pytest.raises(ValueError, match="--teacher: the model has no classes, but the data has 2: --no-classes"):
+        settle("tcd", teacher=vp(classes=None))
+    assert settle("tcd", teacher=vp(classes=3)).network.num_class_embeds == 3
+    assert settle("tcd", "--channels", "16", teacher=vp(classes=3)).network.num_class_embeds == 2
+
+
+def test_a_model_is_tuned_on_some_of_its_classes():
+    """The data's folders name two of the model's three classes, in another order; every class keeps its number."""
+    cmjax.save(tiny.checkpoint(classes=3), "three", label_names=["Coat", "Bag", "Ant"])
+    for name in ("ant", "bag"):
+        os.makedirs(f"data/{name}")
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), 60 * i, np.uint8)).save(f"data/{name}/{i}.png")
+    seen = []
+
+    def keep(self, *args):
+        seen.append((np.unique(self.shown).tolist(), self.names))
+
+    options = ["--data", "data", "--steps", "4", "--batch", "4", "--checkpoint-every", "4"]
+    assert main(["train", "ect", "--init", "three", "--out", "run", *options]) == 0
+    assert cmjax.load("run/model").model.config.num_class_embeds == 3
+    assert cmjax.io.label_names("run/model") == ("Coat", "Bag", "Ant")
+    with open("run/run.json") as file:
+        assert json.load(file)["classes"] == [2, 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train._CheckpointWriter, "__call__", keep)
+        assert main(["train", "--out", "run", "--resume", "--data", "data"]) == 0  # the same data, found again
+    assert seen == [([1, 2], ("Coat", "Bag", "Ant"))]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "expected"),
+    [
+        (None, None, (None, None)),
+        (None, ["a", "b", "c"], (None, ("a", "b", "c"))),
+        (["x", "y"], None, (None, ("x", "y", "2"))),
+        (["a", "B"], ["a", "b", "c"], (None, ("a", "b", "c"))),
+        (["c", "a"], ["a", "b", "c"], ((2, 0), ("a", "b", "c"))),
+        (["x", "y", "z"], ["a", "b", "c"], (None, ("x", "y", "z"))),
+    ],
+)
+def test_classes_are_matched_by_name_or_by_number(data, model, expected):
+    assert match_classes(data, 2 if data is None else len(data), model, 3) == expected
+
+
+def test_a_class_that_the_model_does_not_have_is_said():
+    with pytest.raises(UsageError, match="the data's class 'x' is not one of the model's: a, b, c"):
+        match_classes(["a", "x"], 2, ["a", "b", "c"], 3)
+
+
+@pytest.mark.parametrize("layout", ["nested", "flat"])
+def test_a_ddpm_folder_is_a_teacher_and_no_model_to_draw_from(layout, capsys):
+    """Keys that its scheduler's file leaves out are the scheduler's defaults, and not those of TCD's."""
+    cmjax.save(tiny.checkpoint(classes=None, config=cmjax.tcd.TCDConfig()), "ddpm")
+    with open("ddpm/scheduler/scheduler_config.json", "w") as file:
+        json.dump({"_class_name": "DDPMScheduler", "beta_end": 0.03, "variance_type": "fixed_small"}, file)
+    if layout == "flat":
+        for part in ("unet", "scheduler"):
+            for name in os.listdir(f"ddpm/{part}"):
+                os.rename(f"ddpm/{part}/{name}", f"ddpm/{name}")
+            os.rmdir(f"ddpm/{part}")
+    teacher = load_source("ddpm", dtype="float32")
+    assert (teacher.config.beta_schedule, teacher.config.beta_start, teacher.config.beta_end) == ("linear", 1e-4, 0.03)
+    assert teacher.config.clip_sample and teacher.config.prediction_type == "epsilon"
+    remedy = "ddpm is a diffusion model (DDPMScheduler), which takes many steps. Distil it into one of a few steps: "
+    for argv in (["sample", "--model", "ddpm"], ["inspect", "ddpm"]):
+        assert f"{remedy}cmjax train tcd --teacher ddpm --data DATA" in complaint(capsys, *argv)
+    if layout == "nested":
+        np.savez("plain.npz", images=np.zeros((8, 8, 8), np.uint8))
+        options = ["--data", "plain.npz", "--steps", "1", "--batch", "4", "--checkpoint-every", "1"]
+        assert main(["train", "tcd", "--teacher", "ddpm", "--out", "run", *options]) == 0
+        assert cmjax.load("run/model").config.beta_end == 0.03
 
 
 def test_a_student_begins_as_a_copy_of_a_teacher_of_its_network(data):
