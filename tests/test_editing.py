@@ -62,6 +62,7 @@ EDITS: dict[str, tuple[Any, Any]] = {
 SAMPLERS = {sampler.__name__.rpartition(".")[2]: sampler for sampler in cmjax.samplers.ALL}
 
 each_edit = pytest.mark.parametrize(("edit", "measure"), EDITS.values(), ids=EDITS.keys())
+each_name = pytest.mark.parametrize("name", EDITS)
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
@@ -77,21 +78,37 @@ def shift(t: jax.Array, dtype: Any) -> jax.Array:
 NET = jax.tree_util.Partial(net)
 sample = jax.jit(cmjax.sample)
 generate = jax.jit(cmjax.generate, static_argnames="shape")
+trajectory = jax.jit(cmjax.trajectory)
+
+
+class Choice(Struct):
+    """One of several edits, by a number that may be traced: a program that is compiled once serves all of them."""
+
+    index: jax.Array
+    edits: tuple[Any, ...]
+
+    def __call__(self, x0: jax.Array) -> jax.Array:
+        return jax.lax.switch(self.index, self.edits, x0)
+
+
+def choice(name: str, edits: dict[str, Any] | None = None) -> Choice:
+    edits = edits or {name: edit for name, (edit, _) in EDITS.items()}
+    return Choice(jnp.int32(list(EDITS).index(name)), tuple(edits[name] for name in EDITS))
 
 
 # ---- what is measured is kept ----------------------------------------------------------------------------------------
 
 
-@each_edit
+@each_name
 @each_sampler
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_what_was_measured_is_kept_by_every_sampler(sampler: ModuleType, edit: Any, measure: Any, n: int) -> None:
-    state = sampler.init(sampler.Config(), num_steps=n)
-    x = cmjax.add_noise(state, known(edit, SHAPE), KEY)
-    restored = sample(NET, state, x, KEY, edit=edit)
+def test_what_was_measured_is_kept_by_every_sampler(sampler: ModuleType, name: str, n: int) -> None:
+    state, measure = sampler.init(sampler.Config(), num_steps=n), EDITS[name][1]
+    x = cmjax.add_noise(state, known(EDITS[name][0], SHAPE), KEY)
+    restored = sample(NET, state, x, KEY, edit=choice(name))
     assert float(jnp.abs(measure(restored) - measure(PHOTO)).max()) < 1e-6 * max(1.0, float(jnp.abs(restored).max()))
     assert float(jnp.abs(restored - PHOTO).max()) > 0.1  # and the rest is the model's
-    again = sample(NET, state, x, jax.random.key(4), edit=edit)
+    again = sample(NET, state, x, jax.random.key(4), edit=choice(name))
     assert (float(jnp.abs(again - restored).max()) > 1e-3) == (n > 1)  # the last step adds no noise
 
 
@@ -103,27 +120,29 @@ def test_known_pixels_are_kept_bit_for_bit(sampler: ModuleType) -> None:
     np.testing.assert_array_equal(restored[is_known], np.asarray(PHOTO)[is_known])
 
 
-@each_edit
+@each_name
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_in_half_precision_what_was_measured_is_kept_but_for_the_last_rounding(
-    edit: Any, measure: Any, dtype: Any
-) -> None:
+def test_in_half_precision_what_was_measured_is_kept_but_for_the_last_rounding(name: str, dtype: Any) -> None:
     """The estimate that is edited is float32; only the sample is rounded."""
-    state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=3)
-    x = cmjax.add_noise(state, known(edit, SHAPE), KEY).astype(dtype)
-    path = cmjax.trajectory(NET, state, x, KEY, edit=edit)
+    state, measure = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=3), EDITS[name][1]
+    x = cmjax.add_noise(state, known(EDITS[name][0], SHAPE), KEY).astype(dtype)
+    path = trajectory(NET, state, x, KEY, edit=choice(name))
     assert path.x.dtype == dtype
     np.testing.assert_allclose(measure(path.x0[-1]), measure(PHOTO), atol=2e-6)
     np.testing.assert_array_equal(path.x[-1], path.x0[-1].astype(dtype))
 
 
-@each_edit
-def test_with_guidance(edit: Any, measure: Any) -> None:
-    conditional = jax.tree_util.Partial(lambda x, t, cond: net(x, t, None) + cond)
-    guided = cmjax.guidance.classifier_free(conditional, 3.0, jnp.zeros((1, 1, 1, 1)))
+def conditional(x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+    return net(x, t, None) + cond
+
+
+@each_name
+def test_with_guidance(name: str) -> None:
+    guided = cmjax.guidance.classifier_free(jax.tree_util.Partial(conditional), 3.0, jnp.zeros((1, 1, 1, 1)))
     state = cmjax.tcd.init(cmjax.tcd.TCDConfig(), num_steps=3, eta=0.5)
     cond = jnp.array([0.2, -0.2]).reshape(2, 1, 1, 1)
-    restored = sample(guided, state, cmjax.prior(state, KEY, SHAPE), KEY, cond, edit=edit)
+    restored = sample(guided, state, cmjax.prior(state, KEY, SHAPE), KEY, cond, edit=choice(name))
+    measure = EDITS[name][1]
     size = max(1.0, float(jnp.abs(restored).max()))
     np.testing.assert_allclose(measure(restored), measure(PHOTO), atol=2e-6 * size)
 
@@ -239,14 +258,14 @@ REPLACED = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+@each_name
 @pytest.mark.parametrize("n", [1, 4, 40])
 def test_the_loop_is_algorithm_4_in_float64(name: str, n: int) -> None:
     edit, _ = EDITS[name]
     config = cmjax.cm.CMConfig()
     state = cmjax.cm.init(config, num_steps=n)
     start = cmjax.add_noise(state, known(edit, SHAPE), KEY)
-    path = jax.jit(cmjax.trajectory)(NET, state, start, KEY, edit=edit)
+    path = trajectory(NET, state, start, KEY, edit=choice(name))
 
     y, zero = np.asarray(PHOTO, np.float64), np.zeros(SHAPE)
     x = REPLACED[name](y, zero) + 80.0 * np.asarray(noise(KEY, SHAPE), np.float64)
@@ -265,13 +284,12 @@ def test_the_loop_is_algorithm_4_in_float64(name: str, n: int) -> None:
     assert replay.distance(path.x[-1], x) < 1e-5
 
 
-@pytest.mark.parametrize("name", EDITS)
+@each_name
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_with_tcd_eps_is_derived_again_from_the_edited_estimate(name: str, eta: float) -> None:
-    edit, _ = EDITS[name]
     n = 4
     state = cmjax.tcd.init(cmjax.tcd.TCDConfig(), num_steps=n, eta=eta)
-    path = jax.jit(cmjax.trajectory)(NET, state, cmjax.prior(state, KEY, SHAPE), KEY, edit=edit)
+    path = trajectory(NET, state, cmjax.prior(state, KEY, SHAPE), KEY, edit=choice(name))
     y, x = np.asarray(PHOTO, np.float64), np.asarray(path.x[0], np.float64)
     tables = [np.asarray(table, np.float64) for table in (state.alphas, state.sigmas)]
     landings = [np.asarray(table, np.float64) for table in (state.landing_alphas, state.landing_sigmas)]
@@ -367,9 +385,7 @@ def test_all_known_gives_the_reference_and_nothing_known_the_unconditional_sampl
 # ---- batches, compilation, gradients ---------------------------------------------------------------------------------
 
 
-def per_image(i: int) -> dict[str, Any]:
-    """The same edits for image i alone."""
-    photo = PHOTO[i : i + 1]
+def edits_of(photo: jax.Array) -> dict[str, Any]:
     return {
         "inpaint": inpaint(photo, HOLE),
         "colorize": colorize(luminance(photo)),
@@ -378,13 +394,17 @@ def per_image(i: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", EDITS)
+def per_image(i: int) -> dict[str, Any]:
+    """The same edits for image i alone."""
+    return edits_of(PHOTO[i : i + 1])
+
+
+@each_name
 def test_image_i_depends_on_key_i_and_reference_i_only(name: str) -> None:
     state, keys = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=3), jax.random.split(KEY, 2)
-    both = generate(NET, state, keys, SHAPE, edit=EDITS[name][0])
+    both = generate(NET, state, keys, SHAPE, edit=choice(name))
     for i in range(2):
-        edit = per_image(i)[name]
-        one = generate(NET, state, keys[i : i + 1], (1, *SHAPE[1:]), edit=edit)
+        one = generate(NET, state, keys[i : i + 1], (1, *SHAPE[1:]), edit=choice(name, per_image(i)))
         np.testing.assert_allclose(one[0], both[i], atol=1e-6)
 
 
@@ -417,30 +437,26 @@ def test_a_batch_of_edits_is_one_vmap_and_other_values_never_recompile() -> None
             np.testing.assert_allclose(restored[i], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EDITS)
+@jax.jit
+@jax.value_and_grad
+def loss(photo: jax.Array, state: Any, x: jax.Array, index: jax.Array) -> jax.Array:
+    edit = Choice(index, tuple(edits_of(photo).values()))
+    return jnp.tanh(cmjax.sample(NET, state, x, KEY, edit=edit)).mean()
+
+
+@each_name
 @each_sampler
 def test_gradients_through_an_edited_sample_are_those_of_finite_differences(sampler: ModuleType, name: str) -> None:
     config = cmjax.cm.CMConfig(clip_denoised=False) if sampler is cmjax.cm else sampler.Config()
     state = (
         sampler.init(config, timesteps=[30, 20]) if sampler is cmjax.cm else sampler.init(config, timesteps=[500, 200])
     )
-    x = cmjax.prior(state, KEY, SHAPE)
-    make = {
-        "inpaint": lambda photo: inpaint(photo, HOLE),
-        "colorize": lambda photo: colorize(luminance(photo)),
-        "super_resolution": lambda photo: super_resolution(block_mean(photo, 4), 4),
-        "consistent": lambda photo: consistent(slow, slow_back, photo),
-    }[name]
-
-    @jax.jit
-    def loss(photo: jax.Array) -> jax.Array:
-        return jnp.tanh(cmjax.sample(NET, state, x, KEY, edit=make(photo))).mean()
-
-    slope = jax.jit(jax.grad(loss))(PHOTO)
+    given = state, cmjax.prior(state, KEY, SHAPE), choice(name).index
+    _, slope = loss(PHOTO, *given)
     assert bool(jnp.isfinite(slope).all())
     direction = jnp.sign(slope)
     step = 1e-2
-    found = (loss(PHOTO + step * direction) - loss(PHOTO - step * direction)) / (2 * step)
+    found = (loss(PHOTO + step * direction, *given)[0] - loss(PHOTO - step * direction, *given)[0]) / (2 * step)
     assert float(found) == pytest.approx(float((slope * direction).sum()), rel=2e-2)
     assert float(jnp.abs(slope).max()) > 1e-4
 
@@ -564,7 +580,7 @@ def tripled() -> jax.Array:
     return OTHER[:1].repeat(3, axis=0)
 
 
-@pytest.mark.parametrize("name", EDITS)
+@each_name
 def test_an_edit_may_be_made_under_jit_around_a_picture(name: str) -> None:
     """Arrays that are captured have values, which are checked there too."""
     edited = jax.jit(lambda x: per_image(0)[name](x))(OTHER[:1])
