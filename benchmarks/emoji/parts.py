@@ -68,8 +68,30 @@ def configs(tokenizer: Tokenizer, *, tiny: bool = False, scaling_factor: float =
 
 
 def fresh(given: dict[str, Any], seed: int) -> dict[str, nnx.State]:
-    """New weights of each part."""
-    return {name: nnx.state(PARTS[name](given[name], rngs=nnx.Rngs(seed + i))) for i, name in enumerate(PARTS)}
+    """New weights of each part, as the modules draw them, but on the host: a GPU would compile each draw."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, module in PARTS.items():
+        shapes = nnx.state(nnx.eval_shape(lambda module=module, name=name: module(given[name], rngs=nnx.Rngs(0))))
+        flat = [
+            (path, v.replace(_weight(rng, name, path, v.get_value().shape))) for path, v in nnx.to_flat_state(shapes)
+        ]
+        found[name] = nnx.from_flat_state(flat)
+    return found
+
+
+def _weight(rng: np.random.Generator, part: str, path: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros at the ends of branches, ones for norms, else variance 1 / fan_in."""
+    words = tuple(map(str, path))
+    ends = ("conv2", "proj_out") if part != "text_encoder" else ()
+    last_of_all = part == "unet" and words[0] == "conv_out"
+    rejoins = part == "vae" and "to_out" in words
+    if words[-1] == "bias" or any(word in words for word in ends) or last_of_all or rejoins:
+        return np.zeros(shape, np.float32)
+    if words[-1] == "scale":
+        return np.ones(shape, np.float32)
+    fan_in = 1 if words[-1] == "embedding" else np.prod(shape[:-1])
+    return rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(np.sqrt(3 / fan_in))
 
 
 def definitions(given: dict[str, Any], dtype: Any) -> dict[str, nnx.GraphDef]:

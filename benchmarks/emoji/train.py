@@ -130,7 +130,7 @@ class Run:
     ) -> Any:
         """Call a compiled step until the seconds are used; returns the averaged weights."""
         args = self.args
-        state = (params, average, _optimizer().init(params))
+        state = (params, average, _zeros(jax.eval_shape(_optimizer().init, params)))
         key, steps, begin, kept = jax.random.key(args.seed + _STAGES.index(stage)), 0, time.monotonic(), 0.0
         losses = None
         while (used := time.monotonic() - begin) < budget:
@@ -160,7 +160,11 @@ def _flat(state: Any) -> list[tuple[Any, Any]]:
 
 def _unflat(like: Any, flat: list[tuple[Any, Any]]) -> Any:
     values = dict(flat)
-    return nnx.from_flat_state([(p, v.replace(jnp.asarray(values[p]))) for p, v in nnx.to_flat_state(like)])
+    return nnx.from_flat_state([(p, v.replace(np.asarray(values[p], np.float32))) for p, v in nnx.to_flat_state(like)])
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), shapes)
 
 
 def _abstract(x: Any) -> Any:
@@ -217,6 +221,21 @@ def autoencoder_step(run: Run) -> Any:
         return state, _mean(losses)
 
     return autoencoder
+
+
+def measurement(run: Run) -> Any:
+    """A jitted look at pictures, their reconstructions, and the latents' spread."""
+    definition = run.defs["vae"]
+
+    @jax.jit
+    def measure(params: Any, data: Any, key: Any) -> Any:
+        vae = nnx.merge(definition, params)
+        x = emoji.pictures(data, emoji.draw_attributes(key, run.args.measure), key)
+        mean, log_variance = vae.encode(x)
+        std = jnp.sqrt(jnp.square(mean).mean() - jnp.square(mean.mean()) + jnp.exp(log_variance).mean())
+        return x, vae.decode(mean), std, mean.mean((0, 1, 2)), mean.std((0, 1, 2))
+
+    return measure
 
 
 def _latents_and_tokens(run: Run, vae_params: Any, scale: Any, data: Any, key: Any, batch: int, empty: float) -> Any:
@@ -369,48 +388,37 @@ def budgets(args: argparse.Namespace, left: float) -> dict[str, float]:
     return {stage: seconds * shrink for stage, seconds in wanted.items()}
 
 
-def train_autoencoder(run: Run, budget: float, program: Any) -> None:
+def train_autoencoder(run: Run, budget: float, program: Any, measure: Any) -> None:
     """Train it, measure the latents' spread, and draw reconstructions."""
 
     def keep(average: Any) -> None:
-        run.params["vae"] = jax.tree.map(jnp.copy, average)
+        run.params["vae"] = jax.device_get(average)
         run.write("parts.npz")
 
-    if budget > 0:
-        params = run.params["vae"]
-        average = run.train(
-            "autoencoder",
-            budget,
-            run.args.autoencoder_rate,
-            program,
-            jax.tree.map(jnp.copy, params),
-            jax.tree.map(jnp.copy, params),
-            (),
-            keep,
-        )
-        run.params["vae"] = average
-        definition = run.defs["vae"]
-
-        @jax.jit
-        def measure(params: Any, data: Any, key: Any) -> Any:
-            vae = nnx.merge(definition, params)
-            x = emoji.pictures(data, emoji.draw_attributes(key, run.args.measure), key)
-            mean, log_variance = vae.encode(x)
-            std = jnp.sqrt(jnp.square(mean).mean() - jnp.square(mean.mean()) + jnp.exp(log_variance).mean())
-            return x, vae.decode(mean), std, mean.mean((0, 1, 2)), mean.std((0, 1, 2))
-
-        x, y, std, means, stds = measure(average, run.data, jax.random.key(99))
-        run.scale = float(1 / std)
-        run.log("latents", scale=run.scale, means=means.tolist(), stds=stds.tolist(), l1=float(jnp.abs(x - y).mean()))
-        run.write("parts.npz")
-        grids.save_pairs(run.args.out / "stages.png", np.asarray(x[:32]), np.asarray(y[:32]))
+    params = run.params["vae"]
+    average = run.train(
+        "autoencoder",
+        budget,
+        run.args.autoencoder_rate,
+        program,
+        jax.device_get(params),
+        jax.device_get(params),
+        (),
+        keep,
+    )
+    run.params["vae"] = average
+    x, y, std, means, stds = measure(average, run.data, jax.random.key(99))
+    run.scale = float(1 / std)
+    run.log("latents", scale=run.scale, means=means.tolist(), stds=stds.tolist(), l1=float(jnp.abs(x - y).mean()))
+    run.write("parts.npz")
+    grids.save_pairs(run.args.out / "stages.png", np.asarray(x[:32]), np.asarray(y[:32]))
 
 
 def train_diffusion(run: Run, budget: float, program: Any) -> None:
     """Train text encoder and UNet, and draw with the guided teacher."""
 
     def keep(average: Any) -> None:
-        run.params |= jax.tree.map(jnp.copy, average)
+        run.params |= jax.device_get(average)
         run.write("parts.npz")
         run.write("unet.npz")
 
@@ -422,8 +430,8 @@ def train_diffusion(run: Run, budget: float, program: Any) -> None:
             budget,
             run.args.diffusion_rate,
             program,
-            jax.tree.map(jnp.copy, both),
-            jax.tree.map(jnp.copy, both),
+            jax.device_get(both),
+            jax.device_get(both),
             more,
             keep,
         )
@@ -435,7 +443,7 @@ def train_student(run: Run, budget: float, program: Any) -> None:
     """Distil the student."""
 
     def keep(average: Any) -> None:
-        run.params["student"] = jax.tree.map(jnp.copy, average)
+        run.params["student"] = jax.device_get(average)
         run.write("student.npz")
 
     if budget > 0:
@@ -447,8 +455,8 @@ def train_student(run: Run, budget: float, program: Any) -> None:
             budget,
             run.args.distil_rate,
             program,
-            jax.tree.map(jnp.copy, begin),
-            jax.tree.map(jnp.copy, begin),
+            jax.device_get(begin),
+            jax.device_get(begin),
             more,
             keep,
         )
@@ -468,6 +476,7 @@ def main() -> None:
     steps: dict[str, Any] = {}
     if give["autoencoder"]:
         steps["autoencoder"] = run.compile(autoencoder_step(run), state(p["vae"]), (), *rest)
+        steps["measure"] = run.compile(measurement(run), p["vae"], run.data, jax.random.key(99))
     if give["diffusion"]:
         steps["diffusion"] = run.compile(diffusion_step(run), state(both), (p["vae"], scale), *rest)
     if give["distil"]:
@@ -478,8 +487,9 @@ def main() -> None:
     inputs = (p["unet"], p["text_encoder"], p["vae"], scale, tokens, jax.random.key(5), plan(1, 0.0))
     draw_teacher, draw_student = run.compile(teacher, *inputs), run.compile(student, *inputs)
 
-    program = steps["autoencoder"].result() if give["autoencoder"] else None
-    train_autoencoder(run, give["autoencoder"], program)
+    if give["autoencoder"]:
+        program = steps["autoencoder"].result()
+        train_autoencoder(run, give["autoencoder"], program, lambda *inputs: steps["measure"].result()(*inputs))
     program = steps["diffusion"].result() if give["diffusion"] else None
     give = {**give, "diffusion": budgets(args, run.left() + give["autoencoder"])["diffusion"]}
     train_diffusion(run, give["diffusion"], program)
