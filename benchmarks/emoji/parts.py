@@ -23,7 +23,10 @@ from cmjax.models.unet2d_condition import UNetCondition, UNetConditionConfig
 
 __all__ = ["PARTS", "SCHEDULE", "configs", "definitions", "fresh", "save_pipeline"]
 
-SCHEDULE = cmjax.tcd.TCDConfig(prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1)
+# Flat backgrounds need a last timestep that is noise alone: else its mean tells the network their colour in training.
+SCHEDULE = cmjax.tcd.TCDConfig(
+    prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1
+)
 PARTS = {"vae": Autoencoder, "text_encoder": TextEncoder, "unet": UNetCondition}
 
 
