@@ -87,7 +87,7 @@ def search_timesteps(
     chunks = _chunks(shape[0], batch_size)
     keys = split(key, shape[0])
     levels = schedules.karras_sigmas(np.arange(size), size, config.sigma_min, config.sigma_max, config.rho)
-    draw = jax.jit(partial(_draw, config=config, sample_shape=tuple(shape[1:])))
+    draw = partial(_draw, config=config, sample_shape=tuple(shape[1:]))
     scores: dict[tuple[int, ...], float] = {}
 
     def tried(indices: tuple[int, ...]) -> float:
@@ -106,6 +106,7 @@ def search_timesteps(
     return Found(found[::-1], tried(found), scores)
 
 
+@partial(jax.jit, static_argnames=("config", "sample_shape"))
 def _draw(
     model: ModelFn, sigmas: Array, keys: Key, cond: Cond, *, config: cm.CMConfig, sample_shape: tuple[int, ...]
 ) -> Array:

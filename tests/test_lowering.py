@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+import unets
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -25,7 +26,6 @@ from cmjax import training
 KEY = jax.random.key(0)
 SHAPE = (8, 4, 4, 3)
 PLATFORMS = ("tpu", "cuda")
-each_platform = pytest.mark.parametrize("platform", PLATFORMS)
 each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
 
 
@@ -36,10 +36,10 @@ def net(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
 NET = jax.tree_util.Partial(net)
 
 
-def lowered(function: Callable[..., Any], *args: Any, platform: str, **options: Any) -> str:
-    """The program for another platform, as StableHLO."""
+def lowered(function: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """One program for both platforms, as StableHLO: what differs between them stands in it twice."""
     compiled = function if hasattr(function, "lower") else jax.jit(function)
-    return jax.export.export(compiled, platforms=[platform])(*args, **options).mlir_module()
+    return jax.export.export(compiled, platforms=PLATFORMS)(*args, **options).mlir_module()
 
 
 def holds(text: str, *, loops: int, draws: int) -> None:
@@ -55,36 +55,33 @@ def holds(text: str, *, loops: int, draws: int) -> None:
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
 
-@each_platform
 @each_sampler
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_loop_is_one_loop(platform: str, sampler: Any, dtype: Any, padded: bool) -> None:
+def test_the_loop_is_one_loop(sampler: Any, dtype: Any, padded: bool) -> None:
     state = sampler.init(sampler.Config(), num_steps=4)
     state = cmjax.pad(state, 8) if padded else state
     for key in (KEY, jax.random.split(KEY, SHAPE[0])):
-        text = lowered(cmjax.sample, NET, state, jnp.zeros(SHAPE, dtype), key, platform=platform)
+        text = lowered(cmjax.sample, NET, state, jnp.zeros(SHAPE, dtype), key)
         holds(text, loops=1, draws=1)
-        generated = lowered(partial(cmjax.generate, shape=SHAPE), NET, state, key, platform=platform)
+        generated = lowered(partial(cmjax.generate, shape=SHAPE), NET, state, key)
         holds(generated, loops=1, draws=2)  # the prior's, and the loop's (or one function called from both)
 
 
-@each_platform
 @each_sampler
-def test_sweeps_are_one_loop(platform: str, sampler: Any) -> None:
+def test_sweeps_are_one_loop(sampler: Any) -> None:
     def render(knob: jax.Array, key: jax.Array) -> jax.Array:
         option = {"tcd": {"eta": knob}, "cm": {"s_noise": knob}}.get(sampler.__name__.split(".")[-1], {})
         state = sampler.init(sampler.Config(), num_steps=4, **option)
         return cmjax.sample(NET, state, jnp.ones(SHAPE) * knob, key)
 
-    text = lowered(jax.vmap(render, in_axes=(0, None)), jnp.linspace(0.0, 1.0, 11), KEY, platform=platform)
+    text = lowered(jax.vmap(render, in_axes=(0, None)), jnp.linspace(0.0, 1.0, 11), KEY)
     holds(text, loops=1, draws=1)
 
 
-@each_platform
 @each_sampler
 @pytest.mark.parametrize("padded", [False, True])
-def test_in_shard_map_each_device_has_the_same_loop(platform: str, sampler: Any, padded: bool) -> None:
+def test_in_shard_map_each_device_has_the_same_loop(sampler: Any, padded: bool) -> None:
     state = sampler.init(sampler.Config(), num_steps=4)
     state = cmjax.pad(state, 8) if padded else state
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
@@ -94,20 +91,19 @@ def test_in_shard_map_each_device_has_the_same_loop(platform: str, sampler: Any,
 
     keys = jax.random.split(KEY, 16)
     spread = jax.shard_map(draw, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch"))
-    holds(lowered(spread, state, keys, platform=platform), loops=1, draws=2)
+    holds(lowered(spread, state, keys), loops=1, draws=2)
     alone = jax.jit(partial(cmjax.generate, shape=(16, *SHAPE[1:])))(NET, state, keys)
     np.testing.assert_allclose(jax.jit(spread)(state, keys), alone, rtol=0, atol=1e-5)
 
 
-@each_platform
-def test_the_gradient_of_the_loop_is_two_loops(platform: str) -> None:
+def test_the_gradient_of_the_loop_is_two_loops() -> None:
     state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=4)
 
     def reward(x: jax.Array, remat: bool) -> jax.Array:
         return cmjax.sample(NET, state, x, KEY, remat=remat).sum()
 
     for remat in (False, True):
-        text = lowered(jax.grad(partial(reward, remat=remat)), jnp.ones(SHAPE), platform=platform)
+        text = lowered(jax.grad(partial(reward, remat=remat)), jnp.ones(SHAPE))
         assert len(re.findall(r"= stablehlo\.while\b", text)) == 2
 
 
@@ -132,12 +128,16 @@ def test_a_step_is_few_kernels(sampler: Any) -> None:
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
-@each_platform
+@cache
+def abstract(name: str, dtype: str) -> Any:
+    return cmjax.load(name, dtype=dtype, abstract=True)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
 @pytest.mark.parametrize("name", ["fashion-mnist-cm", "fashion-mnist-tcd"])
-def test_whole_networks_lower(platform: str, dtype: str, under: str, name: str) -> None:
-    model, config = cmjax.load(name, dtype=dtype, abstract=True)
+def test_whole_networks_lower(dtype: str, under: str, name: str) -> None:
+    model, config = abstract(name, dtype)
     state = cmjax.samplers.sampler_of(config).init(config, 4)
     keys, labels = jax.random.split(KEY, 8), jnp.zeros(8, jnp.int32)
 
@@ -149,7 +149,7 @@ def test_whole_networks_lower(platform: str, dtype: str, under: str, name: str) 
     if under == "shard_map":
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
         draw = jax.shard_map(draw, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"))
-    text = lowered(draw, model, keys, labels, platform=platform)
+    text = lowered(draw, model, keys, labels)
     holds(text, loops=1, draws=2)
     kinds = set(re.findall(r"stablehlo\.convolution\(.*-> tensor<[\dx]*x(\w+)>", text))
     assert kinds == {"f32" if dtype == "float32" else "bf16"}
@@ -158,9 +158,8 @@ def test_whole_networks_lower(platform: str, dtype: str, under: str, name: str) 
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-@each_platform
 @pytest.mark.parametrize("name", training.METHODS)
-def test_training_steps_lower(platform: str, name: str) -> None:
+def test_training_steps_lower(name: str) -> None:
     method = training.METHODS[name]()
     recipe = training.Recipe(method=method, steps=64, batch_size=8)
     config, model = method.config_type(), toy.model()
@@ -176,18 +175,16 @@ def test_training_steps_lower(platform: str, name: str) -> None:
         recipe=recipe,
         config=config,
         teacher_config=config_of_teacher,
-        platform=platform,
     )
     for word in ("callback", "infeed", "outfeed", "stablehlo.send"):
         assert word not in text
     assert not re.search(r"\bf64\b|xf64>", text)
 
 
-@each_platform
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
 @pytest.mark.parametrize("name", training.METHODS)
-def test_losses_lower(platform: str, dtype: Any, under: str, name: str) -> None:
+def test_losses_lower(dtype: Any, under: str, name: str) -> None:
     method = training.METHODS[name]()
     config, teacher_config = method.config_type(), method.teacher_type() if method.needs_teacher else None
 
@@ -202,16 +199,16 @@ def test_losses_lower(platform: str, dtype: Any, under: str, name: str) -> None:
 
     x0, params = jnp.zeros((8, 4, 4, 1), dtype), jnp.float32(0.1)
     if under == "vmap":  # over several runs
-        text = lowered(jax.vmap(loss, in_axes=(0, None, 0)), params[None], x0, KEY[None], platform=platform)
+        text = lowered(jax.vmap(loss, in_axes=(0, None, 0)), params[None], x0, KEY[None])
     elif under == "shard_map":
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
         spread = jax.shard_map(
             lambda params, x0, keys: loss(params, x0, keys[0]),
             mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"),
         )  # fmt: skip
-        text = lowered(spread, params, x0, jax.random.split(KEY, 8), platform=platform)
+        text = lowered(spread, params, x0, jax.random.split(KEY, 8))
     else:
-        text = lowered(jax.grad(lambda *given: loss(*given).mean()), params, x0, KEY, platform=platform)
+        text = lowered(jax.grad(lambda *given: loss(*given).mean()), params, x0, KEY)
     for word in ("callback", "infeed", "outfeed", "stablehlo.send"):
         assert word not in text
     assert not re.search(r"\bf64\b|xf64>", text)
@@ -220,8 +217,11 @@ def test_losses_lower(platform: str, dtype: Any, under: str, name: str) -> None:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
+SMALL = jax.eval_shape(partial(unets.network, in_channels=1, out_channels=1, **unets.SMALLEST))
+
+
 def test_a_long_loop_takes_the_memory_of_one_step() -> None:
-    model, config = cmjax.load("fashion-mnist-cm", abstract=True)
+    model, config = SMALL, cmjax.cm.CMConfig()
     x, key = jax.ShapeDtypeStruct((16, 28, 28, 1), jnp.float32), KEY
     labels = jax.ShapeDtypeStruct((16,), jnp.int32)
 
@@ -246,7 +246,7 @@ def test_starting_noise_can_be_given_away() -> None:
 
 
 def test_chunks_take_the_memory_of_a_chunk() -> None:
-    model, config = cmjax.load("fashion-mnist-cm", abstract=True)
+    model, config = SMALL, cmjax.cm.CMConfig()
     state, keys = cmjax.cm.init(config, 2), jax.ShapeDtypeStruct((64,), KEY.dtype)
     labels = jax.ShapeDtypeStruct((64,), jnp.int32)
 

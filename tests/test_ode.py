@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import chex
@@ -28,6 +29,11 @@ def denoise(x: Any, sigma: Any, cond: Any) -> Any:
 
 def exact(x: Any, sigma: Any, sigma_next: Any) -> Any:
     return x * np.sqrt((S**2 + sigma_next**2) / (S**2 + sigma**2))
+
+
+@partial(jax.jit, static_argnums=0)
+def stepped(step: Any, x: Any, sigma: Any, sigma_next: Any) -> Any:
+    return step(denoise, x, sigma, sigma_next)
 
 
 @pytest.mark.parametrize(("step", "order"), [(ode.euler, 1), (ode.heun, 2), (ode.dpm2, 2)])
@@ -65,17 +71,17 @@ def test_a_step_is_its_formula(step: Any, sigma: float, sigma_next: float) -> No
     x = sigma * np.random.default_rng(0).standard_normal((3, 4))
     expected = replay(step, x, sigma, sigma_next)
     np.testing.assert_allclose(
-        step(denoise, jnp.asarray(x, jnp.float32), sigma, sigma_next), expected, rtol=2e-5, atol=1e-6
+        stepped(step, jnp.asarray(x, jnp.float32), sigma, sigma_next), expected, rtol=2e-5, atol=1e-6
     )
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_levels_may_differ_from_image_to_image(step: Any) -> None:
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4)), jnp.float32)
-    sigma, sigma_next = jnp.array([2.0, 1.0, 0.5]), jnp.array([1.0, 0.7, 0.0])
-    many = step(denoise, x, sigma, sigma_next)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    sigma, sigma_next = np.array([[2.0, 1.0, 0.5], [1.0, 0.7, 0.0]], np.float32)
+    many = np.asarray(stepped(step, x, sigma, sigma_next))
     for i in range(3):
-        np.testing.assert_allclose(many[i : i + 1], step(denoise, x[i : i + 1], sigma[i], sigma_next[i]), rtol=1e-6)
+        np.testing.assert_allclose(many[i : i + 1], stepped(step, x[i : i + 1], sigma[i], sigma_next[i]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -102,13 +108,17 @@ def test_heun_calls_twice_but_for_the_last_step() -> None:
     assert len(calls) == 9  # 2 n - 1
 
 
+@partial(jax.jit, static_argnums=0)
+def walk(step: Any, x: Any, key: Any, eta: Any, amount: Any) -> Any:
+    return ode.solve(step, denoise, ode.ladder(240), x, key, eta=eta, churn=ode.Churn(amount))
+
+
 @pytest.mark.parametrize(("eta", "amount"), [(1.0, 0.0), (0.5, 0.0), (0.0, 20.0), (0.7, 10.0)])
 @pytest.mark.parametrize("step", STEPS)
 def test_noise_keeps_the_marginals_of_gaussian_data(step: Any, eta: float, amount: float) -> None:
     """Both ways of adding noise leave N(0, S² + σ²) as it is, so the samples have the data's standard deviation."""
     x = 80.0 * noise(KEY, (20_000, 1))
-    walk = jax.jit(lambda x, key: ode.solve(step, denoise, ode.ladder(240), x, key, eta=eta, churn=ode.Churn(amount)))
-    drawn = np.asarray(walk(x, jax.random.key(1)))
+    drawn = np.asarray(walk(step, x, jax.random.key(1), eta, amount))
     tolerance = 0.04 if step is ode.euler else 0.02
     assert drawn.std() == pytest.approx(S, rel=tolerance)
     assert drawn.mean() == pytest.approx(0.0, abs=0.02)
@@ -117,7 +127,7 @@ def test_noise_keeps_the_marginals_of_gaussian_data(step: Any, eta: float, amoun
 def test_stochastic_walks_are_their_formulas() -> None:
     levels, x = np.array([5.0, 2.0, 0.0]), jnp.ones((2, 3))
     churn = ode.Churn(amount=0.5, sigma_min=1.0, sigma_max=4.0, noise_scale=1.1)
-    walked = ode.solve(ode.euler, denoise, levels, x, KEY, eta=0.6, churn=churn)
+    walked = jax.jit(partial(ode.solve, ode.euler, denoise, levels, eta=0.6, churn=churn))(x, KEY)
     keys = split(KEY, 2)
     by_hand = np.ones((2, 3))
     for k, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
@@ -131,8 +141,9 @@ def test_stochastic_walks_are_their_formulas() -> None:
 
 def test_noise_is_float32_under_x64() -> None:
     with jax.enable_x64(True):
-        x = jnp.ones((2, 3), jnp.float32)
-        assert ode.solve(ode.heun, denoise, ode.ladder(4), x, KEY, eta=0.5).dtype == jnp.float32
+        x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+        walk = partial(ode.solve, ode.heun, denoise, ode.ladder(4), eta=0.5)
+        assert jax.eval_shape(walk, x, KEY).dtype == jnp.float32
 
 
 def test_knobs_are_leaves() -> None:
@@ -149,17 +160,21 @@ def test_knobs_are_leaves() -> None:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_dtype_condition_keys_and_gradients(step: Any, dtype: str) -> None:
-    keys, mean = split(KEY, 3), jnp.array([-1.0, 0.0, 1.0])
+    keys, mean, x = split(KEY, 3), jnp.array([-1.0, 0.0, 1.0], dtype), jnp.ones((3, 4), dtype)
 
-    def walk(x: Any, mean: Any) -> Any:
+    @jax.jit
+    def walk(x: Any, mean: Any, keys: Any) -> Any:
         return ode.solve(step, denoise, ode.ladder(12), x, keys, mean, eta=0.5)
 
-    x = jnp.ones((3, 4), dtype)
-    assert walk(x, mean.astype(dtype)).dtype == dtype
-    grads = jax.grad(lambda x, mean: walk(x, mean).astype(jnp.float32).sum(), (0, 1))(x, mean.astype(dtype))
-    assert all(bool(jnp.isfinite(g).all()) for g in grads)
-    one = ode.solve(step, denoise, ode.ladder(12), x[1:2], keys[1:2], mean[1:2].astype(dtype), eta=0.5)
-    np.testing.assert_allclose(one.astype(jnp.float32), walk(x, mean.astype(dtype))[1:2].astype(jnp.float32), rtol=1e-5)
+    def total(x: Any, mean: Any) -> Any:
+        ends = walk(x, mean, keys)
+        return ends.astype(jnp.float32).sum(), ends
+
+    slopes, ends = jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, mean)
+    assert ends.dtype == dtype
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in slopes)
+    one = walk(x[1:2], mean[1:2], keys[1:2])
+    np.testing.assert_allclose(np.asarray(one, np.float32), np.asarray(ends, np.float32)[1:2], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

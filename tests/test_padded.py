@@ -33,6 +33,11 @@ NET = Net(jnp.float32(0.25))
 generate = jax.jit(cmjax.generate, static_argnames="shape")
 
 
+@jax.jit
+def with_one_key_and_with_three(state: Any) -> list[jax.Array]:
+    return [cmjax.generate(NET, state, key, SHAPE) for key in (KEY, jax.random.split(KEY, 3))]
+
+
 @each_sampler
 @pytest.mark.parametrize("num_steps", range(1, MOST + 1))
 def test_the_pictures_are_those_of_the_path(sampler: Any, num_steps: int) -> None:
@@ -41,8 +46,7 @@ def test_the_pictures_are_those_of_the_path(sampler: Any, num_steps: int) -> Non
     assert padded.num_steps == MOST
     assert padded.index == MOST - num_steps
     assert padded.init_noise_sigma == state.init_noise_sigma
-    for key in (KEY, jax.random.split(KEY, 3)):
-        a, b = (generate(NET, s, key, SHAPE) for s in (state, padded))
+    for a, b in zip(*map(with_one_key_and_with_three, (state, padded)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * float(jnp.abs(a).max() + 1.0))
 
 

@@ -54,11 +54,12 @@ def test_each_jump_is_the_formula(kind, order):
     t = np.array([999, 999, 519, 500, 19, 1, 259, 40, 40, 500])
     s = np.array([0, 759, 19, 499, 0, 0, 259, 700, 41, 501])
     g = cmjax.tcd.trajectory_fn(network, CONFIGS[kind], order=order)
-    landed = g(jnp.asarray(x, jnp.float32), jnp.asarray(t), jnp.asarray(s))
+    g, x32 = jax.jit(g), x.astype(np.float32)
+    landed = np.asarray(g(x32, t, s))
     for i in range(10):
         expected = replayed(kind, x[i : i + 1], t[i], s[i], order)
         assert replay.distance(landed[i : i + 1], expected, floor=1.0) < 2e-4
-        alone = g(jnp.asarray(x[i : i + 1], jnp.float32), jnp.asarray(t[i]), jnp.asarray(s[i]))
+        alone = g(x32[i : i + 1], t[i], s[i])
         np.testing.assert_allclose(alone[0], landed[i], rtol=1e-3, atol=1e-5)
 
 
@@ -81,15 +82,18 @@ def test_order_two_between_neighbours_takes_the_mean_of_both_ends(t, s):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("kind", TYPES)
 def test_to_stay_is_the_identity_even_in_its_gradient(kind, order):
-    g = cmjax.tcd.trajectory_fn(network, CONFIGS[kind], order=order)
-    x = jax.random.normal(jax.random.key(0), (4, 3))
-    t = jnp.array([0, 19, 500, 999])
-    np.testing.assert_array_equal(g(x, t, t), x)
-    np.testing.assert_array_equal(jax.grad(lambda x: g(x, t, t).sum())(x), jnp.ones_like(x))
-    slopes = jax.grad(lambda g: g(x, t, jnp.array([0, 0, 500, 998])).sum())(
-        g.replace(model=jax.tree_util.Partial(network))
-    )
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))
+    g = cmjax.tcd.trajectory_fn(jax.tree_util.Partial(network), CONFIGS[kind], order=order)
+    x, t = np.random.default_rng(0).standard_normal((4, 3), np.float32), np.array([0, 19, 500, 999])
+
+    @jax.jit
+    def stay_and_go(g, x):
+        there, slope = g(x, t, t), jax.grad(lambda x: g(x, t, t).sum())(x)
+        return there, slope, jax.grad(lambda g: g(x, t, np.array([0, 0, 500, 998])).sum())(g)
+
+    there, slope, slopes = stay_and_go(g, x)
+    np.testing.assert_array_equal(there, x)
+    np.testing.assert_array_equal(slope, np.ones_like(x))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -108,9 +112,9 @@ def test_order_two_is_of_second_order_on_gaussian_data():
         g = cmjax.tcd.trajectory_fn(
             vp_gaussian.network(DATA, CONFIGS["v_prediction"]), CONFIGS["v_prediction"], order=order
         )
-        path, end = np.linspace(999, 199, n + 1).round().astype(int), x
+        path, end, g = np.linspace(999, 199, n + 1).round().astype(int), x, jax.jit(g)
         for t, s in itertools.pairwise(path):
-            end = g(end, jnp.int32(t), jnp.int32(s))
+            end = g(end, t, s)
         right = DATA.flow(x, (ALPHA[999], SIGMA[999]), (ALPHA[199], SIGMA[199]))
         return float(jnp.abs(end - right).max())
 

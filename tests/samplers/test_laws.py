@@ -154,14 +154,23 @@ def test_3_vmap_over_any_leaf_equals_the_loop(name: str, config: Any, options: A
     state = at(sampler.init(sampler.Config(**config), num_steps=3, **options), 1)
     leaves, tree = jax.tree.flatten(state)
     out, x, z = normal(1), normal(2), normal(3)
-    both = [jnp.stack([leaf, leaf + 1 if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf * 0.9]) for leaf in leaves]
-    for i, pair in enumerate(both):
-        mixed = tree.unflatten([pair if j == i else leaf for j, leaf in enumerate(leaves)])
-        axes = tree.unflatten([0 if j == i else None for j in range(len(leaves))])
-        batched = jax.vmap(taken, in_axes=(axes, None, None, None))(mixed, out, x, z)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    both = [np.stack([leaf, leaf + 1 if leaf.dtype == np.int32 else leaf * np.float32(0.9)]) for leaf in leaves]
+
+    def with_leaf(i: int, value: Any) -> Any:
+        return tree.unflatten([value if j == i else leaf for j, leaf in enumerate(leaves)])
+
+    @jax.jit  # one program for all leaves
+    def batched(both: list[Any]) -> list[Any]:
+        def over(i: int) -> Any:
+            return jax.vmap(lambda value: taken(with_leaf(i, value), out, x, z))
+
+        return [over(i)(pair) for i, pair in enumerate(both)]
+
+    for i, rows in enumerate(batched(both)):
         for k in range(2):
-            single = taken(tree.unflatten([pair[k] if j == i else leaf for j, leaf in enumerate(leaves)]), out, x, z)
-            for a, b in zip(batched, single, strict=True):
+            single = taken(with_leaf(i, both[i][k]), out, x, z)
+            for a, b in zip(rows, single, strict=True):
                 np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
