@@ -44,7 +44,7 @@ def test_another_prediction_type_is_refused():
 
 
 def test_one_sigma_each_equals_one_at_a_time():
-    f = cmjax.consistency_fn(lambda x, t, cond: jnp.sin(x + t.reshape(-1, 1)), cmjax.cm.CMConfig())
+    f = jax.jit(cmjax.consistency_fn(lambda x, t, cond: jnp.sin(x + t.reshape(-1, 1)), cmjax.cm.CMConfig()))
     x, sigma = jax.random.normal(jax.random.key(0), (4, 6)), jnp.array([0.002, 0.1, 2.0, 80.0])
     together = f(x, sigma)
     for i in range(4):

@@ -230,7 +230,7 @@ def test_5_shape_and_dtype_of_x_are_kept(sampler: ModuleType, dtype: str) -> Non
             assert jax.eval_shape(lambda x, k: cmjax.sample(NET, state, x, k), x, key).dtype == dtype
         assert jax.eval_shape(state.model_input, x)[0].dtype == dtype
         assert jax.eval_shape(lambda x: cmjax.add_noise(state, x, KEY), x).dtype == dtype
-        assert cmjax.prior(state, KEY, shape, dtype).dtype == dtype
+        assert jax.eval_shape(lambda key, shape=shape: cmjax.prior(state, key, shape, dtype), KEY).dtype == dtype
 
 
 @each_sampler
