@@ -405,7 +405,7 @@ def test_nothing_but_a_value_error_comes_of_damaged_weights(tmp_path):
 def test_nothing_but_a_typed_error_comes_of_damaged_jsons(folder):
     files = [folder / name for name in ("unet/config.json", "scheduler/scheduler_config.json", "labels.json")]
     cmjax.save(cmjax.load(folder), folder, label_names=["a", "b", "c"])
-    wholes, refused = [file.read_bytes() for file in files], 0
+    wholes, refused, built = [file.read_bytes() for file in files], 0, []
     words = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"x"', b"true", b"0", b"1.5", b"NaN", b"1" * 30, b"[" * 2000]
     for seed in range(3000):
         rng = np.random.default_rng(seed)
@@ -426,7 +426,9 @@ def test_nothing_but_a_typed_error_comes_of_damaged_jsons(folder):
             network, sampler = read_configs(folder)
             cmjax.io.label_names(folder)
             if seed % 30 == 0:
-                nnx.eval_shape(lambda config=network: UNet(config, rngs=nnx.Rngs(0)))
+                if network not in built:  # most damage is to the other two files
+                    nnx.eval_shape(lambda config=network: UNet(config, rngs=nnx.Rngs(0)))
+                    built.append(network)
                 sampler.__hash__()
         except ValueError:
             refused += 1
