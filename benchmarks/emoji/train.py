@@ -35,7 +35,6 @@ from parts import SCHEDULE, configs, definitions, fresh, save_pipeline
 import cmjax
 
 _STAGES = ("autoencoder", "diffusion", "distil")
-_REUSE = 3  # noise draws for each picture that is composed and encoded
 _MOST_CALLS = 50  # steps of the longest path of a sampler
 
 
@@ -48,8 +47,8 @@ class Run:
         self.log_file = (args.out / "log.jsonl").open("a")
         self.tokenizer = Tokenizer()
         self.data = emoji.load(args.data, self.tokenizer)
-        on_cpu = jax.default_backend() == "cpu"
-        self.dtype = jnp.float32 if on_cpu or args.float32 else jnp.bfloat16
+        self.on_cpu = jax.default_backend() == "cpu"
+        self.dtype = jnp.float32 if self.on_cpu or args.float32 else jnp.bfloat16
         self.configs = configs(self.tokenizer, tiny=args.tiny)
         self.defs = definitions(self.configs, self.dtype)
         self.params: dict[str, Any] = fresh(self.configs, args.seed)
@@ -185,6 +184,17 @@ def _update(state: Any, grads: Any, rate: Any, count: Any, *, decay: float, long
     return params, average, optimizer
 
 
+def _scan(run: Run, one: Any, state: Any, inputs: Any) -> Any:
+    """Scan; on a CPU in Python, since XLA's convolutions are slow inside of its loops there (take few --steps)."""
+    if not run.on_cpu:
+        return jax.lax.scan(one, state, inputs)
+    found = []
+    for i in range(len(jax.tree.leaves(inputs)[0])):
+        state, out = one(state, jax.tree.map(lambda v, i=i: v[i], inputs))
+        found.append(out)
+    return state, jax.tree.map(lambda *v: jnp.stack(v), *found)
+
+
 def _mean(losses: Any) -> Any:
     return jax.tree.map(lambda v: v.mean(), losses)
 
@@ -217,7 +227,7 @@ def autoencoder_step(run: Run) -> Any:
             return _update(state, grads, rate, i, decay=0.0, longest=0.998), losses
 
         keys = jax.random.split(key, args.steps)
-        state, losses = jax.lax.scan(one, state, (keys, count + jnp.arange(args.steps)))
+        state, losses = _scan(run, one, state, (keys, count + jnp.arange(args.steps)))
         return state, _mean(losses)
 
     return autoencoder
@@ -276,12 +286,12 @@ def diffusion_step(run: Run) -> Any:
             key, i = inputs
             data_key, key = jax.random.split(key)
             z, tokens = _latents_and_tokens(run, vae_params, scale, data, data_key, args.diffusion_batch, 0.1)
-            z, tokens = (jnp.broadcast_to(v, (_REUSE, *v.shape)) for v in (z, tokens))
-            return jax.lax.scan(one, state, (jax.random.split(key, _REUSE), i + jnp.arange(_REUSE), z, tokens))
+            z, tokens = (jnp.broadcast_to(v, (args.reuse, *v.shape)) for v in (z, tokens))
+            return _scan(run, one, state, (jax.random.split(key, args.reuse), i + jnp.arange(args.reuse), z, tokens))
 
-        rounds = args.steps // _REUSE
+        rounds = args.steps // args.reuse
         keys = jax.random.split(key, rounds)
-        state, losses = jax.lax.scan(reused, state, (keys, count + _REUSE * jnp.arange(rounds)))
+        state, losses = _scan(run, reused, state, (keys, count + args.reuse * jnp.arange(rounds)))
         return state, _mean(losses)
 
     return diffusion
@@ -322,7 +332,7 @@ def distil_step(run: Run) -> Any:
             return _update(state, grads, rate, i, decay=0.0, longest=0.98), losses
 
         keys = jax.random.split(key, args.steps)
-        state, losses = jax.lax.scan(one, state, (keys, count + jnp.arange(args.steps)))
+        state, losses = _scan(run, one, state, (keys, count + jnp.arange(args.steps)))
         return state, _mean(losses)
 
     return distil
@@ -528,7 +538,8 @@ def arguments() -> argparse.Namespace:
     add("--distil-rate", type=float, default=4e-4)
     add("--kl", type=float, default=3e-4)
     add("--guidance", type=float, default=3.0)
-    add("--steps", type=int, default=24, help=f"updates in one call, a multiple of {_REUSE}")
+    add("--steps", type=int, default=24, help="updates in one call, a multiple of --reuse")
+    add("--reuse", type=int, default=3, help="noise draws for each picture that the diffusion stage composes")
     add("--measure", type=int, default=1024, help="pictures whose latents are measured")
     add("--log-seconds", type=float, default=5)
     add("--seed", type=int, default=0)
