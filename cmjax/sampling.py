@@ -75,7 +75,7 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
       f[B, *S], in the dtype of x0.
 
     Raises:
-      TypeError: x0 is not of a float dtype.
+      TypeError: x0 is not of a float dtype, or key is neither a key nor noise.
       ValueError: the noise does not have the shape of x0, or the number of keys is not the size of the batch.
 
     Example:
@@ -85,6 +85,9 @@ def add_noise(state: SamplerState, x0: Array, key: Key) -> Array:
       Array([[4., 4.]], dtype=float32)
     """
     x0 = floating("x0", x0)
+    if not hasattr(key, "dtype"):
+        remedy = f": a seed makes one, jax.random.key({key})." if isinstance(key, int) else "."
+        raise TypeError(f"key must be a PRNG key, one for each image, or the noise itself, got {key!r:.60}{remedy}")
     is_noise = jnp.issubdtype(key.dtype, jnp.floating)
     if is_noise and key.shape != x0.shape:
         raise ValueError(f"The noise has shape {key.shape} for x0 of shape {x0.shape}; they must be equal.")

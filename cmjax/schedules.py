@@ -13,6 +13,7 @@ import numpy as np
 
 __all__ = [
     "BETA_SCHEDULES",
+    "DEFAULT_ETA",
     "alphas_cumprod",
     "betas",
     "boundary_scalings",
@@ -258,6 +259,9 @@ def spread(grid: Table, num_steps: int) -> Table:
     return grid[::-1][picks]
 
 
+DEFAULT_ETA = 0.3  # of TCD, as in its paper and in diffusers
+
+
 def landing(eta: Any, arrivals: Table, xp: Any = np) -> Any:
     """Compute the timestep where TCD lands before it adds fresh noise: s = ⌊(1 - η) p⌋.
 
@@ -265,12 +269,12 @@ def landing(eta: Any, arrivals: Table, xp: Any = np) -> Any:
     thus gives the reference's index for every p.
 
     Args:
-      eta: η in [0, 1], a scalar or one per step.
+      eta: η in [0, 1], a scalar, or what broadcasts against arrivals: f[n] for one per step, f[B, 1] or f[B, n].
       arrivals: i64[n], the timesteps p to arrive at.
       xp: `numpy`, or `jax.numpy` for a traced η.
 
     Returns:
-      i32[n].
+      i32[n], or i32[B, n].
 
     Example:
       >>> landing(0.3, np.array([759, 499, 259, 0]))

@@ -194,3 +194,9 @@ def test_slips_of_newcomers_are_named() -> None:
     with pytest.raises(ValueError, match="it must keep the shape"):
         f(jnp.zeros((2, 3)), 1.0)
     assert cmjax.skip(STATE, np.int64(1)).num_steps == STATE.num_steps - 1
+
+
+def test_add_noise_says_that_a_seed_is_no_key() -> None:
+    state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=1)
+    with pytest.raises(TypeError, match=r"or the noise itself, got 7: a seed makes one, jax\.random\.key\(7\)\."):
+        cmjax.add_noise(state, jnp.ones((1, 2)), 7)  # pyright: ignore[reportArgumentType]

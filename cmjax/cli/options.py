@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from cmjax.schedules import DEFAULT_ETA
+
 __all__ = [
     "ColorizeOptions",
     "ConvertOptions",
@@ -138,7 +140,7 @@ class PathOptions(Options):
         metavar="T",
     )
     eta: float | None = option(
-        "for tcd: how much fresh noise each step adds, from 0 (deterministic) to 1 (default 0.3)",
+        f"for tcd: how much fresh noise each step adds, from 0 (deterministic) to 1 (default {DEFAULT_ETA})",
         group=SAMPLER,
         type=float,
         metavar="E",

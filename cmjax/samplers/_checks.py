@@ -11,7 +11,16 @@ import numpy as np
 
 from cmjax._numerics import is_traced
 
-__all__ = ["concrete", "count_steps", "exactly_one", "fraction", "last_part", "right_config", "strictly_decreasing"]
+__all__ = [
+    "concrete",
+    "count_steps",
+    "exactly_one",
+    "fraction",
+    "last_part",
+    "least_strength",
+    "right_config",
+    "strictly_decreasing",
+]
 
 
 def exactly_one(**options: Any) -> None:
@@ -65,12 +74,20 @@ def fraction(name: str, value: Any) -> float:
 
 
 def last_part(values: Any, strength: float, what: str) -> Any:
-    """Keep the clean end of a path or a grid: its last ⌊n · strength⌋ entries."""
+    """Keep the clean end of a path or a grid: its last ⌊n · strength⌋ entries, in binary floats as in diffusers."""
     count = len(values)
     if not (keep := int(count * strength)):
-        least = math.ceil(1e4 / count) / 1e4
-        raise ValueError(f"strength = {strength} leaves none of {count} {what}; it must be at least {least:g}.")
+        least = least_strength(count)
+        raise ValueError(f"strength = {strength} leaves none of {count} {what}; it must be at least {least}.")
     return values[count - keep :]
+
+
+def least_strength(count: int) -> str:
+    """The least strength that keeps one of `count` entries, rounded up to a few digits."""
+    digits = 4
+    while digits < 10 and count > 10 ** (digits - 2):
+        digits += 1
+    return f"{math.ceil(10**digits / count) / 10**digits:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def strictly_decreasing(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

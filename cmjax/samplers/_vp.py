@@ -16,6 +16,7 @@ from cmjax.samplers._checks import (
     exactly_one,
     fraction,
     last_part,
+    least_strength,
     right_config,
     strictly_decreasing,
 )
@@ -120,7 +121,7 @@ def path(
     if not len(grid):
         raise ValueError(
             f"strength = {strength} leaves none of original_inference_steps = {original} timesteps; "
-            f"it must be at least {1 / original:g}."
+            f"it must be at least {least_strength(original)}."
         )
     limit = f"original_inference_steps = {original}"
     if strength < 1:

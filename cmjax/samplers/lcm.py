@@ -82,7 +82,8 @@ def init(
       timesteps: strictly decreasing integers in [0, T - 1], in place of num_steps.
       original_inference_steps: O, the size of the grid, in place of the config's; T gives every timestep.
       strength: in (0, 1]. With num_steps, it keeps the clean end of the grid and still takes n steps. With timesteps,
-        it keeps the last ⌊n · strength⌋ of them. (`skip` instead drops the first steps of a path.)
+        it keeps the last ⌊n · strength⌋ of them. The product is of binary floats, as in diffusers: 0.58 of 50 is 28.
+        (`skip` instead drops the first steps of a path.)
 
     Returns:
       A state at index 0.

@@ -41,14 +41,16 @@ class TCDConfig(_vp.VPConfig):
 class TCDState(SamplerState):
     """The path of TCD. Each step lands at s, at or below the next timestep p, and is then noised to p.
 
+    With one eta per image, the tables that depend on eta have a row for each image, [B, n]: steps are the last axis.
+
     Attributes:
-      landings: i32[n], s for each step. They hold eta: to sweep it, `vmap` over `init`, or call it again.
+      landings: i32[n] or i32[B, n], s for each step. They hold eta: to sweep it, `vmap` over `init`, or call it again.
       alphas: f32[n], α at the timesteps.
       sigmas: f32[n], σ at the timesteps.
-      landing_alphas: f32[n], α at the landings.
-      landing_sigmas: f32[n], σ at the landings.
-      kept: f32[n], r = α_p / α_s, the weight of the landing at the next timestep p. The last p is 0.
-      fresh: f32[n], √(1 - r²), the weight of fresh noise; exactly 0 where s = p.
+      landing_alphas: f32[n] or f32[B, n], α at the landings.
+      landing_sigmas: f32[n] or f32[B, n], σ at the landings.
+      kept: f32[n] or f32[B, n], r = α_p / α_s, the weight of the landing at the next timestep p. The last p is 0.
+      fresh: f32[n] or f32[B, n], √(1 - r²), the weight of fresh noise; exactly 0 where s = p.
       prediction_type: what the network predicts.
       bound: the bound on x0.
     """
@@ -74,18 +76,29 @@ class TCDState(SamplerState):
 
     def land(self, pred: Prediction) -> Array:
         """x_s = α_s x0 + σ_s ε: the sample at the landing time, before fresh noise. f32[B, *S]."""
-        return self.now(self.landing_alphas) * pred.x0 + self.now(self.landing_sigmas) * pred.eps
+        return self._weight(self.landing_alphas, pred) * pred.x0 + self._weight(self.landing_sigmas, pred) * pred.eps
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """x_p = r x_s + √(1 - r²) z with r = α_p / α_s, f32[B, *S]."""
-        return self.now(self.kept) * self.land(pred) + self.now(self.fresh) * f32(z)
+        return self._weight(self.kept, pred) * self.land(pred) + self._weight(self.fresh, pred) * f32(z)
+
+    def _weight(self, table: Array, pred: Prediction) -> Array:
+        """A table's entry for this step, f[], or one for each image, f[B, 1, ..., 1]."""
+        if table.ndim == 1:
+            return self.now(table)
+        if table.shape[0] != pred.x0.shape[0]:
+            raise ValueError(
+                f"eta was given for {table.shape[0]} images, but the batch has {pred.x0.shape[0]}: "
+                "give one for each image, [n, B] or [1, B], or one for all, [] or [n]."
+            )
+        return expand_like(self.now(table.T), pred.x0)
 
 
 def init(
     config: TCDConfig,
     num_steps: int | None = None,
     *,
-    eta: float | Sequence[float] | Array = 0.3,
+    eta: float | Sequence[float] | Sequence[Sequence[float]] | Array = schedules.DEFAULT_ETA,
     timesteps: Sequence[int] | None = None,
     original_inference_steps: int | None = None,
     strength: float = 1.0,
@@ -96,12 +109,14 @@ def init(
       config: the model's config.
       num_steps: n points, evenly spread over the grid that the model was distilled on.
       eta: η in [0, 1], the paper's γ: 0 is deterministic (DDIM), 1 lands at timestep 0 before it adds noise again. A
-        scalar, or one value per step; one per image through `vmap`. May be traced: then out of range gives NaN. The
-        landing s = ⌊(1 - η) p⌋ is exact for the number you pass: float32(0.3) is not 0.3, and may land one index away.
+        scalar, or one value per step, f[n]; or one per image, f[1, B], or per step and image, f[n, B], and then the
+        path is for batches of B images. May be traced: then out of range gives NaN. The landing s = ⌊(1 - η) p⌋ is
+        exact for the number you pass: float32(0.3) is not 0.3, and may land one index away.
       timesteps: strictly decreasing integers in [0, T - 1], in place of num_steps.
       original_inference_steps: O, the size of the grid, in place of the config's; T gives every timestep.
       strength: in (0, 1]. With num_steps, it keeps the clean end of the grid and still takes n steps. With timesteps,
-        it keeps the last ⌊n · strength⌋ of them. (`skip` instead drops the first steps of a path.)
+        it keeps the last ⌊n · strength⌋ of them. The product is of binary floats, as in diffusers: 0.58 of 50 is 28.
+        (`skip` instead drops the first steps of a path.)
 
     Returns:
       A state at index 0.
@@ -115,6 +130,13 @@ def init(
       >>> state.timesteps, state.landings
       (Array([999, 759, 499, 259], dtype=int32), Array([531, 349, 181,   0], dtype=int32))
 
+      One eta for each of three images:
+
+      >>> init(TCDConfig(), num_steps=4, eta=[[0.0, 0.3, 1.0]]).landings
+      Array([[759, 499, 259,   0],
+             [531, 349, 181,   0],
+             [  0,   0,   0,   0]], dtype=int32)
+
     References:
       Zheng et al. 2024, algorithm 4; Kim et al. 2023, algorithm 3 (γ-sampling, the same idea in noise levels).
 
@@ -127,6 +149,7 @@ def init(
     _vp.check_noisy(path, sigma)
     arrivals = np.append(path[1:], 0).astype(np.int32)
     landings = _landings(eta, arrivals)
+    arrivals = np.broadcast_to(arrivals, landings.shape)
     alpha_s, sigma_s, kept, fresh = _jump(alpha, sigma, landings, arrivals)
     return build(
         TCDState,
@@ -145,10 +168,16 @@ def init(
 
 
 def _landings(eta: Any, arrivals: np.ndarray) -> Any:
-    """Land at s = ⌊(1 - η) p⌋, i32[n]; for a traced η out of range at -1, which reads as NaN."""
+    """Land at s = ⌊(1 - η) p⌋, i32[n] or i32[B, n]; for a traced η out of range at -1, which reads as NaN."""
     eta = jnp.asarray(eta) if is_traced(eta) else concrete("eta", eta)
-    if eta.shape not in ((), arrivals.shape):
-        raise ValueError(f"eta must be a scalar or have one value per step, {arrivals.shape}, got shape {eta.shape}.")
+    n = len(arrivals)
+    if eta.shape not in ((), (n,)) and not (eta.ndim == 2 and eta.shape[0] in (1, n) and eta.shape[1]):
+        raise ValueError(
+            f"eta must be a scalar or have one value per step, ({n},), or one per image of a batch, (1, B) or "
+            f"({n}, B), got shape {eta.shape}."
+        )
+    eta = eta.T  # steps are the last axis of a state's tables
+    arrivals = arrivals.reshape((1,) * (eta.ndim - 1) + (n,))
     in_range = (eta >= 0) & (eta <= 1)
     if is_traced(eta):
         eta = eta if eta.dtype == jnp.float64 else f32(eta)

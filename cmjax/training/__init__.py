@@ -26,7 +26,7 @@ from cmjax.training.methods import (
     TrajectoryDistillation,
 )
 from cmjax.training.recipe import Optimizer, Recipe
-from cmjax.training.step import TrainState, init, train_step
+from cmjax.training.step import TrainState, average, init, train_step
 
 __all__ = [
     "METHODS",
@@ -48,6 +48,7 @@ __all__ = [
     "Recipe",
     "TrainState",
     "TrajectoryDistillation",
+    "average",
     "environment",
     "init",
     "latest_step",

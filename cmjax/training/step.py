@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from cmjax._numerics import f32
 from cmjax._struct import Struct
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cmjax.training.recipe import Recipe
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["TrainState", "init", "train_step"]
+__all__ = ["TrainState", "average", "init", "train_step"]
 
 
 class TrainState(Struct):
@@ -95,15 +96,35 @@ def train_step(
     updates, opt_state = update(grads, state.opt_state, trained, value=loss)
     trained = optax.apply_updates(trained, updates)
 
-    def averaged(average: Any, decay: Array) -> Any:
-        return combine(optax.incremental_update(trained, partition(average)[0], 1.0 - decay), rest)
-
-    averages = tuple(
-        averaged(average, decay) for average, decay in zip(state.averages, recipe.decays(state.step), strict=True)
-    )
+    model, decays = combine(trained, rest), recipe.decays(state.step)
+    averages = tuple(average(own, model, decay) for own, decay in zip(state.averages, decays, strict=True))
     decay = recipe.method.target_decay(state.step, recipe.steps)
-    target = None if decay is None else averaged(state.target, decay)
-    return TrainState(state.step + 1, combine(trained, rest), target, averages, opt_state), loss
+    target = None if decay is None else average(state.target, model, decay)
+    return TrainState(state.step + 1, model, target, averages, opt_state), loss
+
+
+def average(target: Any, source: Any, decay: float | Array) -> Any:
+    """Move an average of weights towards the weights: target <- decay · target + (1 - decay) · source.
+
+    Args:
+      target: the average, a pytree as `source` is. An nnx module is updated in place, as its optimizer does it.
+      source: the model in training. What is not trained, as `models.partition` says, is copied from it; in an nnx
+        module every `nnx.Param` is averaged, and nothing else changes.
+      decay: in [0, 1], f[]; may be traced.
+
+    Returns:
+      The new average: a new pytree, or the nnx module itself.
+
+    Example:
+      >>> average({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 2.0])}, 0.75)
+      {'w': Array([1.5, 2. ], dtype=float32)}
+    """
+    if isinstance(target, nnx.Module):
+        own, new = nnx.state(target, nnx.Param), nnx.state(source, nnx.Param)
+        nnx.update(target, optax.incremental_update(new, own, 1.0 - decay))
+        return target
+    trained, rest = partition(source)
+    return combine(optax.incremental_update(trained, partition(target)[0], 1.0 - decay), rest)
 
 
 def _flipped(x0: Array, key: Key) -> Array:

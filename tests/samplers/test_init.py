@@ -11,6 +11,7 @@ import pytest
 
 import cmjax
 from cmjax import cm, lcm, tcd
+from cmjax.samplers._checks import least_strength
 
 CM, TCD, LCM = cm.CMConfig(), tcd.TCDConfig(), lcm.LCMConfig()
 
@@ -44,6 +45,15 @@ def test_strength_keeps_the_clean_end_of_cm_paths_too() -> None:
     same(cm.init(CM, sigmas=[9.0, 3.0, 1.0], strength=0.7), cm.init(CM, sigmas=[3.0, 1.0]))
     traced = jax.jit(lambda sigmas: cm.init(CM, sigmas=sigmas, strength=0.7).sigmas)(jnp.array([9.0, 3.0, 1.0]))
     np.testing.assert_allclose(traced, [3.0, 1.0, 0.002])
+
+
+def test_the_strength_that_a_message_names_is_accepted() -> None:
+    for count in range(1, 1001):
+        assert int(count * float(least_strength(count))) == 1, count
+    assert least_strength(1) == "1"
+    assert len(tcd.init(TCD, 1, original_inference_steps=30, strength=0.0334).timesteps) == 1
+    with pytest.raises(ValueError, match="between 1 and 28"):  # 0.58 * 50 is 28.999999999999996, as in diffusers
+        tcd.init(TCD, 29, strength=0.58)
 
 
 def test_cm_paths_given_by_hand() -> None:
@@ -249,7 +259,8 @@ VALUES = [
     (lambda: tcd.init(TCD, 4, eta=np.nan), "eta must lie in [0, 1], got nan. (The TCD paper calls it gamma.)"),
     (
         lambda: tcd.init(TCD, 4, eta=[0.1, 0.2]),
-        "eta must be a scalar or have one value per step, (4,), got shape (2,).",
+        "eta must be a scalar or have one value per step, (4,), or one per image of a batch, (1, B) or (4, B), got "
+        "shape (2,).",
     ),
     (lambda: tcd.init(TCD, 60), "num_steps must be between 1 and original_inference_steps = 50, got 60."),
     (
@@ -270,6 +281,15 @@ VALUES = [
     (
         lambda: tcd.init(TCD, 1, strength=0.01),
         "strength = 0.01 leaves none of original_inference_steps = 50 timesteps; it must be at least 0.02.",
+    ),
+    (
+        lambda: tcd.init(TCD, 1, original_inference_steps=30, strength=0.0333333),
+        "strength = 0.0333333 leaves none of original_inference_steps = 30 timesteps; it must be at least 0.0334.",
+    ),
+    (
+        lambda: tcd.init(TCD, 4, eta=np.zeros((3, 2))),
+        "eta must be a scalar or have one value per step, (4,), or one per image of a batch, (1, B) or (4, B), got "
+        "shape (3, 2).",
     ),
     (
         lambda: tcd.init(TCD, timesteps=[9, 5], strength=0.4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from cmjax.cli.options import EvaluateOptions
 from cmjax.cli.sampler_path import SamplerSetup
 from cmjax.evaluation import Figures
 from cmjax.io import ImageData
+from cmjax.schedules import DEFAULT_ETA
 
 __all__ = ["Evaluation", "as_json", "notes_for", "print_report"]
 
@@ -144,7 +144,7 @@ def as_json(
     found: Evaluation,
 ) -> dict[str, Any]:
     """Return all that was asked for and all that was found."""
-    eta = inspect.signature(cmjax.tcd.init).parameters["eta"].default if options.eta is None else options.eta
+    eta = DEFAULT_ETA if options.eta is None else options.eta
     columns = {name: [getattr(figures, name) for figures in found.samples] for name in Figures._fields}
     read = None
     if data is not None:
