@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax._numerics import f32, floating, is_traced, read
+from cmjax._compiled import call_compiled
+from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
 from cmjax._random import noise, split
 from cmjax.paths import pad, refuse_config, refuse_used, skip
 from cmjax.samplers.base import SamplerState, advance, step
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
 
 __all__ = ["Trajectory", "add_noise", "generate", "model_input", "pad", "prior", "sample", "skip", "step", "trajectory"]
+
+OnStep = Callable[[int, np.ndarray], Any]
 
 
 class Trajectory(NamedTuple):
@@ -127,10 +131,15 @@ def sample(
     *,
     edit: Edit | None = None,
     remat: bool = False,
+    on_step: OnStep | None = None,
 ) -> Array:
     """Walk the whole path: the loop by hand over `jax.random.split(key, state.num_steps)` in one call (see `pad`).
 
-    Call it under `jax.jit`: outside, the loop is compiled anew at every call.
+    Outside of `jit` the loop is compiled once for each shape, and later calls reuse it. Arrays and Python floats are
+    arguments of the compiled program; other leaves are static, plain functions by identity. Pass the same function
+    again: a new lambda compiles again. Do not change NumPy arrays that it reads. The program keeps functions, and the
+    values that they read, alive until `jax.clear_caches()`. Where a function reads a Flax NNX module, whose weights can
+    change in place, or a leaf cannot be hashed, the loop is compiled at each call.
 
     It is differentiable with respect to x, the model, cond and all float leaves of the state, so rewards can train the
     model, and noise levels and guidance scales can be learned. Reverse mode stores the intermediate values of the model
@@ -145,6 +154,10 @@ def sample(
       cond: passed to the model: any pytree, or None.
       edit: x0 -> x0, a callable pytree, applied at each step.
       remat: whether gradients compute each step again instead of storing its values. Static; results are the same.
+      on_step: called on the host with (index, x0) after each step, in order: for progress bars and previews. index is
+        an int from 0; x0 is the clean estimate after the edit, a NumPy array f32[B, *S]. The picture is the same with
+        it. Calls may arrive after `sample` returns: `jax.effects_barrier()` waits for them. It needs a single
+        device; it does not work under `vmap`, nor in a program that is exported. Static; None costs nothing.
 
     Returns:
       f[B, *S], the sample at the end of the path, in x's dtype.
@@ -167,8 +180,7 @@ def sample(
       >>> bool(jax.grad(reward)(1.5) != 0.0)
       True
     """
-    x, _ = _walk(model, state, x, key, cond, edit, keep=False, remat=remat)
-    return x
+    return _on_a_fresh_path(_sample, model, state, x, key, cond, edit, on_step, remat)
 
 
 def trajectory(
@@ -180,6 +192,7 @@ def trajectory(
     *,
     edit: Edit | None = None,
     remat: bool = False,
+    on_step: OnStep | None = None,
 ) -> Trajectory:
     """Walk the whole path as `sample` does, and return every step.
 
@@ -191,6 +204,7 @@ def trajectory(
       cond: as for `sample`.
       edit: as for `sample`.
       remat: as for `sample`.
+      on_step: as for `sample`.
 
     Returns:
       x: f[n + 1, B, *S], from the start to the result; and x0: f32[n, B, *S], the clean estimates.
@@ -204,10 +218,10 @@ def trajectory(
       >>> trajectory(lambda x, t, cond: jnp.zeros_like(x), state, jnp.zeros((1, 5)), jax.random.key(0)).x.shape
       (3, 1, 5)
     """
-    _, kept = _walk(model, state, x, key, cond, edit, keep=True, remat=remat)
-    return Trajectory(jnp.concatenate([x[None], kept[0]]), kept[1])
+    return _on_a_fresh_path(_trajectory, model, state, x, key, cond, edit, on_step, remat)
 
 
+@overload
 def generate(
     model: ModelFn,
     state: SamplerState,
@@ -217,11 +231,39 @@ def generate(
     *,
     edit: Edit | None = None,
     remat: bool = False,
-) -> Array:
+    on_step: OnStep | None = None,
+    keep_steps: Literal[False] = False,
+) -> Array: ...
+@overload
+def generate(
+    model: ModelFn,
+    state: SamplerState,
+    key: Key,
+    shape: tuple[int, ...],
+    cond: Cond = None,
+    *,
+    edit: Edit | None = None,
+    remat: bool = False,
+    on_step: OnStep | None = None,
+    keep_steps: Literal[True],
+) -> Trajectory: ...
+def generate(
+    model: ModelFn,
+    state: SamplerState,
+    key: Key,
+    shape: tuple[int, ...],
+    cond: Cond = None,
+    *,
+    edit: Edit | None = None,
+    remat: bool = False,
+    on_step: OnStep | None = None,
+    keep_steps: bool = False,
+) -> Array | Trajectory:
     """Draw from the prior and walk the whole path: from a key to images.
 
     Equal to `k_x, k_z = jax.random.split(key)`, then `sample(model, state, prior(state, k_x, shape), k_z, cond)`.
-    Call it as `jax.jit(generate, static_argnames="shape")`: outside of `jit` the loop is compiled anew at every call.
+    It is compiled once for each shape, as `sample` is; within your own `jit`, shape is static:
+    `jax.jit(generate, static_argnames="shape")`.
 
     Args:
       model: a callable pytree `model(x, t, cond)`.
@@ -231,9 +273,11 @@ def generate(
       cond: passed to the model: any pytree, or None.
       edit: x0 -> x0, a callable pytree, applied at each step.
       remat: as for `sample`.
+      on_step: as for `sample`.
+      keep_steps: whether to return every step, as `trajectory` does. Static.
 
     Returns:
-      f32[B, *S].
+      f32[B, *S]; with `keep_steps`, a `Trajectory`, whose x[-1] it is.
 
     Raises:
       ValueError: as for `sample`.
@@ -244,8 +288,45 @@ def generate(
       >>> generate(lambda x, t, cond: jnp.ones_like(x), state, jax.random.key(0), (2, 3)).shape
       (2, 3)
     """
+    _refuse_traced("keep_steps", keep_steps)
+    return _on_a_fresh_path(_generate, model, state, key, shape, cond, edit, on_step, remat, bool(keep_steps))
+
+
+def _on_a_fresh_path(walk: Callable[..., Any], model: ModelFn, state: SamplerState, *rest: Any) -> Any:
+    """Refuse a path that has already stepped, which only values show; then walk it in a program that is kept."""
+    refuse_config(state)
+    refuse_used(state, "sample")
+    return call_compiled(walk, model, state, *rest)
+
+
+def _generate(
+    model: ModelFn,
+    state: SamplerState,
+    key: Key,
+    shape: tuple[int, ...],
+    cond: Cond,
+    edit: Edit | None,
+    on_step: OnStep | None,
+    remat: bool,
+    keep_steps: bool,
+) -> Array | Trajectory:
     k_x, k_z = split(key, 2)
-    return sample(model, state, prior(state, k_x, shape), k_z, cond, edit=edit, remat=remat)
+    walk = _trajectory if keep_steps else _sample
+    return walk(model, state, prior(state, k_x, shape), k_z, cond, edit, on_step, remat)
+
+
+def _sample(model: ModelFn, state: SamplerState, x: Array, key: Key, *rest: Any) -> Array:
+    return _walk(model, state, x, key, *rest, keep=False)[0]
+
+
+def _trajectory(model: ModelFn, state: SamplerState, x: Array, key: Key, *rest: Any) -> Trajectory:
+    _, kept = _walk(model, state, x, key, *rest, keep=True)
+    return Trajectory(jnp.concatenate([x[None], kept[0]]), kept[1])
+
+
+def _refuse_traced(name: str, value: Any) -> None:
+    if is_traced(value):
+        raise TypeError(f'{name} must be static under jit: jax.jit(sample, static_argnames="{name}").')
 
 
 def _walk(
@@ -255,23 +336,24 @@ def _walk(
     key: Key,
     cond: Cond,
     edit: Edit | None,
+    on_step: OnStep | None,
+    remat: bool,
     *,
     keep: bool,
-    remat: bool,
 ) -> tuple[Array, Any]:
-    refuse_config(state)
-    refuse_used(state, "sample")
-    if is_traced(remat):
-        raise TypeError('remat must be static under jit: jax.jit(sample, static_argnames="remat").')
+    _refuse_traced("remat", remat)
 
     def body(carry, key):
         state, x = carry
         x_in, t = state.model_input(x)
         state, x, pred = advance(state, model(x_in, t, cond), x, key, edit)
-        return (state, x), (x, pred.x0) if keep else None
+        return (state, x), (x, pred.x0) if keep or on_step else None
 
     if remat:
         body = jax.checkpoint(body, prevent_cse=False)  # within a scan nothing can be shared with the way back
+    if on_step is not None:
+        refuse_no_function("on_step", on_step, "(index, x0) -> None")
+        body = _reporting(body, on_step, state.index, keep)
     keys = split(key, state.num_steps)
     if state.padded:
         if keep:
@@ -279,6 +361,20 @@ def _walk(
         return _until_the_end(body, state, x, keys), None
     (_, x), kept = jax.lax.scan(body, (state, x), keys)
     return x, kept
+
+
+def _reporting(body: Callable[..., Any], on_step: OnStep, start: Array, keep: bool) -> Callable[..., Any]:
+    """Call on_step after each step. The call stands outside of what `remat` computes again."""
+
+    def report(index: Any, x0: Any) -> None:
+        on_step(int(index), np.asarray(x0))
+
+    def reporting(carry, key):
+        after, kept = body(carry, key)
+        jax.debug.callback(report, carry[0].index - start, kept[1], ordered=True)  # unlike io_callback, it has a JVP
+        return after, kept if keep else None
+
+    return reporting
 
 
 def _until_the_end(body: Callable[..., Any], state: SamplerState, x: Array, keys: Key) -> Array:

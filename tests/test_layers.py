@@ -15,7 +15,7 @@ ROOT = Path(cmjax.__file__).parent
 # Layer of each module or package under cmjax: imports point down.
 LAYERS = {
     0: ("types", "schedules", "_typed", "_bounds", "_version"),
-    1: ("_struct", "_numerics", "_random", "_cpu", "_mesh", "parameterization"),
+    1: ("_struct", "_numerics", "_random", "_compiled", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
     3: ("latents", "paths", "sampling", "search", "vp_model"),
     4: ("models",),

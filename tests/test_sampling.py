@@ -200,3 +200,127 @@ def test_add_noise_says_that_a_seed_is_no_key() -> None:
     state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=1)
     with pytest.raises(TypeError, match=r"or the noise itself, got 7: a seed makes one, jax\.random\.key\(7\)\."):
         cmjax.add_noise(state, jnp.ones((1, 2)), 7)  # pyright: ignore[reportArgumentType]
+
+
+# ---- outside of jit --------------------------------------------------------------------------------------------------
+
+
+def scaled(scale: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    return scale * x
+
+
+def darker(amount: Any, x0: jax.Array) -> jax.Array:
+    return x0 - amount
+
+
+def test_calls_outside_of_jit_compile_once() -> None:
+    traced = []
+
+    def counting(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        traced.append(cond)
+        return x * cond
+
+    def draw(num_steps: int, eta: float, scale: float, amount: Any, seed: int) -> jax.Array:
+        state = cmjax.tcd.init(cmjax.tcd.TCDConfig(), num_steps, eta=eta)
+        edit = jax.tree_util.Partial(darker, amount)
+        return cmjax.generate(counting, state, jax.random.key(seed), SHAPE, scale, edit=edit)
+
+    for eta, scale, amount, seed in ((0.3, 0.5, 0.0, 0), (0.5, 0.7, 0.1, 1), (0.0, 0.7, 0.2, 2)):
+        draw(2, eta, scale, amount, seed)
+    assert len(traced) == 1
+    draw(3, 0.3, 0.5, 0.0, 0)
+    assert len(traced) == 2  # another length is another program
+
+
+def test_calls_outside_of_jit_draw_the_same_bytes() -> None:
+    model, edit = jax.tree_util.Partial(scaled, 0.5), jax.tree_util.Partial(darker, np.float32(0.1))
+    x = cmjax.prior(STATE, KEY, SHAPE)
+    np.testing.assert_array_equal(
+        cmjax.sample(model, STATE, x, KEY, edit=edit), jax.jit(cmjax.sample)(model, STATE, x, KEY, edit=edit)
+    )
+    path = cmjax.generate(NET, STATE, KEY, SHAPE, keep_steps=True)
+    assert (path.x.shape, path.x0.shape) == ((4, *SHAPE), (3, *SHAPE))
+    np.testing.assert_array_equal(path.x[-1], jax.jit(cmjax.generate, static_argnames="shape")(NET, STATE, KEY, SHAPE))
+
+
+def test_a_variable_that_is_assigned_anew_is_read_anew() -> None:
+    scale = jnp.float32(0.0)
+
+    def model(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        return scale * jnp.ones_like(x)
+
+    x = cmjax.prior(STATE, KEY, SHAPE)
+    before = cmjax.sample(model, STATE, x, KEY)
+    scale = jnp.float32(0.5)
+    after = cmjax.sample(model, STATE, x, KEY)
+    assert not np.array_equal(before, after)
+    np.testing.assert_allclose(after, cmjax.sample(lambda x, t, cond: 0.5 * jnp.ones_like(x), STATE, x, KEY), rtol=1e-5)
+
+
+def test_weights_that_change_in_place_are_read_anew() -> None:
+    from flax import nnx
+
+    weight = nnx.Param(jnp.float32(0.0))
+    x = cmjax.prior(STATE, KEY, SHAPE)
+
+    def model(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        return weight[...] * jnp.ones_like(x)
+
+    before = cmjax.sample(model, STATE, x, KEY)
+    weight[...] = jnp.float32(0.5)
+    after = cmjax.sample(model, STATE, x, KEY)
+    assert not np.array_equal(before, after)
+    np.testing.assert_allclose(after, cmjax.sample(lambda x, t, cond: 0.5 * jnp.ones_like(x), STATE, x, KEY), rtol=1e-5)
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        return 0.5 * x
+
+
+def reads_values(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    return 0.5 * x if cond > 0 else x
+
+
+def test_what_cannot_be_static_or_needs_values_still_works() -> None:
+    x = cmjax.prior(STATE, KEY, SHAPE)
+    expected = cmjax.sample(NET, STATE, x, KEY)
+    np.testing.assert_array_equal(cmjax.sample(Unhashable(), STATE, x, KEY), expected)
+    np.testing.assert_array_equal(cmjax.sample(reads_values, STATE, x, KEY, 1.0), expected)
+    slope = jax.grad(lambda w: cmjax.sample(lambda x, t, cond: w * x, STATE, x, KEY).sum())(0.5)
+    assert np.isfinite(slope)
+
+
+# ---- the hook --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_the_hook_sees_each_step_in_order(wrap: Any, padded: bool) -> None:
+    seen: list[Any] = []
+    state = cmjax.tcd.init(cmjax.tcd.TCDConfig(), 3, eta=0.3)
+    path = cmjax.generate(NET, state, KEY, SHAPE, keep_steps=True)
+    start = cmjax.pad(state, 3 + padded) if padded else state
+    hook = lambda index, x0: seen.append((index, x0))  # noqa: E731
+    drawn = wrap(lambda state, key: cmjax.generate(NET, state, key, SHAPE, on_step=hook))(start, KEY)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(drawn, cmjax.generate(NET, start, KEY, SHAPE))
+    assert [index for index, _ in seen] == [0, 1, 2]
+    np.testing.assert_allclose([x0 for _, x0 in seen], path.x0, rtol=1e-6, atol=1e-6)
+
+
+def test_the_hook_works_with_gradients_and_other_verbs() -> None:
+    seen: list[int] = []
+    x = cmjax.prior(STATE, KEY, SHAPE)
+    hook = lambda index, x0: seen.append(index)  # noqa: E731
+    reward = lambda x: cmjax.sample(NET, STATE, x, KEY, remat=True, on_step=hook).sum()  # noqa: E731
+    jax.grad(reward)(x)
+    cmjax.trajectory(NET, STATE, x, KEY, on_step=hook)
+    jax.effects_barrier()
+    assert seen == [0, 1, 2] * 2
+    without = jax.make_jaxpr(lambda x: cmjax.sample(NET, STATE, x, KEY))(x)
+    assert "callback" not in str(without)
+    with pytest.raises(TypeError, match=r"on_step must be a function, \(index, x0\) -> None, got a int"):
+        cmjax.sample(NET, STATE, x, KEY, on_step=3)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from cmjax import sampling
 from cmjax._mesh import Device, batch_mesh
-from cmjax._random import image_keys, split
+from cmjax._random import image_keys
 from cmjax.models import UNetConfig
 
 __all__ = [
@@ -103,7 +103,8 @@ def compile_draw(
         keys = image_keys(key, indices)
         if not every_step:
             return Drawn(generate(model, state, keys, own, cond))
-        return _generate_with_steps(model, state, keys, own, cond)
+        path = sampling.generate(model, state, keys, own, cond, keep_steps=True)
+        return Drawn(path.x[-1], path.x0.swapaxes(0, 1))
 
     shared = state, jax.random.key(seed)
     return compile_batches(draw, model, shared, shape[0], lambda i: (i, class_of(i, classes)), devices)
@@ -206,13 +207,6 @@ def default_batch(height: int, width: int) -> int:
       (128, 1)
     """
     return min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))
-
-
-def _generate_with_steps(model: Any, state: Any, keys: Any, shape: tuple[int, ...], cond: Any) -> Drawn:
-    """Draw what `cmjax.generate` draws, and keep the estimates of all steps."""
-    k_x, k_z = split(keys, 2)
-    path = sampling.trajectory(model, state, sampling.prior(state, k_x, shape), k_z, cond)
-    return Drawn(path.x[-1], path.x0.swapaxes(0, 1))
 
 
 def image_shape(config: UNetConfig) -> tuple[int, int, int]:
