@@ -190,9 +190,11 @@ def save(
     if isinstance(model, Network):
         model.refuse_abstract()
     path = Path(path).expanduser()
-    names = label_names if label_names is not None or not (path / LABELS).exists() else read_json(path / LABELS)
+    classes, names = getattr(network.config, "num_class_embeds", None), label_names
+    if names is None and classes is not None and (path / LABELS).exists():  # without classes it is another tool's
+        names = read_json(path / LABELS)
     if names is not None:
-        check_label_names(names, getattr(network.config, "num_class_embeds", None))
+        check_label_names(names, classes)
     if not isinstance(config, SamplerConfig):
         raise TypeError(f"config must be a CMConfig, TCDConfig or LCMConfig, got a {type(config).__name__}.")
     refuse_other_files(path)

@@ -136,7 +136,7 @@ def save_network(
       OSError: it cannot be written.
     """
     check_target(path)
-    if label_names is None and (path / LABELS).is_file():
+    if label_names is None and network.config.num_class_embeds is not None and (path / LABELS).is_file():
         label_names = read_json(path / LABELS)  # those stay, so they must be of this network
     with atomic_folder(path) as folder:
         save((network, CMConfig()), folder, label_names=label_names, dtype=dtype)

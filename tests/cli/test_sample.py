@@ -141,6 +141,8 @@ def test_a_labels_json_of_another_tool_is_no_matter_to_a_model_without_classes(c
         json.dump({"0": "tench"}, file)
     assert sorted(draw("plain")) == ["images"]
     assert main(["inspect", "plain"]) == 0
+    cmjax.save(cmjax.load("plain"), "plain")  # over itself
+    assert cmjax.io.configs.read_json("plain/labels.json") == {"0": "tench"}
     assert "tench" not in capsys.readouterr().out
 
 
