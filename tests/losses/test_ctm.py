@@ -192,7 +192,7 @@ def test_jumps_of_gaussian_data_land_with_its_mean_and_spread():
 
         return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 1500))[0][0]
 
-    g = cmjax.parameterization.ctm_fn(jax.tree_util.Partial(network, fit(params)), CONFIG)
+    g = jax.jit(cmjax.parameterization.ctm_fn(jax.tree_util.Partial(network, fit(params)), CONFIG))
     x = data.mean + 80.0 * jax.random.normal(jax.random.key(2), (20_000, 1))
     once = g(x, 80.0, 0.002)
     twice = g(g(x, 80.0, 1.0), 1.0, 0.002)
