@@ -102,6 +102,7 @@ def test_two_processes_draw_what_one_does(model: Path, alone: Path, tmp_path: Pa
     assert held(out) == held(alone)
 
 
+@pytest.mark.slow
 def test_killed_a_third_of_the_way_another_number_of_hosts_and_devices_goes_on(
     model: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_killed_a_third_of_the_way_another_number_of_hosts_and_devices_goes_on(
     assert "nothing was left to draw" in finish(start(model, out))
 
 
+@pytest.mark.slow
 def test_one_host_that_dies_takes_no_other_with_it(model: Path, alone: Path, tmp_path: Path) -> None:
     who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
     both = [start(model, out, "--batch", str(BATCH), "--distributed", who, "2", str(i)) for i in range(2)]
@@ -218,6 +220,7 @@ def test_one_with_a_mistake_in_its_options_tells_the_others(model: Path, tmp_pat
     assert "unrecognized arguments: --frobnicate" in said[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_started_twice_is_refused_and_the_first_goes_on(model: Path, tmp_path: Path) -> None:
     who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
     twice = [start(model, out, "--distributed", who, "2", "0") for _ in range(2)]

@@ -349,6 +349,7 @@ def test_photographs_of_odd_sizes_get_no_attention_that_no_memory_holds():
     assert unet_config.down_block_types == ("DownBlock2D",)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_drawn_from_as_the_denoiser_it_is(data, capsys):
     tiny_run = [*TINY[1:], "--data", data, "--checkpoint-every", "10"]
     assert main(["train", "edm", *tiny_run, "--out", "teacher"]) == 0
