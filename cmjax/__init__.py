@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from cmjax._random import image_keys, split
     from cmjax.io import Checkpoint, load, save
     from cmjax.parameterization import consistency_fn, denoiser_fn
-    from cmjax.paths import pad, skip
     from cmjax.samplers import cm, lcm, tcd
     from cmjax.samplers.base import Prediction, step
-    from cmjax.sampling import Trajectory, add_noise, generate, model_input, prior, sample, trajectory
+    from cmjax.sampling import Trajectory, add_noise, generate, model_input, pad, prior, sample, skip, trajectory
     from cmjax.search import search_timesteps
 
 __all__ = [
@@ -97,9 +96,8 @@ __all__ = [
 _HOME = {
     "samplers": ("cm", "tcd", "lcm"),
     "samplers.base": ("Prediction", "step"),
-    "sampling": ("Trajectory", "prior", "add_noise", "model_input", "sample", "trajectory", "generate"),
+    "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "pad", "sample", "trajectory", "generate"),
     "_random": ("image_keys", "split"),
-    "paths": ("skip", "pad"),
     "search": ("search_timesteps",),
     "parameterization": ("consistency_fn", "denoiser_fn"),
     "io": ("Checkpoint", "load", "save"),

@@ -17,7 +17,7 @@ LAYERS = {
     0: ("types", "schedules", "_typed", "_bounds", "_version"),
     1: ("_struct", "_numerics", "_random", "_compiled", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
-    3: ("latents", "paths", "sampling", "search", "vp_model"),
+    3: ("latents", "sampling", "search", "vp_model"),
     4: ("models",),
     5: ("io",),
     6: ("artifact", "drawing", "recipes", "training", "evaluation"),
@@ -30,7 +30,8 @@ HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "h
 # The rooms of each folder from layer 4 up, floor by floor: imports point down, and neighbours never import each other.
 # A folder's __init__ stands above all of its rooms.
 FLOORS = {
-    "models": ("config_files layers network", "autoencoder_kl clip unet2d unet2d_condition", "families"),
+    "sampling": ("paths", "loop"),
+    "models": ("config_files layers network text_cond", "autoencoder_kl clip unet2d unet2d_condition", "families"),
     "models/autoencoder_kl": ("names", "config", "network"),
     "models/clip": ("names", "config", "network"),
     "models/unet2d_condition": ("names", "config", "network"),

@@ -14,9 +14,9 @@ from jax import export as jax_export
 from cmjax._numerics import as_array
 from cmjax._struct import Struct, static
 from cmjax.artifact.program import tables
-from cmjax.paths import pad, refuse_used
 from cmjax.samplers import sampler_of
 from cmjax.samplers.base import SamplerConfig, SamplerState
+from cmjax.sampling.paths import pad, refuse_used
 
 __all__ = ["Artifact", "Held"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from jax import export as jax_export
 
 from cmjax._numerics import refuse_no_function
-from cmjax.paths import refuse_used
 from cmjax.samplers.base import SamplerState
 from cmjax.sampling import generate
+from cmjax.sampling.paths import refuse_used
 
 __all__ = ["PLATFORMS", "export", "named", "tables"]
 

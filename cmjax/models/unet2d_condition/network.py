@@ -19,6 +19,7 @@ from cmjax.models.layers import (
     activation,
     positional,
 )
+from cmjax.models.text_cond import TextCond
 from cmjax.models.unet2d_condition.config import UNetConditionConfig
 from cmjax.types import Array, Key
 
@@ -162,13 +163,13 @@ class UNetCondition(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[0], config.norm_num_groups, eps=config.norm_eps)
         self.conv_out = Conv(channels[0], config.out_channels, zero=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, t: Array, cond: Array | None = None, *, key: Key | None = None) -> Array:
+    def __call__(self, x: Array, t: Array, cond: TextCond | Array | None = None, *, key: Key | None = None) -> Array:
         """Compute the network's output.
 
         Args:
           x: f[B, H, W, in_channels], with H and W multiples of `config.downsampling`.
           t: the timesteps, f[] or f[B].
-          cond: the context, f[B, N, cross_attention_dim].
+          cond: what the text says; a context f[B, N, cross_attention_dim] alone will do.
           key: has no effect: these networks have no dropout.
 
         Returns:
@@ -178,8 +179,9 @@ class UNetCondition(nnx.Module):
           ValueError: a shape does not fit, or the context is missing.
         """
         config, t = self.config, jnp.asarray(t)
-        _check(config, x, t, cond)
-        assert cond is not None
+        context = cond.context if isinstance(cond, TextCond) else cond
+        _check(config, x, t, context)
+        assert context is not None
         t = jnp.broadcast_to(t, x.shape[:1])
         waves = positional(
             t, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
@@ -188,12 +190,12 @@ class UNetCondition(nnx.Module):
         h = self.conv_in(2 * x - 1 if config.center_input_sample else x)
         skips = [h]
         for down in self.down_blocks:
-            h, more = down(h, emb, cond)
+            h, more = down(h, emb, context)
             skips += more
         if self.mid_block is not None:
-            h = self.mid_block(h, emb, cond)
+            h = self.mid_block(h, emb, context)
         for up in self.up_blocks:
-            h = up(h, emb, cond, skips)
+            h = up(h, emb, context, skips)
         return self.conv_out(activation(config.act_fn)(self.conv_norm_out(h))).astype(x.dtype)
 
 
