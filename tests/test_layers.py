@@ -20,12 +20,12 @@ LAYERS = {
     3: ("latents", "sampling", "search", "vp_model"),
     4: ("models",),
     5: ("io",),
-    6: ("artifact", "drawing", "recipes", "training", "evaluation"),
+    6: ("artifact", "drawing", "recipes", "training", "evaluation", "text_to_image"),
     7: ("cli", "plots", "__main__", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 APART = {2, 6}  # layers in which nobody imports a neighbour
-HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "huggingface_hub"}
+HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "huggingface_hub", "tokenizers"}
 
 # The rooms of each folder from layer 4 up, floor by floor: imports point down, and neighbours never import each other.
 # A folder's __init__ stands above all of its rooms.
@@ -58,6 +58,7 @@ FLOORS = {
     "artifact": ("program", "drawer", "files"),
     "drawing": ("batches devices hosts", "grids shards"),
     "recipes": (),
+    "text_to_image": ("tokenizer_files", "tokenizer"),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
     "training/methods": ("base guidance", "consistency_training diffusion vp_distillation", "distillation"),
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),

@@ -1,0 +1,5 @@
+"""Texts to pictures."""
+
+from cmjax.text_to_image.tokenizer import Tokenizer
+
+__all__ = ["Tokenizer"]
