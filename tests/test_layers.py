@@ -31,12 +31,17 @@ HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "h
 # A folder's __init__ stands above all of its rooms.
 FLOORS = {
     "sampling": ("paths", "loop"),
-    "models": ("config_files layers network text_cond", "autoencoder_kl clip unet2d unet2d_condition", "families"),
+    "models": (
+        "config_files layers network text_cond",
+        "autoencoder_kl autoencoder_tiny clip unet2d unet2d_condition",
+        "families",
+    ),
     "models/autoencoder_kl": ("names", "config", "network"),
+    "models/autoencoder_tiny": ("names", "config", "network"),
     "models/clip": ("names", "config", "network"),
     "models/unet2d_condition": ("names", "config", "network"),
     "models/layers": (
-        "activation dropout initial layout resample",
+        "activation dropout initial layout resample shapes",
         "linear on_cpu",
         "convolution embeddings norm",
         "attention resnet",

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import nnx
 
-from cmjax.models import autoencoder_kl, clip, unet2d, unet2d_condition
+from cmjax.models import autoencoder_kl, autoencoder_tiny, clip, unet2d, unet2d_condition
 
 __all__ = ["FAMILIES", "Family", "family_of", "read_network_config"]
 
@@ -67,6 +67,15 @@ FAMILIES = [
         folder=autoencoder_kl.names.FOLDER,
         stem=autoencoder_kl.names.STEM,
         current=autoencoder_kl.names.current,
+        is_model=False,
+    ),
+    Family(
+        "AutoencoderTiny",
+        config=autoencoder_tiny.AutoencoderTinyConfig,
+        network=autoencoder_tiny.AutoencoderTiny,
+        folder=autoencoder_tiny.names.FOLDER,
+        stem=autoencoder_tiny.names.STEM,
+        current=autoencoder_tiny.names.current,
         is_model=False,
     ),
     Family(

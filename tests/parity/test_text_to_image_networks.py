@@ -3,10 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from parity.networks import close, nchw, ours, shaken
 
-from cmjax.io.weights import file_tensors, load_weights
-from cmjax.models.autoencoder_kl import Autoencoder, AutoencoderConfig
 from cmjax.models.clip import TextConfig, TextEncoder
 from cmjax.models.unet2d_condition import UNetCondition, UNetConditionConfig
 
@@ -55,52 +53,10 @@ UNETS = {
 }
 COMMON = {"norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 10}
 
-AUTOENCODERS = {
-    "three levels": {"block_out_channels": (8, 16, 12), "layers_per_block": 1},
-    "two layers": {"block_out_channels": (8, 8), "layers_per_block": 2, "latent_channels": 3},
-    "without convolutions and attention": {
-        "block_out_channels": (8, 16),
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-        "mid_block_add_attention": False,
-    },
-}
-
 TEXTS = {
     "quick": {"hidden_act": "quick_gelu", "eos_token_id": 49},
     "the largest token ends": {"hidden_act": "gelu", "eos_token_id": 2, "num_hidden_layers": 3, "layer_norm_eps": 1e-3},
 }
-
-
-def shaken(network, seed):
-    """Give every weight of a reference network some noise, biases and norms included."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network.eval()
-
-
-def ours(network, config, theirs):
-    """Load the reference's weights, and check that they come back under the same names."""
-    state = {name: value.numpy() for name, value in theirs.state_dict().items() if not name.endswith("position_ids")}
-    module = load_weights(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))), state)
-    back = file_tensors(module)
-    prefix = "text_model." if any(name.startswith("text_model.") for name in state) else ""
-    assert {prefix + name for name in back} == set(state)
-    for name, value in back.items():
-        np.testing.assert_array_equal(value, state[prefix + name])
-    return module
-
-
-def close(a, b):
-    b = b.detach().numpy()
-    assert a.shape == b.shape
-    assert np.abs(np.asarray(a) - b).max() <= 2e-5 * np.abs(b).max()
-
-
-def nchw(x):
-    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -115,28 +71,6 @@ def test_unets(name):
     close(jax.jit(lambda module, *inputs: module(*inputs))(module, x, t, context), expected.permute(0, 2, 3, 1))
     again = diffusers.UNet2DConditionModel.from_config(config.to_dict())
     assert UNetConditionConfig.from_dict(dict(again.config)) == config
-
-
-@pytest.mark.parametrize("name", AUTOENCODERS)
-def test_autoencoders(name):
-    options = COMMON | AUTOENCODERS[name]
-    del options["cross_attention_dim"]
-    levels = len(options["block_out_channels"])
-    options |= {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-    }
-    theirs = shaken(diffusers.AutoencoderKL(**options), 0)
-    config = AutoencoderConfig.from_dict(dict(theirs.config))
-    module = ours(Autoencoder, config, theirs)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 16, 8, 3)).astype(np.float32)
-    z = rng.normal(size=(2, 4, 6, config.latent_channels)).astype(np.float32)
-    mean, log_variance = jax.jit(lambda module, x: module.encode(x))(module, x)
-    expected = theirs.encode(nchw(x)).latent_dist
-    close(mean, expected.mean.permute(0, 2, 3, 1))
-    close(log_variance, expected.logvar.permute(0, 2, 3, 1))
-    close(jax.jit(lambda module, z: module.decode(z))(module, z), theirs.decode(nchw(z)).sample.permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -171,8 +105,6 @@ def test_text_encoders(name):
         (UNetConditionConfig, "time_cond_proj_dim", 256),
         (UNetConditionConfig, "down_block_types", ["KDownBlock2D"] * 4),
         (UNetConditionConfig, "attention_head_dim", [8, 8]),
-        (AutoencoderConfig, "down_block_types", ["AttnDownEncoderBlock2D"]),
-        (AutoencoderConfig, "latents_mean", [0.0]),
         (TextConfig, "hidden_act", "relu"),
         (TextConfig, "num_attention_heads", 7),
     ],

@@ -33,8 +33,8 @@ class AutoencoderConfig:
       sample_size: pixels a side that it is meant for.
       scaling_factor: a diffusion model sees latents times this number.
       shift_factor: subtracted from latents before that; None for nothing.
-      latents_mean: mean of the latents by channel, for pipelines that use it.
-      latents_std: their standard deviation.
+      latents_mean: mean of the latents by channel; subtracted in place of `shift_factor`.
+      latents_std: their standard deviation by channel; latents are divided by it, and multiplied by `scaling_factor`.
       force_upcast: whether float16 is too narrow for it.
       use_quant_conv: whether a convolution of one pixel follows the encoder.
       use_post_quant_conv: whether one precedes the decoder.
@@ -63,7 +63,7 @@ class AutoencoderConfig:
     scaling_factor: Annotated[float, _NOT_ZERO] = 0.18215
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
+    latents_std: Annotated[tuple[float, ...] | None, each(_NOT_ZERO)] = None
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -89,6 +89,11 @@ class AutoencoderConfig:
             value = getattr(self, name)
             if value is not None and len(value) != self.latent_channels:
                 raise ValueError(f"{name} must have {self.latent_channels} numbers, got {len(value)}.")
+        if (self.latents_mean is None) != (self.latents_std is None):
+            given, other = ("mean", "std") if self.latents_std is None else ("std", "mean")
+            raise ValueError(f"latents_{other} must be given beside latents_{given}: a model uses both or none.")
+        if self.latents_mean is not None and self.shift_factor:
+            raise ValueError(f"shift_factor must be null beside latents_mean, got {self.shift_factor}.")
 
     @property
     def downsampling(self) -> int:

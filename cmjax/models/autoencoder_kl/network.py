@@ -11,6 +11,7 @@ from flax import nnx
 from cmjax._numerics import f32
 from cmjax.models.autoencoder_kl.config import AutoencoderConfig
 from cmjax.models.layers import Conv, Downsample2D, Dtype, GroupNorm, PixelAttention, ResnetBlock, Upsample2D
+from cmjax.models.layers.shapes import check_pictures
 from cmjax.types import Array
 
 __all__ = ["Autoencoder"]
@@ -145,25 +146,25 @@ class Autoencoder(nnx.Module):
         Returns:
           Mean and logarithm of the variance of the latents, f32[B, H', W', latent_channels] each; the second lies in
           [-30, 20].
+
+        Raises:
+          ValueError: x has another shape.
         """
-        _check("x", x, self.config.in_channels, self.config.downsampling)
+        check_pictures("x", x, self.config.in_channels, self.config.downsampling)
         moments = self.encoder(x)
         moments = moments if self.quant_conv is None else self.quant_conv(moments)
         mean, log_variance = jnp.split(f32(moments), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, z: Array) -> Array:
-        """Decode latents f[B, H', W', latent_channels] to pictures f[B, H, W, out_channels], in the dtype of z."""
-        _check("z", z, self.config.latent_channels, 1)
+        """Decode latents f[B, H', W', latent_channels] to pictures f[B, H, W, out_channels], in the dtype of z.
+
+        Raises:
+          ValueError: z has another shape.
+        """
+        check_pictures("z", z, self.config.latent_channels)
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)).astype(z.dtype)
 
     def __call__(self, x: Array) -> Array:
         """Encode pictures to their means, and decode these: f[B, H, W, C]."""
         return self.decode(self.encode(x)[0])
-
-
-def _check(name: str, x: Array, channels: int, factor: int) -> None:
-    if x.ndim != 4 or x.shape[-1] != channels:
-        raise ValueError(f"{name} must have shape (batch, height, width, {channels}), got {x.shape}.")
-    if x.shape[1] % factor or x.shape[2] % factor:
-        raise ValueError(f"{name} must have a height and width that are multiples of {factor}, got {x.shape[1:3]}.")

@@ -1,0 +1,13 @@
+"""What files of this family call things."""
+
+from __future__ import annotations
+
+__all__ = ["FOLDER", "STEM", "current"]
+
+FOLDER = "vae"  # of a pipeline's folder
+STEM = "diffusion_pytorch_model"  # of its weights' files
+
+
+def current(name: str) -> str | None:
+    """Map a tensor's name in a file to its name today: this family never renamed one."""
+    return name
