@@ -69,6 +69,7 @@ def test_kernels_belong_to_parts_of_the_network(parts: Any, name: str, operation
     assert parts.profile.owner(kernel, parts.profile.instructions(PROGRAM)) == part
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_killed_and_what_it_wrote_is_kept(tmp_path: Path) -> None:
     start = time.monotonic()
     summary = run(tmp_path, "--only", "ceilings", "training", minutes=0.2)

@@ -158,6 +158,7 @@ def test_inpainting_keeps_what_is_known() -> None:
     assert names["shoes"].std() > 0.1
 
 
+@pytest.mark.slow
 def test_many_devices_and_an_artifact() -> None:
     """The page's commands make what its programs read."""
     page = "notebooks/devices_and_hosts.md"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import environment
 import jax
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     return said.err
 
 
+@pytest.mark.slow
 def test_a_host_that_never_comes_is_given_up(model: Path, tmp_path: Path) -> None:
     for index in ("0", "1"):
         who = f"127.0.0.1:{free_port()}"
@@ -351,6 +353,7 @@ def test_another_variant_of_the_weights_is_another_run(
     assert '(variant is null there and "fp16" now)' in said
 
 
+@pytest.mark.skipif(not environment.is_optimized, reason="bits are those of optimized programs, which CI runs")
 def test_a_device_computes_the_same_whatever_is_beside_it(tmp_path: Path) -> None:
     """Formulations go by the sizes that a device sees: a network at their border, two images on each."""
     network = unets.config(

@@ -39,6 +39,7 @@ def data():
 TINY = ["ect", "--steps", "10", "--batch", "4", "--network", "network.json"]
 
 
+@pytest.mark.slow
 def test_train_then_sample_then_resume(data, capsys):
     names = ["--label-names", "first one", "second"]
     assert main(["train", "--data", data, "--out", "run", *TINY, *names, "--checkpoint-every", "5"]) == 0
