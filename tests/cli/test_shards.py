@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import environment
 import jax
 import numpy as np
 import pytest
 import tiny
 import unets
+from environment import is_optimized
 from flax import nnx
 
 import cmjax
@@ -353,7 +353,7 @@ def test_another_variant_of_the_weights_is_another_run(
     assert '(variant is null there and "fp16" now)' in said
 
 
-@pytest.mark.skipif(not environment.is_optimized, reason="bits are those of optimized programs, which CI runs")
+@pytest.mark.skipif(not is_optimized, reason="bits are those of optimized programs, which CI runs")
 def test_a_device_computes_the_same_whatever_is_beside_it(tmp_path: Path) -> None:
     """Formulations go by the sizes that a device sees: a network at their border, two images on each."""
     network = unets.config(
