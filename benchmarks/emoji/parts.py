@@ -112,9 +112,8 @@ def save_pipeline(file: Path, given: dict[str, Any], params: dict[str, nnx.State
     files: dict[str, bytes] = {}
     for name in PARTS:
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-        prefix = "text_model." if name == "text_encoder" else ""
         tensors = file_tensors(nnx.merge(plain[name], params[name]))
-        halves = {prefix + k: np.ascontiguousarray(v, np.float16) for k, v in tensors.items()}
+        halves = {k: np.ascontiguousarray(v, np.float16) for k, v in tensors.items()}
         files[f"{name}/{stem}.safetensors"] = safetensors_bytes(halves, metadata={"format": "pt"})
         files[f"{name}/config.json"] = json.dumps(given[name].to_dict(), indent=2).encode()
     scheduler = {"_class_name": "TCDScheduler", **dataclasses.asdict(SCHEDULE)}

@@ -58,7 +58,9 @@ def assemble(
         if jax.dtypes.canonicalize_dtype(value) != jnp.dtype(value):
             raise TypeError(f"{name} is float64, which takes jax.config.update('jax_enable_x64', True).")
 
-    make_network: Any = family_of(config).network
+    family = family_of(config)
+    make_network: Any = family.network
+    config = family.adapted(config, tensors)
 
     def make() -> nnx.Module:
         network = make_network(config, rngs=_OneKey(), dtype=jnp.dtype(dtype))

@@ -6,7 +6,7 @@ A new family is a folder beside this file, with `config`, `network` and `names` 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -29,6 +29,8 @@ class Family:
       current: maps a tensor's name in a file, old or new, to its name today; to None for a tensor to ignore.
       library: of the class, for model_index.json.
       is_model: whether a folder with this network alone is a model that `cmjax.load` reads.
+      others: further class names that are read as this family. Its configs then say which one they are, as their
+        `class_name`, and are corrected by what a file holds, by `adapted(names)`.
     """
 
     class_name: str
@@ -39,6 +41,20 @@ class Family:
     current: Callable[[str], str | None]
     library: str = "diffusers"
     is_model: bool = True
+    others: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every class that is read as this family."""
+        return (self.class_name, *self.others)
+
+    def class_of(self, config: Any) -> str:
+        """Name the class that a config of this family describes."""
+        return config.class_name if self.others else self.class_name
+
+    def adapted(self, config: Any, names: Iterable[str]) -> Any:
+        """Correct a config by the names of a file's tensors, where its class alone does not say all."""
+        return config.adapted(names) if self.others else config
 
 
 FAMILIES = [
@@ -79,7 +95,8 @@ FAMILIES = [
         is_model=False,
     ),
     Family(
-        "CLIPTextModel",
+        clip.names.CLASSES[0],
+        others=clip.names.CLASSES[1:],
         config=clip.TextConfig,
         network=clip.TextEncoder,
         folder=clip.names.FOLDER,

@@ -1,4 +1,4 @@
-"""The family of transformers' `CLIPTextModel`."""
+"""The family of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`."""
 
 from cmjax.models.clip import names
 from cmjax.models.clip.config import TextConfig

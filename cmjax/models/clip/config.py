@@ -1,13 +1,14 @@
-"""The content of a transformers `CLIPTextModel` config.json as one frozen dataclass."""
+"""The config.json of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection` as one frozen dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from cmjax._bounds import at_least, at_most, one_of, positive
 from cmjax._typed import check_fields
+from cmjax.models.clip import names as file_names
 
 __all__ = ["TextConfig"]
 
@@ -27,14 +28,16 @@ class TextConfig:
       max_position_embeddings: tokens of the longest text.
       hidden_act: "quick_gelu" or "gelu".
       layer_norm_eps: epsilon of the norms.
-      projection_dim: width of the projection, which only other classes have.
+      projection_dim: width of the projection.
       bos_token_id: the token that begins a text.
       eos_token_id: the token that ends a text, where the pooled output is read. 2, in old files, means the largest
         token of each text.
       pad_token_id: the token that fills the rest.
+      projection: whether the pooled output is projected too. That is no key of a file, but what
+        `CLIPTextModelWithProjection` has and `CLIPTextModel` has not.
 
     Raises:
-      ValueError: a value is out of range, or heads do not divide the width.
+      ValueError: a value is out of range, heads do not divide the width, or a projection has no width.
 
     Example:
       >>> TextConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "attention_dropout": 0.0}).hidden_size
@@ -49,10 +52,11 @@ class TextConfig:
     max_position_embeddings: Annotated[int, _POSITIVE, _MOST] = 77
     hidden_act: Annotated[str, one_of("quick_gelu", "gelu")] = "quick_gelu"
     layer_norm_eps: Annotated[float, at_least(0, says="not be negative")] = 1e-5
-    projection_dim: int | None = 512
+    projection_dim: Annotated[int | None, _POSITIVE, _MOST] = 512
     bos_token_id: int | None = 49406
     eos_token_id: int = 49407
     pad_token_id: int | None = 1
+    projection: bool = False
 
     def __post_init__(self):
         check_fields(self)
@@ -61,19 +65,52 @@ class TextConfig:
                 f"hidden_size = {self.hidden_size} must be a multiple of num_attention_heads = "
                 f"{self.num_attention_heads}."
             )
+        if self.projection and not self.projection_dim:
+            raise ValueError("projection_dim must be a positive integer where there is a projection, got None.")
+
+    @property
+    def class_name(self) -> str:
+        """The class of transformers that this describes."""
+        return file_names.WITH_PROJECTION if self.projection else file_names.CLASSES[0]
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> TextConfig:
-        """Read the content of a transformers config.json; keys that are no numbers of the network are skipped.
+        """Read the content of a transformers config.json.
+
+        Keys that are no numbers of the network are skipped, and null means the default. `architectures` says whether
+        there is a projection. Of a whole CLIP, whose file holds an encoder of pictures too, the text's part is read.
 
         Raises:
           ValueError: it is for a network of another kind, or a value is out of range.
+
+        Example:
+          >>> whole = {"model_type": "clip", "text_config": {"hidden_size": 64, "torch_dtype": None}}
+          >>> TextConfig.from_dict(whole).hidden_size
+          64
         """
+        if not isinstance(d, Mapping):
+            raise ValueError(f"the text encoder's config.json must hold a JSON object, got a {type(d).__name__}.")
         kind = d.get("model_type", "clip_text_model")
-        if kind != "clip_text_model":
+        if kind not in ("clip_text_model", "clip"):
             raise ValueError(f"the text encoder's config.json is for {kind!r}; cmjax reads 'clip_text_model'.")
-        return cls(**{field.name: d[field.name] for field in dataclasses.fields(cls) if field.name in d})
+        architectures, said = d.get("architectures"), dict(d)
+        if isinstance(d.get("text_config"), Mapping):
+            parts = [part for name in ("text_config", "text_config_dict") if isinstance(part := d.get(name), Mapping)]
+            whole = {"projection_dim": d.get("projection_dim")}
+            said = {key: value for part in (whole, *parts, whole) for key, value in part.items() if value is not None}
+        values = {f.name: said[f.name] for f in dataclasses.fields(cls) if said.get(f.name) is not None}
+        values["projection"] = isinstance(architectures, list) and file_names.WITH_PROJECTION in architectures
+        for name in ("projection_dim", "bos_token_id", "pad_token_id"):
+            if name in said and said[name] is None:
+                values[name] = None
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Write the mapping of a transformers config.json."""
-        return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        del values["projection"]
+        return {"architectures": [self.class_name], "model_type": "clip_text_model", **values}
+
+    def adapted(self, names: Iterable[str]) -> TextConfig:
+        """Correct this by the names of a file's tensors: one that holds a projection has one, whatever its class."""
+        return dataclasses.replace(self, projection=True) if file_names.has_projection(names) else self

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-__all__ = ["FOLDER", "STEM", "current"]
+from collections.abc import Iterable
+
+__all__ = ["CLASSES", "FOLDER", "STEM", "WITH_PROJECTION", "current", "has_projection"]
 
 FOLDER = "text_encoder"  # of a pipeline's folder
 STEM = "model"  # of its weights' files
+WITH_PROJECTION = "CLIPTextModelWithProjection"
+CLASSES = ("CLIPTextModel", WITH_PROJECTION, "CLIPModel")  # the last has a text encoder beside that of pictures
+
+_BARE = ("embeddings.", "encoder.", "final_layer_norm.")
+_PICTURES = ("vision_model.", "visual_projection.")
 
 
 def current(name: str) -> str | None:
     """Map a tensor's name in a file, old or new, to its name today; to None for a tensor that is not a weight.
 
+    Files of transformers from 5.6 on lack the prefix "text_model.", unless they have a projection. cmjax writes it,
+    since every version reads it. Files of a whole CLIP hold an encoder of pictures too.
+
     Example:
-      >>> current("text_model.final_layer_norm.weight")
-      'final_layer_norm.weight'
+      >>> current("final_layer_norm.weight"), current("text_model.final_layer_norm.weight")
+      ('text_model.final_layer_norm.weight', 'text_model.final_layer_norm.weight')
     """
-    return None if name.endswith("position_ids") else name.removeprefix("text_model.")
+    if name.endswith("position_ids") or name == "logit_scale" or name.startswith(_PICTURES):
+        return None
+    return f"text_model.{name}" if name.startswith(_BARE) else name
+
+
+def has_projection(names: Iterable[str]) -> bool:
+    """Whether a file with tensors of these names holds the projection of the pooled output."""
+    return "text_projection.weight" in names

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax._numerics import f32
 from cmjax.models.clip.config import TextConfig
 from cmjax.models.layers import ClassEmbedding, Dtype, LayerNorm, Linear, activation
 from cmjax.types import Array
 
 __all__ = ["TextEncoder", "TextOutput"]
+
+_ADDED = 49408  # the first id behind CLIP's own vocabulary
 
 
 class TextOutput(NamedTuple):
@@ -22,11 +25,14 @@ class TextOutput(NamedTuple):
       last: f32[B, N, D], after the final norm: the context of Stable Diffusion 1 and 2.
       pooled: f32[B, D], its row at the token that ends the text.
       hidden: the states between layers, f32[B, N, D] each, num_hidden_layers + 1 of them; the last is before the norm.
+      projected: f32[B, projection_dim], the pooled output projected: the pooled text of Stable Diffusion XL. None for
+        an encoder without a projection.
     """
 
     last: Array
     pooled: Array
     hidden: tuple[Array, ...]
+    projected: Array | None = None
 
 
 class _Embeddings(nnx.Module):
@@ -84,10 +90,18 @@ class _Encoder(nnx.Module):
         self.layers = nnx.List([_Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
 
 
+class _Transformer(nnx.Module):
+    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
+        self.embeddings = _Embeddings(config, rngs)
+        self.encoder = _Encoder(config, dtype, rngs)
+        self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class TextEncoder(nnx.Module):
     """A causal transformer over tokens, with learned positions.
 
-    It computes what transformers' `CLIPTextModel` computes. Tokens that fill a text's end are attended to as others.
+    It computes what transformers' `CLIPTextModel` computes, or `CLIPTextModelWithProjection` with
+    `config.projection`. Tokens that fill a text's end are attended to as others.
 
     Args:
       config: what to build.
@@ -97,19 +111,25 @@ class TextEncoder(nnx.Module):
     Example:
       >>> config = TextConfig(vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
       ...                     num_attention_heads=2, max_position_embeddings=6, eos_token_id=49)
-      >>> TextEncoder(config, rngs=nnx.Rngs(0))(jnp.array([[48, 7, 49, 49]])).last.shape
-      (1, 4, 8)
+      >>> encoder = TextEncoder(config, rngs=nnx.Rngs(0))
+      >>> out = encoder(jnp.array([[48, 7, 49, 49]]))
+      >>> out.last.shape, len(out.hidden), out.projected
+      ((1, 4, 8), 2, None)
 
     References:
       Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, section 2.4.
+
+    Differs from transformers: where `eos_token_id` is 2, tokens from 49408 on, which textual inversion adds, do not
+    count as the largest, so that the pooled row stays at the end of the text.
     """
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, dtype: Dtype = jnp.float32):
         self.config = config
         self.dtype = dtype
-        self.embeddings = _Embeddings(config, rngs)
-        self.encoder = _Encoder(config, dtype, rngs)
-        self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.text_model = _Transformer(config, dtype, rngs)
+        if config.projection:
+            width, projected = config.hidden_size, config.projection_dim or config.hidden_size
+            self.text_projection = Linear(width, projected, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Array) -> TextOutput:
         """Encode texts.
@@ -129,12 +149,45 @@ class TextEncoder(nnx.Module):
             raise ValueError(
                 f"tokens may be {self.config.max_position_embeddings} for each text at most, got {tokens.shape[1]}."
             )
-        x = self.embeddings(tokens)
+        x = self.text_model.embeddings(tokens)
         hidden = [x]
-        for layer in self.encoder.layers:
+        for layer in self.text_model.encoder.layers:
             x = layer(x)
             hidden.append(x)
-        last = self.final_layer_norm(x)
+        last = self.text_model.final_layer_norm(x)
+        pooled = last[jnp.arange(len(tokens)), self._end(tokens)]
+        projected = f32(self.text_projection(pooled)) if self.config.projection else None
+        return TextOutput(last, pooled, tuple(hidden), projected)
+
+    def _end(self, tokens: Array) -> Array:
+        """Find the row of each text where the pooled output is read."""
         eos = self.config.eos_token_id
-        row = jnp.argmax(tokens if eos == 2 else tokens == eos, axis=-1)
-        return TextOutput(last, last[jnp.arange(len(row)), row], tuple(hidden))
+        return jnp.argmax(jnp.where(tokens < _ADDED, tokens, -1) if eos == 2 else tokens == eos, axis=-1)
+
+    def context(self, output: TextOutput, clip_skip: int = 0, *, normed: bool = True) -> Array:
+        """Choose what cross-attention reads of an output.
+
+        Stable Diffusion 1 and 2 read `context(output, k)` for a clip skip of k, Stable Diffusion XL
+        `context(output, k + 1, normed=False)`. Some interfaces count from 1: their "clip skip 2" is k = 1.
+
+        Args:
+          output: of this encoder.
+          clip_skip: number of last layers to leave out.
+          normed: whether the final norm comes after the layer.
+
+        Returns:
+          f32[B, N, D].
+
+        Raises:
+          ValueError: there are not as many layers.
+
+        References:
+          Podell et al., SDXL, 2023, section 2.1 (the penultimate layer).
+        """
+        layers = self.config.num_hidden_layers
+        if isinstance(clip_skip, bool) or clip_skip not in range(layers + 1):
+            raise ValueError(f"clip_skip must leave out 0 to {layers} layers of this encoder, got {clip_skip!r}.")
+        if normed and not clip_skip:
+            return output.last
+        x = output.hidden[layers - clip_skip]
+        return self.text_model.final_layer_norm(x) if normed else x
