@@ -7,8 +7,10 @@ from flax import nnx
 from parity.networks import close, nchw, ours, shaken
 
 from cmjax.io.weights import file_tensors, load_weights
+from cmjax.models import from_nnx
 from cmjax.models.autoencoder_kl import Autoencoder, AutoencoderConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from cmjax.text_to_image import LatentCoder
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -134,3 +136,32 @@ def test_files_of_2022(ones):
     module = load_weights(nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0))), old)
     held(module, theirs)
     assert set(file_tensors(module)) == set(theirs.state_dict())
+
+
+MEANS = {"latents_mean": (-1.6, 1.9, -1.4, 2.5), "latents_std": (8.5, 5.9, 6.5, 5.2)}
+
+
+def test_the_scale_is_that_of_the_reference_pipelines():
+    theirs = shaken(reference("AutoencoderKL", {**MEANS, "scaling_factor": 0.5}), 0)
+    config = AutoencoderConfig.from_dict(dict(theirs.config))
+    coder = LatentCoder(from_nnx(ours(Autoencoder, config, theirs)))
+    x, latents = inputs(config)
+    mean, std = (torch.tensor(MEANS[name]).view(1, 4, 1, 1) for name in MEANS)
+    encoded = theirs.encode(nchw(x)).latent_dist.mean
+    close(coder.encode(x), nhwc((encoded - mean) * 0.5 / std))
+    close(coder.decode(latents), nhwc(theirs.decode(nchw(latents) * std / 0.5 + mean).sample))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (19, 14), (17, 10)])
+def test_tiles(size):
+    """Equal, but where the reference has one more tile that holds nothing new (here the last two columns)."""
+    theirs = shaken(reference("AutoencoderKL", {"sample_size": 32, "norm_num_groups": 2}), 0)
+    theirs.enable_tiling()
+    assert theirs.tile_latent_min_size == 16
+    config = AutoencoderConfig.from_dict(dict(theirs.config))
+    coder = LatentCoder(from_nnx(ours(Autoencoder, config, theirs)), tile=16)
+    x, latents = inputs(config, *size)
+    common = 12 if size[1] == 14 else size[1]
+    encoded, decoded = theirs.encode(nchw(x)).latent_dist.mean * 0.18215, theirs.decode(nchw(latents / 0.18215)).sample
+    close(coder.encode(x)[:, :, :common], nhwc(encoded)[:, :, :common], 1e-4)
+    close(coder.decode(latents)[:, :, : 2 * common], nhwc(decoded)[:, :, : 2 * common], 1e-4)
