@@ -63,7 +63,7 @@ FLOORS = {
     "artifact": ("program", "drawer", "files"),
     "drawing": ("batches devices hosts", "grids shards"),
     "recipes": (),
-    "text_to_image": ("tiles tokenizer_files", "autoencoder tokenizer"),
+    "text_to_image": ("tiles tokenizer_files", "autoencoder tokenizer", "windows"),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
     "training/methods": ("base guidance", "consistency_training diffusion vp_distillation", "distillation"),
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from cmjax.text_to_image.tokenizer_files import NAMED, AddedToken, read_folder, write_folder
 
-__all__ = ["AddedToken", "Tokenizer", "check_prompts"]
+__all__ = ["AddedToken", "Tokenizer", "check_length", "check_prompts"]
 
 # Contractions, words, single digits, and runs of anything else.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -75,7 +75,7 @@ class Tokenizer:
             object.__setattr__(self, name, value)
         if repeated := len(self.vocab) - len(ids):
             raise ValueError(f"vocab must name each token once, but {repeated} of its tokens repeat others.")
-        _check_length(self.max_length)
+        check_length(self.max_length)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Tokenizer:
           TypeError: prompts are not a list of texts.
           ValueError: there are none, or max_length is below 3.
         """
-        length = self.max_length if max_length is None else _check_length(max_length)
+        length = self.max_length if max_length is None else check_length(max_length)
         rows = []
         for prompt in check_prompts(prompts):
             ids, starts = self.pieces(prompt)
@@ -264,7 +264,12 @@ def check_prompts(prompts: Any) -> Sequence[str]:
     return prompts
 
 
-def _check_length(length: Any) -> int:
+def check_length(length: Any) -> int:
+    """Refuse a length of texts that leaves no room for words between their ends.
+
+    Raises:
+      ValueError: it does.
+    """
     if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 3:
         raise ValueError(f"max_length must be a whole number of at least 3 (two are for the ends), got {length!r}.")
     return int(length)
