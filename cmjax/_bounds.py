@@ -21,7 +21,7 @@ class Rule:
       says: what follows "NAME must".
       holds: whether a value is allowed.
       why: what follows the value: a sentence of its own where it begins with a capital, else a part of this one.
-      each: whether the rule is for every value of a tuple, not for the whole.
+      each: whether the rule is for every value of a tuple, and of tuples in it, not for the whole.
       none: whether None must pass the rule too.
     """
 
@@ -35,8 +35,7 @@ class Rule:
         """Say what is wrong with a field's value; None where nothing is."""
         if self.each and isinstance(value, tuple):
             numbered = [(f"{name}[{i}]" if len(value) > 1 else name, one) for i, one in enumerate(value)]
-            single = dataclasses.replace(self, each=False)
-            return next((fault for one in numbered if (fault := single.fault(*one))), None)
+            return next((fault for one in numbered if (fault := self.fault(*one))), None)
         if (value is None and not self.none) or self.holds(value):
             return None
         got = list(value) if isinstance(value, tuple) else value
@@ -48,7 +47,7 @@ class Rule:
 
 
 def each(rule: Rule) -> Rule:
-    """Hold every value of a tuple to a rule.
+    """Hold every value of a tuple (and of tuples in it) to a rule.
 
     Example:
       >>> each(positive()).fault("channels", (8, 0))

@@ -142,7 +142,8 @@ def _plain(value: Any, kind: Any) -> Any:
     tuples = [one for one in kinds if typing.get_origin(one) is tuple]
     if tuples and _is_list(value):
         try:
-            return tuple(map(_plain_number, _values(value)))
+            one = tuples[0].__args__[0]
+            return tuple(_plain(each, one) if _is_list(each) else _plain_number(each) for each in _values(value))
         except Exception:  # a traced array has no values
             return value
     return _plain_number(value) if any(one in _SAID for one in kinds) else value
@@ -159,7 +160,7 @@ def _values(value: Any) -> list[Any]:
 
 def _plain_number(value: Any) -> Any:
     """A number, truth value or text as Python's own: np.float32(0.5) is 0.5, and so is an array without axes."""
-    if type(value) in _SAID:
+    if type(value) in _SAID or isinstance(value, _JsonText):
         return value
     try:
         if getattr(value, "shape", None) == () and hasattr(value, "dtype") and value.dtype.kind not in "mM":

@@ -39,7 +39,7 @@ FLOORS = {
     "models/autoencoder_kl": ("names", "config", "network"),
     "models/autoencoder_tiny": ("names", "config", "network"),
     "models/clip": ("names", "config", "network"),
-    "models/unet2d_condition": ("names", "config", "network"),
+    "models/unet2d_condition": ("names", "config", "conditions", "network"),
     "models/layers": (
         "activation dropout initial layout resample shapes",
         "linear on_cpu",

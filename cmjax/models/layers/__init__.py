@@ -15,7 +15,7 @@ from cmjax.models.layers.initial import fan_in_uniform
 from cmjax.models.layers.layout import Layout, Stored
 from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
 from cmjax.models.layers.norm import AdaGroupNorm, GroupNorm, LayerNorm
-from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, upsample_nearest
+from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, resize_nearest, upsample_nearest
 from cmjax.models.layers.resnet import ResnetBlock
 from cmjax.models.layers.transformer import FeedForward, Transformer2D, TransformerBlock
 
@@ -50,5 +50,6 @@ __all__ = [
     "fir_halve",
     "guidance_embedding",
     "positional",
+    "resize_nearest",
     "upsample_nearest",
 ]

@@ -11,6 +11,7 @@ from cmjax.models.layers.initial import fan_in_uniform, zeros
 from cmjax.models.layers.layout import CONV, Layout
 from cmjax.models.layers.linear import Dtype
 from cmjax.models.layers.on_cpu import convolve, convolve_doubled
+from cmjax.models.layers.resample import resize_nearest
 from cmjax.types import Array
 
 __all__ = ["Conv", "Downsample2D", "Upsample2D"]
@@ -74,7 +75,7 @@ class Downsample2D(nnx.Module):
         self.padding = padding
 
     def __call__(self, x: Array) -> Array:
-        """Map f[B, H, W, C] to f[B, H / 2, W / 2, C]."""
+        """Map f[B, H, W, C] to f[B, H / 2, W / 2, C]: odd sizes are rounded up, or down with a padding of 0."""
         if self.padding == 0:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         return self.conv(x)
@@ -86,6 +87,8 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, *, dtype: Dtype, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """Map f[B, H, W, C] to f[B, 2 H, 2 W, C]."""
-        return self.conv.doubled(x)
+    def __call__(self, x: Array, size: tuple[int, ...] | None = None) -> Array:
+        """Map f[B, H, W, C] to f[B, 2 H, 2 W, C]; or to f[B, *size, C], where what was halved had an odd size."""
+        if size is None or tuple(size) == (2 * x.shape[1], 2 * x.shape[2]):
+            return self.conv.doubled(x)
+        return self.conv(resize_nearest(x, size))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax.types import Array
 
-__all__ = ["avg_pool", "fir_double", "fir_halve", "interleave", "upsample_nearest"]
+__all__ = ["avg_pool", "fir_double", "fir_halve", "interleave", "resize_nearest", "upsample_nearest"]
 
 Edges = Literal["constant", "reflect"]
 
@@ -23,6 +24,25 @@ def avg_pool(x: Array) -> Array:
 def upsample_nearest(x: Array) -> Array:
     """Double a picture f[B, H, W, C] by repeating its pixels."""
     return interleave([interleave([x, x], axis=2)] * 2, axis=1)
+
+
+def resize_nearest(x: Array, size: tuple[int, ...]) -> Array:
+    """Give a picture f[B, H, W, C] another size, by repeating pixels or leaving some out: y[i] = x[floor(i H / H')].
+
+    Args:
+      x: the picture.
+      size: its new height and width.
+
+    Returns:
+      f[B, *size, C].
+
+    Example:
+      >>> resize_nearest(jnp.arange(2.0).reshape(1, 2, 1, 1), (3, 1))[0, :, 0, 0].tolist()
+      [0.0, 0.0, 1.0]
+    """
+    for axis, new in zip((1, 2), size, strict=True):
+        x = jnp.take(x, np.arange(new) * x.shape[axis] // new, axis=axis)
+    return x
 
 
 def interleave(pair: Sequence[Array], axis: int) -> Array:

@@ -59,22 +59,34 @@ class TransformerBlock(nnx.Module):
       heads: number of heads.
       head_dim: channels of one head.
       context_width: channels of the context.
+      only_context: whether the first attention is to the context too.
       dtype: of the matrix products.
       rngs: keys of the initial weights.
     """
 
-    def __init__(self, width: int, *, heads: int, head_dim: int, context_width: int, dtype: Dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_dim: int,
+        context_width: int,
+        only_context: bool = False,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
         options = {"heads": heads, "head_dim": head_dim, "bias": False, "dtype": dtype, "rngs": rngs}
         self.norm1 = LayerNorm(width, eps=_NORM_EPS)
-        self.attn1 = Attention(width, **options)
+        self.attn1 = Attention(width, context_width=context_width if only_context else None, **options)
         self.norm2 = LayerNorm(width, eps=_NORM_EPS)
         self.attn2 = Attention(width, context_width=context_width, **options)
         self.norm3 = LayerNorm(width, eps=_NORM_EPS)
         self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
+        self.only_context = only_context
 
     def __call__(self, x: Array, context: Array) -> Array:
         """Map x f[B, N, C], with a context f[B, M, context_width], to the shape of x."""
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), context if self.only_context else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -89,6 +101,7 @@ class Transformer2D(nnx.Module):
       blocks: number of transformer blocks.
       groups: groups of the norm.
       linear: whether files hold the projections as linear layers, rather than as convolutions of one pixel.
+      only_context: whether pixels attend to the context only, twice, and not to each other.
       dtype: of the matrix products.
       rngs: keys of the initial weights.
     """
@@ -102,6 +115,7 @@ class Transformer2D(nnx.Module):
         blocks: int,
         groups: int,
         linear: bool,
+        only_context: bool = False,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -116,6 +130,7 @@ class Transformer2D(nnx.Module):
                     heads=heads,
                     head_dim=channels // heads,
                     context_width=context_width,
+                    only_context=only_context,
                     dtype=dtype,
                     rngs=rngs,
                 )
