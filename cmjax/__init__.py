@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         recipes,
         samplers,
         schedules,
+        text_to_image,
         training,
         types,
     )
@@ -79,6 +80,8 @@ __all__ = [
     "artifact",
     "drawing",
     "plots",
+    # text to image
+    "text_to_image",
     # training
     "consistency_fn",
     "denoiser_fn",

@@ -29,18 +29,21 @@ __all__ = [
     "PictureOptions",
     "SampleOptions",
     "StrokeOptions",
+    "TextOptions",
     "TrainOptions",
     "UpscaleOptions",
 ]
 
-DEFAULT_MODEL = "fashion-mnist-cm"
+DEFAULT_MODEL, DEFAULT_TEXT_MODEL = "fashion-mnist-cm", "emoji"
+_LARGEST = 16384  # pixels a side
 _DTYPES = ("float32", "bfloat16", "float16")
 _MODEL = "a folder, a model of the package, or a hub id"
 
 # The groups of --help, in order.
-INPUT, DRAW, SAMPLER, MODEL, TRAINING, OUTPUT, SPEED, SHARDS, PT = (
+INPUT, DRAW, TEXT, SAMPLER, MODEL, TRAINING, OUTPUT, SPEED, SHARDS, PT = (
     "input",
     "what to draw",
+    "texts to pictures",
     "sampler",
     "model",
     "training",
@@ -49,7 +52,7 @@ INPUT, DRAW, SAMPLER, MODEL, TRAINING, OUTPUT, SPEED, SHARDS, PT = (
     "many images, in shards (--out is a folder; run the same command again to resume)",
     "what a .pt file does not say (a folder's configs do)",
 )
-GROUPS = (INPUT, DRAW, SAMPLER, MODEL, TRAINING, OUTPUT, SPEED, SHARDS, PT)
+GROUPS = (INPUT, DRAW, TEXT, SAMPLER, MODEL, TRAINING, OUTPUT, SPEED, SHARDS, PT)
 
 
 def option(
@@ -96,6 +99,27 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _scale(text: str) -> float:
+    """Read a scale of guidance, which is a number of at least 0."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = -1.0
+    if not 0 <= scale < 1000:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1000, got {text}.")
+    return scale
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Read `512x768`, height first, or `512`."""
+    numbers = [int(part) if part.isascii() and part.isdecimal() else 0 for part in text.lower().split("x")]
+    if len(numbers) > 2 or not 0 < min(numbers) <= max(numbers) <= _LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"must be a height and a width up to {_LARGEST}, such as 512x768, or one number, got {text}."
+        )
+    return numbers[0], numbers[-1]
+
+
 def _path(text: str) -> str:
     """Read a path, which is not empty."""
     if not text:
@@ -129,7 +153,11 @@ class PathOptions(Options):
         "the sampler (default: the one the model was made for)", group=SAMPLER, choices=("cm", "tcd", "lcm")
     )
     steps: int | None = option(
-        "model calls for each image (default 2)", group=SAMPLER, exclusive="path", type=_count, metavar="N"
+        "model calls for each image (default 2; for texts 4)",
+        group=SAMPLER,
+        exclusive="path",
+        type=_count,
+        metavar="N",
     )
     timesteps: tuple[float, ...] | None = option(
         "the path by hand, strictly decreasing; for cm, indices of the grid of noise levels (0 is the noisiest)",
@@ -146,6 +174,32 @@ class PathOptions(Options):
         metavar="E",
     )
     sigmas: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(Options):
+    """What a text-to-image model is asked for."""
+
+    prompt: tuple[str, ...] | None = option(
+        "what to draw, in words; give it several times for several texts, drawn in turn",
+        group=TEXT,
+        action="append",
+        metavar="TEXT",
+    )
+    prompts: str | None = option("a file of prompts, one a line", group=TEXT, type=_path, metavar="FILE")
+    negative: str | None = option("what to lead away from, in words; it needs --guidance", group=TEXT, metavar="TEXT")
+    guidance: float | None = option(
+        "how strongly to follow the text (default: not beyond the model itself; few-step models need none)",
+        group=TEXT,
+        type=_scale,
+        metavar="G",
+    )
+    size: tuple[int, int] | None = option(
+        "of the pictures, HEIGHTxWIDTH in pixels, or one number for squares (default: the model's)",
+        group=TEXT,
+        type=_size,
+        metavar="HxW",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +226,16 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(PathOptions, ModelOptions):
+class SampleOptions(TextOptions, PathOptions, ModelOptions):
     """`cmjax sample`."""
 
     command = program = "sample"
     model: str = option(
-        f"{_MODEL} (default %(default)s)", default=DEFAULT_MODEL, group=MODEL, exclusive="source", metavar="M"
+        f"{_MODEL} (default {DEFAULT_MODEL}; with --prompt, {DEFAULT_TEXT_MODEL})",
+        default="",
+        group=MODEL,
+        exclusive="source",
+        metavar="M",
     )
     artifact: str | None = option(
         "draw with what cmjax export wrote, in place of a model (it is a program: run it only if you trust its maker)",
@@ -189,7 +247,9 @@ class SampleOptions(PathOptions, ModelOptions):
     labels: tuple[str, ...] | None = option(
         "classes by name or number, drawn in turn (default: all, or the first ten)", group=DRAW, nargs="+", metavar="L"
     )
-    num: int | None = option("images in all (default: 8 of each class)", group=DRAW, type=_count, metavar="N")
+    num: int | None = option(
+        "images in all (default: 8 of each class, 4 of each prompt)", group=DRAW, type=_count, metavar="N"
+    )
     seed: int = option("which images (default %(default)s)", default=0, group=DRAW, type=_seed, metavar="S")
     trajectory: bool = option(
         "show the estimate after every step: each image becomes a strip", default=False, group=DRAW, action="store_true"
@@ -232,6 +292,11 @@ class SampleOptions(PathOptions, ModelOptions):
         type=_count,
         metavar="S",
     )
+
+    def __post_init__(self):
+        if not self.model:
+            has_text = self.prompt is not None or self.prompts is not None
+            object.__setattr__(self, "model", DEFAULT_TEXT_MODEL if has_text else DEFAULT_MODEL)
 
     @property
     def sharded(self) -> bool:

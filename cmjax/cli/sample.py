@@ -21,6 +21,7 @@ from cmjax.cli.open_artifact import open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import SampleOptions
 from cmjax.cli.output import check_out, report
+from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.drawing import (
     Batches,
@@ -45,6 +46,7 @@ from cmjax.io.images import to_uint8, write_npz, write_png
 __all__ = ["refuse", "run"]
 
 _IMAGES_A_CLASS = 8
+_IMAGES_A_PROMPT = 4
 _UNCONDITIONAL = 64  # images, where there are no classes
 _CLASSES = 10  # drawn from, of a model that has many
 _SHARD = 1000  # images
@@ -100,6 +102,7 @@ class _Plan(NamedTuple):
     generate: Any
     classes: _Classes | None
     count: int
+    text: OpenedText | None = None
 
     @property
     def numbers(self) -> tuple[int, ...] | None:
@@ -111,12 +114,13 @@ class _Plan(NamedTuple):
         return compile_draw(
             self.setup.model,
             self.setup.state,
-            (batch.batch, *self.opened.shape),
+            (batch.batch, *(self.opened.shape if self.text is None else self.text.latents)),
             classes=self.numbers,
             seed=seed,
             every_step=every_step,
             devices=batch.devices,
             generate=self.generate,
+            cond_of=None if self.text is None else self.text.prompt_of,
         )
 
     def load(self) -> Any:
@@ -126,6 +130,8 @@ class _Plan(NamedTuple):
 
 def _plan(options: SampleOptions) -> _Plan:
     """Look the model or the artifact up, and plan what is drawn."""
+    if prompts := read_prompts(options):
+        return _plan_text(options, len(prompts))
     if options.artifact is None:
         opened = open_model(options.model, dtype=options.dtype, variant=options.variant)
         setup, generate = choose_sampler(opened.checkpoint, options.model, options), cmjax.generate
@@ -136,6 +142,18 @@ def _plan(options: SampleOptions) -> _Plan:
     classes = _choose_classes(options.labels, opened.classes, opened.names)
     count = options.num or (_UNCONDITIONAL if classes is None else _IMAGES_A_CLASS * len(classes.numbers))
     return _Plan(opened, setup, generate, classes, count)
+
+
+def _plan_text(options: SampleOptions, prompts: int) -> _Plan:
+    """Look the text-to-image model up, and plan what is drawn: prompts in turn, as classes otherwise."""
+    for name in ("labels", "artifact"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} and --prompt exclude each other: leave one out.")
+    text = open_text_model(options.model, options, dtype=options.dtype, variant=options.variant)
+    setup = choose_sampler(text.model.checkpoint, options.model, options, four_steps)
+    classes = _Classes(tuple(range(prompts)), text.prompts)
+    count = options.num or _IMAGES_A_PROMPT * prompts
+    return _Plan(text.model, setup, cmjax.text_to_image.draw_prompt, classes, count, text)
 
 
 def _choose_classes(
@@ -162,22 +180,25 @@ def _sample(options: SampleOptions, plan: _Plan, out: Path, kind: str) -> None:
     with bad_input("the model"):  # NaN, which no picture holds
         drawn = Drawn(*(None if part is None else to_uint8(part) for part in done.images))
     with bad_input("--out"):
-        _write(out, kind, drawn, plan.classes)
+        _write(out, kind, drawn, plan)
     _report(options, plan, done.compile_seconds, _speed(plan.count, done.seconds, batch))
 
 
-def _write(out: Path, kind: str, drawn: Drawn, classes: _Classes | None) -> None:
-    """Write u8 arrays, a grid with one row a class, or one file an image."""
+def _write(out: Path, kind: str, drawn: Drawn, plan: _Plan) -> None:
+    """Write u8 arrays, a grid with one row a class or a prompt, or one file an image."""
+    classes, is_text = plan.classes, plan.text is not None
     labels = class_of(np.arange(len(drawn.images)), None if classes is None else classes.numbers)
     if kind == ".npz":
-        arrays = {"images": drawn.images, "labels": labels, "x0": drawn.x0}
+        prompts = np.array(classes.names) if is_text and classes else None
+        arrays = {"images": drawn.images, "labels": labels, "x0": drawn.x0, "prompts": prompts}
         write_npz(out, **{name: array for name, array in arrays.items() if array is not None})
     elif kind == ".png":
-        write_png(class_grid(strips(drawn), None if classes is None else classes.names), out)
+        write_png(class_grid(strips(drawn), None if classes is None else classes.names, under=is_text), out)
     else:
         out.mkdir(exist_ok=True)
         for i, image in enumerate(strips(drawn)):
-            write_png(image, out / f"{i:05}{'' if labels is None else f'-class{labels[i]}'}.png")
+            kind = "" if labels is None else f"-{'prompt' if is_text else 'class'}{labels[i]}"
+            write_png(image, out / f"{i:05}{kind}.png")
 
 
 def _report(
@@ -277,8 +298,12 @@ def _run(options: SampleOptions, plan: _Plan) -> dict[str, Any]:
     """What run.json says: all that the images depend on."""
     path = cmjax.artifact.tables(plan.setup.state)
     with bad_input():
-        digest = cmjax.io.digest(options.artifact or options.model, variant=options.variant)
+        digest = cmjax.io.digest(
+            options.artifact or options.model, variant=options.variant, whole=plan.text is not None
+        )
+    text = {} if plan.text is None else {"negative": options.negative, "guidance": options.guidance}
     return {
+        **text,
         "cmjax": "samples",
         "model": digest,
         "variant": options.variant,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +69,7 @@ def compile_draw(
     every_step: bool = False,
     devices: Sequence[Device] | None = None,
     generate: Callable[..., Any] = sampling.generate,
+    cond_of: Callable[[np.ndarray], Any] | None = None,
 ) -> Batches:
     """Compile the call that draws one batch of images, sharded over devices.
 
@@ -76,12 +78,14 @@ def compile_draw(
     Args:
       model: a `ModelFn`, or its abstract form.
       state: a sampler's state at the start of its path.
-      shape: (B, H, W, C); the largest number of devices that divides B is used.
+      shape: (B, H, W, C) of the starting noise; the largest number of devices that divides B is used.
       classes: the classes drawn in turn, or None for a model without classes.
       seed: which images.
       every_step: whether to keep the estimates x0 of all steps.
       devices: of this process; None for all.
-      generate: the function that draws, (model, state, keys, shape, cond) -> images.
+      generate: the function that draws, (model, state, keys, shape, cond) -> images; with keep_steps=True it returns a
+        `Trajectory`.
+      cond_of: from numbers of images, i[B], to their cond, arrays [B, ...]; None for classes.
 
     Returns:
       The call, for any weights of the same network. It returns a `Drawn`.
@@ -103,11 +107,12 @@ def compile_draw(
         keys = image_keys(key, indices)
         if not every_step:
             return Drawn(generate(model, state, keys, own, cond))
-        path = sampling.generate(model, state, keys, own, cond, keep_steps=True)
+        path = generate(model, state, keys, own, cond, keep_steps=True)
         return Drawn(path.x[-1], path.x0.swapaxes(0, 1))
 
     shared = state, jax.random.key(seed)
-    return compile_batches(draw, model, shared, shape[0], lambda i: (i, class_of(i, classes)), devices)
+    cond_of = cond_of or partial(class_of, classes=classes)
+    return compile_batches(draw, model, shared, shape[0], lambda i: (i, cond_of(i)), devices)
 
 
 class Batches:

@@ -33,15 +33,16 @@ def strips(drawn: Drawn) -> np.ndarray:
     return np.concatenate([*np.moveaxis(drawn.x0, 1, 0)[:-1], drawn.images], axis=2)
 
 
-def class_grid(images: np.ndarray, names: Sequence[str] | None) -> Image.Image:
+def class_grid(images: np.ndarray, names: Sequence[str] | None, *, under: bool = False) -> Image.Image:
     """Lay images out, one row a class; without classes, in a square.
 
     Args:
       images: u8[N, H, W, C], in the order of `class_of`.
-      names: the names of the classes drawn in turn, or None.
+      names: the names of the classes, or the prompts, drawn in turn; or None.
+      under: whether names stand under their rows, where long ones have room.
 
     Returns:
-      The picture, with the names beside its rows.
+      The picture, with the names beside its rows, or under them.
 
     Example:
       >>> class_grid(np.zeros((4, 8, 8, 1), np.uint8), None).mode
@@ -55,4 +56,5 @@ def class_grid(images: np.ndarray, names: Sequence[str] | None) -> Image.Image:
     full = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
     full[:count] = images
     by_row = full.reshape(columns, rows, *images.shape[1:]).swapaxes(0, 1).reshape(full.shape)
-    return grid(by_row, columns, row_labels=names[:rows])
+    named = names[:rows]
+    return grid(by_row, columns, row_labels=None if under else named, row_captions=named if under else None)

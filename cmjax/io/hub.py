@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cmjax.io.folder import named_parts
+from cmjax.io.parts import AUTOENCODER, TEXT_ENCODERS, TOKENIZERS, UNET
 from cmjax.io.pieces import of_variant
 from cmjax.models.families import FAMILIES, Family
 
-__all__ = ["download", "is_repo_id", "patterns"]
+__all__ = ["download", "is_repo_id", "patterns", "whole_patterns"]
 
 
 def patterns(variant: str | None = None, parts: Mapping[str, Family] | None = None) -> list[str]:
@@ -32,6 +33,21 @@ def patterns(variant: str | None = None, parts: Mapping[str, Family] | None = No
     return list(dict.fromkeys(found))
 
 
+def whole_patterns(variant: str | None = None) -> list[str]:
+    """List the files of a text-to-image model to download: of all parts, and of no other format.
+
+    Raises:
+      ValueError: variant is not a word.
+    """
+    found = ["model_index.json", "scheduler/*.json"]
+    for part in TOKENIZERS:
+        found += [f"{part}/*.json", f"{part}/merges.txt"]
+    for part in (UNET, AUTOENCODER, *TEXT_ENCODERS):
+        stem = of_variant("model" if part in TEXT_ENCODERS else "diffusion_pytorch_model", variant)
+        found += [f"{part}/*.json", *(f"{part}/{stem}{end}" for end in _ENDS)]
+    return found
+
+
 _ENDS = (".safetensors", "-*.safetensors")  # whole or in pieces
 
 
@@ -47,13 +63,14 @@ def is_repo_id(name: str) -> bool:
     return not odd and len(name) <= 96 and re.fullmatch(f"{word}/{word}", name, re.ASCII) is not None
 
 
-def download(repo_id: str, *, variant: str | None = None, revision: str | None = None) -> Path:
+def download(repo_id: str, *, variant: str | None = None, revision: str | None = None, whole: bool = False) -> Path:
     """Download a repository's model, or find it in huggingface_hub's cache.
 
     Args:
       repo_id: owner/name.
       variant: the variant of the weights.
       revision: a branch, tag or commit; None for the newest.
+      whole: whether to download all parts of a text-to-image model, and not only the network that draws.
 
     Returns:
       The folder, in diffusers layout.
@@ -70,7 +87,10 @@ def download(repo_id: str, *, variant: str | None = None, revision: str | None =
             f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
         ) from error
     try:
-        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns(variant)))
+        wanted = whole_patterns(variant) if whole else patterns(variant)
+        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+        if whole:
+            return path
         odd = {part: family for part, family in named_parts(path).items() if part != family.folder}
         if odd:  # its model_index.json gives them other names
             snapshot_download(repo_id, revision=revision, allow_patterns=patterns(variant, odd))

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cmjax.io.atomic import atomic_file
 
+_LINES = 4  # of a caption
+
 __all__ = ["grid", "to_uint8", "write_npz", "write_png"]
 
 
@@ -42,6 +44,7 @@ def grid(
     *,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
+    row_captions: Sequence[str] | None = None,
     scale: int | None = None,
 ) -> Image.Image:
     """Draw images as one picture, row by row, with optional labels of rows and columns.
@@ -51,6 +54,7 @@ def grid(
       columns: images in a row, at least 1.
       row_labels: one text per row.
       column_labels: one text per column.
+      row_captions: one text per row, under it; a long one takes several lines.
       scale: the whole number by which pixels are enlarged; by default, small images grow to about 64 pixels.
 
     Returns:
@@ -70,7 +74,11 @@ def grid(
         raise ValueError(f"columns must be at least 1, got {columns}.")
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
-    for name, labels, wanted in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+    for name, labels, wanted in (
+        ("row_labels", row_labels, rows),
+        ("column_labels", column_labels, columns),
+        ("row_captions", row_captions, rows),
+    ):
         if labels is not None and len(labels) != wanted:
             raise ValueError(f"{name} must hold {wanted} texts, got {len(labels)}.")
     if scale is None:
@@ -80,17 +88,24 @@ def grid(
     font = ImageFont.load_default(size=max(10, min(16, height // 3)))
     left = gap + (max(map(_text_width(font), row_labels)) + 8 if row_labels else 0)
     top = gap + (_text_height(font) + 6 if column_labels else 0)
+    wrapped = [_wrapped(text, font, columns * (width + gap)) for text in row_captions or ()]
+    line = _text_height(font) + 2
+    below = line * max(map(len, wrapped)) + 6 if wrapped else 0
     mode, white, ink = ("L", 255, 0) if channels == 1 else ("RGB", (255, 255, 255), (0, 0, 0))
-    canvas = Image.new(mode, (left + columns * (width + gap), top + rows * (height + gap)), white)
+    canvas = Image.new(mode, (left + columns * (width + gap), top + rows * (height + gap + below)), white)
     draw = ImageDraw.Draw(canvas)
     for row, text in enumerate(row_labels or ()):
-        draw.text((left - 6, top + row * (height + gap) + height // 2), text, fill=ink, font=font, anchor="rm")
+        draw.text((left - 6, top + row * (height + gap + below) + height // 2), text, fill=ink, font=font, anchor="rm")
     for column, text in enumerate(column_labels or ()):
         draw.text((left + column * (width + gap) + width // 2, top - 4), text, fill=ink, font=font, anchor="ms")
+    for row, lines in enumerate(wrapped):
+        for k, text in enumerate(lines):
+            y = top + row * (height + gap + below) + height + 3 + k * line
+            draw.text((left + 2, y), text, fill=ink, font=font, anchor="lt")
     for i, pixels in enumerate(images):
         row, column = divmod(i, columns)
         tile = _picture(pixels).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left + column * (width + gap), top + row * (height + gap)))
+        canvas.paste(tile, (left + column * (width + gap), top + row * (height + gap + below)))
     return canvas
 
 
@@ -131,6 +146,18 @@ def _picture(pixels: np.ndarray) -> Image.Image:
             f"a picture must be u8[H, W, 1 or 3], got {pixels.dtype}{list(pixels.shape)}: to_uint8 makes grey levels."
         )
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break a text into lines of at most so many pixels; a single word may be longer, and an end is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], f"{lines[_LINES - 1]} ..."]
 
 
 def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont):

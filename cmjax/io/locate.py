@@ -23,13 +23,16 @@ def embedded_models() -> tuple[str, ...]:
     return tuple(sorted(p.parent.name for p in _PRETRAINED.glob("*/model_index.json")))
 
 
-def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> Path:
+def resolve(
+    path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None, whole: bool = False
+) -> Path:
     """Find a model: a folder or file of that name, then a model in the package, then a repository on the hub.
 
     Args:
       path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
       revision: the revision of the hub's repository.
       variant: the variant of the weights to download.
+      whole: whether to download all parts of a text-to-image model, and not only the network that draws.
 
     Returns:
       The folder, or the file.
@@ -56,7 +59,7 @@ def resolve(path_or_name: str | Path, *, revision: str | None = None, variant: s
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        return hub.download(name, variant=variant, revision=revision)
+        return hub.download(name, variant=variant, revision=revision, whole=whole)
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."

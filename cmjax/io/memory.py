@@ -1,15 +1,17 @@
-"""Return unused memory to the system before more is needed."""
+"""Return unused memory to the system before more is needed, and refuse what there is no room for."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-__all__ = ["forget_pages", "return_freed_memory"]
+__all__ = ["forget_pages", "refuse_too_much", "return_freed_memory"]
 
 # With a page the system maps what lies around it, up to the largest piece that it caches files in.
 _AROUND = 2 << 20
@@ -24,6 +26,33 @@ def return_freed_memory() -> None:
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def refuse_too_much(what: str, needed: int) -> None:
+    """Refuse weights that this machine has no memory for, where it holds them and says how much is free (Linux).
+
+    Args:
+      what: is to be loaded, for the message.
+      needed: bytes.
+
+    Raises:
+      MemoryError: there is less.
+    """
+    if jax.default_backend() != "cpu" or (free := _free_memory()) is None or needed <= free:
+        return
+    raise MemoryError(
+        f"the weights of {what} take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: store them in half with "
+        "param_dtype='bfloat16', or spread them over devices with sharding=."
+    )
+
+
+def _free_memory() -> int | None:
+    """Bytes that programs can have without swapping, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def forget_pages(view: np.ndarray) -> None:

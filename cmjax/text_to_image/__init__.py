@@ -1,7 +1,33 @@
-"""Texts to pictures."""
+"""Texts to pictures: Stable Diffusion 1, 2 and XL and models of their kind, from a prompt to a picture in one call.
 
+pipe = cmjax.text_to_image.load("emoji")
+state = cmjax.tcd.init(pipe.config, num_steps=4, eta=0.3)
+cond = pipe.encode(pipe.tokenize(["a red apple on a blue background"]))
+images = cmjax.text_to_image.draw(pipe, state, jax.random.key(0), cond)
+"""
+
+from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
+from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
+from cmjax.text_to_image.folders import load, save
+from cmjax.text_to_image.pipeline import TextToImage
 from cmjax.text_to_image.tokenizer import Tokenizer
 from cmjax.text_to_image.windows import Tokens, apply_weights, tokenize_windows
 
-__all__ = ["LatentCoder", "Tokenizer", "Tokens", "apply_weights", "compute_dtype", "tokenize_windows"]
+__all__ = [
+    "LatentCoder",
+    "Prompt",
+    "TextCond",
+    "TextToImage",
+    "Tokenizer",
+    "Tokens",
+    "apply_weights",
+    "compute_dtype",
+    "draw",
+    "draw_prompt",
+    "guided",
+    "load",
+    "redraw",
+    "save",
+    "tokenize_windows",
+]

@@ -1,0 +1,136 @@
+"""Texts on the command line: read prompts, and open the text-to-image model that draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import cmjax
+from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.open_model import UnloadedModel
+from cmjax.cli.options import TextOptions
+from cmjax.io import Checkpoint
+from cmjax.io.memory import return_freed_memory
+from cmjax.text_to_image import Prompt
+
+__all__ = ["OpenedText", "four_steps", "open_text_model", "read_prompts"]
+
+_TOLD = 8.0  # the guidance that latent consistency models were published with
+
+
+class OpenedText(NamedTuple):
+    """A text-to-image model whose weights are not read yet, and what is asked of it.
+
+    Attributes:
+      model: the model, as other commands open theirs.
+      prompts: drawn in turn.
+      latents: (h, w, C), the shape in which noise is drawn.
+      prompt_of: from numbers of images, i[B], to the `Prompt` of these.
+    """
+
+    model: UnloadedModel
+    prompts: tuple[str, ...]
+    latents: tuple[int, ...]
+    prompt_of: Callable[[np.ndarray], Prompt]
+
+
+def read_prompts(options: TextOptions) -> tuple[str, ...]:
+    """Read --prompt and --prompts; () where neither was given.
+
+    Raises:
+      UsageError: the file cannot be read, or has no prompt.
+    """
+    prompts = list(options.prompt or ())
+    if options.prompts is not None:
+        with bad_input("--prompts"):
+            lines = Path(options.prompts).expanduser().read_text(encoding="utf-8").splitlines()
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise UsageError(f"--prompts: {options.prompts} must hold one prompt a line, but it has none.")
+        prompts += found
+    if not prompts:
+        for name, value in (("negative", options.negative), ("guidance", options.guidance), ("size", options.size)):
+            if value is not None:
+                raise UsageError(f"--{name} belongs to texts: give --prompt too.")
+    return tuple(prompts)
+
+
+def four_steps(sampler: str, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Plan what was asked for, or else four steps."""
+    return asked or {"num_steps": 4}
+
+
+def open_text_model(name: str, options: TextOptions, *, dtype: str, variant: str | None) -> OpenedText:
+    """Look a text-to-image model up, check its files, and turn prompts into tokens.
+
+    Args:
+      name: a folder, a model of the package, or a hub id.
+      options: the prompts, and how they are drawn.
+      dtype: what the networks compute in.
+      variant: which of the weights.
+
+    Raises:
+      UsageError: there is none, or it is damaged, or an option does not suit it.
+    """
+    prompts = read_prompts(options)
+
+    def load(*, abstract: bool = False) -> Checkpoint:
+        if not abstract:
+            return_freed_memory()  # the compiler's, for the weights
+        try:
+            pipe = cmjax.text_to_image.load(name, dtype=dtype, param_dtype=dtype, variant=variant, abstract=abstract)
+        except MemoryError as error:
+            raise UsageError(f"{error} On the command line: --dtype bfloat16.") from error
+        return Checkpoint(pipe, pipe.config)  # pyright: ignore[reportArgumentType]
+
+    with bad_input():
+        checkpoint = load(abstract=True)
+        pipe: Any = checkpoint.model
+        latents = pipe.latent_shape(1, options.size)[1:]
+        tokens = tuple(np.asarray(one) for one in pipe.tokenize(prompts))
+    negative, guidance, told = _guidance(pipe, options)
+    sizes = _sizes(pipe, options.size)
+
+    def prompt_of(numbers: np.ndarray) -> Prompt:
+        rows, first = numbers % len(prompts), np.zeros(len(numbers), int)
+        return Prompt(
+            tuple(one[rows] for one in tokens),
+            negative=None if negative is None else tuple(np.asarray(one)[first] for one in negative),
+            guidance=_repeated(guidance, numbers),
+            told=_repeated(told, numbers),
+            sizes=None if sizes is None else np.tile(sizes, (len(numbers), 1)),  # pyright: ignore[reportArgumentType]
+        )
+
+    factor = pipe.autoencoder.downsampling
+    shape = (latents[0] * factor, latents[1] * factor, 3)
+    return OpenedText(UnloadedModel(checkpoint, load, shape, None, None), prompts, latents, prompt_of)
+
+
+def _guidance(pipe: Any, options: TextOptions) -> tuple[Any, float | None, float | None]:
+    """The tokens of --negative, the scale of guidance, and the one that the network is told."""
+    is_told = getattr(pipe.unet.config, "time_cond_proj_dim", None) is not None
+    if is_told and options.negative is not None:
+        raise UsageError("--negative: the network is told how strongly to follow the prompt, and has no negative one.")
+    if is_told:
+        return None, None, _TOLD if options.guidance is None else options.guidance
+    guidance = options.guidance if options.guidance != 1 else None  # 1 is the model itself
+    if options.negative is not None and guidance is None:
+        raise UsageError("--negative acts on guidance: give --guidance too, such as --guidance 2.")
+    with bad_input("--negative"):
+        negative = None if options.negative is None else pipe.tokenize([options.negative])
+    return negative, guidance, None
+
+
+def _sizes(pipe: Any, size: tuple[int, int] | None) -> np.ndarray | None:
+    """What a network that is told sizes is told of --size; None where it is told the native size, or none."""
+    config = pipe.unet.config
+    if size is None or getattr(config, "addition_embed_type", None) != "text_time":
+        return None
+    return np.array((*size, 0, 0, *size), np.float32)[None]
+
+
+def _repeated(value: float | None, numbers: np.ndarray) -> Any:
+    return None if value is None else np.full(len(numbers), value, np.float32)
