@@ -25,6 +25,8 @@ _OPTIONS = (
     ("devices", "--devices"),
     ("batch", "--batch"),
     ("wait", "--wait"),
+    ("size", "--size"),
+    ("guidance", "--guidance"),
 )
 
 

@@ -111,7 +111,7 @@ def open_text_model(name: str, options: TextOptions, *, dtype: str, variant: str
 
 def _guidance(pipe: Any, options: TextOptions) -> tuple[Any, float | None, float | None]:
     """The tokens of --negative, the scale of guidance, and the one that the network is told."""
-    is_told = getattr(pipe.unet.config, "time_cond_proj_dim", None) is not None
+    is_told = pipe.unet.config.time_cond_proj_dim is not None
     if is_told and options.negative is not None:
         raise UsageError("--negative: the network is told how strongly to follow the prompt, and has no negative one.")
     if is_told:
@@ -127,7 +127,7 @@ def _guidance(pipe: Any, options: TextOptions) -> tuple[Any, float | None, float
 def _sizes(pipe: Any, size: tuple[int, int] | None) -> np.ndarray | None:
     """What a network that is told sizes is told of --size; None where it is told the native size, or none."""
     config = pipe.unet.config
-    if size is None or getattr(config, "addition_embed_type", None) != "text_time":
+    if size is None or config.addition_embed_type != "text_time":
         return None
     return np.array((*size, 0, 0, *size), np.float32)[None]
 

@@ -143,5 +143,10 @@ def read_network_config(content: Any) -> Any:
     for family in models:
         if family.class_name == name:
             return family.config.from_dict(content)
+    if name == "UNet2DConditionModel":
+        raise ValueError(
+            f"the network's config.json is for {name}, which draws what a text says: load it with "
+            "cmjax.text_to_image.load, or draw with cmjax sample --prompt TEXT."
+        )
     known = ", ".join(family.class_name for family in models)
     raise ValueError(f"the network's config.json is for {name}; cmjax reads {known}.")

@@ -35,7 +35,7 @@ def check_fit(unet: Any, autoencoder: Any, encoders: Mapping[str, Any], tokenize
             f"unet/ maps {unet.in_channels} channels to {unet.out_channels}, but vae/ makes latents of {latents}: "
             "they are of different models."
         )
-    if getattr(unet, "addition_embed_type", None) == "text_time":
+    if unet.addition_embed_type == "text_time":
         _check_pooled(unet, encoders)
     elif len(encoders) != 1:
         raise ValueError(f"unet/ reads one text encoder, but there are {_names(encoders)}.")

@@ -149,12 +149,14 @@ def describe(folder: Path) -> Described:
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     if not isinstance(index, dict):
         raise ValueError(f"{folder / INDEX} must hold a JSON object, but it holds a {type(index).__name__}.")
+    if (folder / UNET / "config.json").is_file() and family_of_part(folder / UNET).is_model:
+        raise ValueError(f"{folder} is a model without text, which takes no prompt: load it with cmjax.load.")
     encoders = [part for part in TEXT_ENCODERS if _has(folder, index, part)] or [TEXT_ENCODERS[0]]
     pairs = dict(zip(TEXT_ENCODERS, TOKENIZERS, strict=True))
     _refuse_missing(folder, index, [UNET, AUTOENCODER, *encoders])
+    _refuse_kinds(folder, encoders)
     parts = {part: read_part_config(folder / part) for part in (UNET, AUTOENCODER, *encoders)}
     tokenizers = tuple(_tokenizer(folder, pairs[part]) for part in encoders)
-    _refuse_kinds(folder, encoders)
     check_fit(
         parts[UNET],
         parts[AUTOENCODER],

@@ -176,7 +176,7 @@ class TextToImage(Struct):
 
     @property
     def _is_told_sizes(self) -> bool:
-        return getattr(self.unet.config, "addition_embed_type", None) == "text_time"
+        return self.unet.config.addition_embed_type == "text_time"
 
     def _read(self, tokens: PromptTokens, clip_skip: int) -> TextCond:
         """What the text encoders make of tokens: context and pooled text."""
