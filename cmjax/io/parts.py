@@ -39,10 +39,10 @@ def _family(folder: Path, content: Any) -> Family:
     names = [content.get("_class_name")] if isinstance(content, Mapping) else []
     names += architectures if isinstance(architectures, list) else []
     for family in FAMILIES:
-        if family.class_name in names:
+        if not set(family.class_names).isdisjoint(map(str, names)):
             return family
     said = next((name for name in names if isinstance(name, str)), "no class")
-    known = ", ".join(family.class_name for family in FAMILIES)
+    known = ", ".join(name for family in FAMILIES for name in family.class_names)
     raise ValueError(f"{folder.name}/config.json is for {said}; cmjax reads {known}.")
 
 

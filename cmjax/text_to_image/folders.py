@@ -92,15 +92,16 @@ def load(
         part: read_weights(path / part, variant, stem=family_of(config).stem)
         for part, config in described.parts.items()
     }
+    configs = {part: family_of(config).adapted(config, tensors[part]) for part, config in described.parts.items()}
     if not abstract and sharding is None:
         refuse_too_much(str(path_or_name), sum(_bytes(part, param_dtype) for part in tensors.values()))
-    dtypes: dict[str, Any] = dict.fromkeys(described.parts, dtype)
-    dtypes[AUTOENCODER] = compute_dtype(described.parts[AUTOENCODER], dtype)
+    dtypes: dict[str, Any] = dict.fromkeys(configs, dtype)
+    dtypes[AUTOENCODER] = compute_dtype(configs[AUTOENCODER], dtype)
 
     def part(name: str) -> Any:
         try:
             return assemble(
-                described.parts[name],
+                configs[name],
                 tensors.pop(name),
                 dtype=dtypes[name],
                 param_dtype=param_dtype,
@@ -112,7 +113,7 @@ def load(
 
     return TextToImage(
         unet=part(UNET),
-        text_encoders=tuple(part(name) for name in TEXT_ENCODERS if name in described.parts),
+        text_encoders=tuple(part(name) for name in TEXT_ENCODERS if name in configs),
         autoencoder=LatentCoder(part(AUTOENCODER)),
         tokenizers=described.tokenizers,
         config=described.sampler,
@@ -219,14 +220,14 @@ def _index(pipe: TextToImage, parts: Mapping[str, Any]) -> dict[str, Any]:
     is_xl = "XL" in pipe.pipeline
     optional = ("feature_extractor", "image_encoder", *(() if is_xl else ("safety_checker",)))
     absent = [*optional, *(TEXT_ENCODERS + TOKENIZERS if is_xl else ())]
-    families = {name: family_of(network.module) for name, network in parts.items()}
+    configs = {name: network.config for name, network in parts.items()}
     tokenizers = {key: ["transformers", "CLIPTokenizer"] for key in _numbered(pipe, TOKENIZERS, pipe.tokenizers)}
     return {
         "_class_name": pipe.pipeline,
         "_diffusers_version": "0.30.0",
         **{name: [None, None] for name in absent},
         **({"force_zeros_for_empty_prompt": pipe.zeros_for_empty} if is_xl else {"requires_safety_checker": False}),
-        **{name: [family.library, family.class_name] for name, family in families.items()},
+        **{name: [family_of(one).library, family_of(one).class_of(one)] for name, one in configs.items()},
         **tokenizers,
         "scheduler": ["diffusers", type(pipe.config).scheduler],
     }
@@ -260,7 +261,7 @@ def _refuse_missing(folder: Path, index: Mapping[str, Any], parts: list[str]) ->
 def _refuse_kinds(folder: Path, encoders: list[str]) -> None:
     """Refuse a part that is a network, but of another kind."""
     wanted = {UNET: ("UNet2DConditionModel",), AUTOENCODER: ("AutoencoderKL", "AutoencoderTiny")}
-    wanted |= dict.fromkeys(encoders, ("CLIPTextModel", "CLIPTextModelWithProjection"))
+    wanted |= dict.fromkeys(encoders, ("CLIPTextModel",))
     for part, names in wanted.items():
         if (got := family_of_part(folder / part).class_name) not in names:
             raise ValueError(f"{folder / part} must hold a {' or '.join(names)}, but its config.json is for {got}.")
