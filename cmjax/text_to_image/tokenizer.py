@@ -41,7 +41,7 @@ class Tokenizer:
         the ids behind it, in this order. The four tokens above always belong to them; list one to say how it is found.
 
     Raises:
-      ValueError: tokens repeat, or max_length leaves no room for words.
+      ValueError: tokens repeat, one of the four is not there, or max_length leaves no room for words.
 
     Example:
       >>> vocab = ["a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -65,10 +65,13 @@ class Tokenizer:
     added: Sequence[AddedToken] = ()
 
     def __post_init__(self):
+        ids = {token: i for i, token in enumerate(self.vocab)}
         added = {one.content: one for one in (AddedToken(*one) for one in self.added)}
         for name in NAMED:
-            added.setdefault(getattr(self, name), AddedToken(getattr(self, name)))
-        ids = {token: i for i, token in enumerate(self.vocab)}
+            token = getattr(self, name)
+            if token not in ids and (name == "unk_token" or token not in added):
+                raise ValueError(f"{name} must be a token of vocab, but that has no {token!r:.60}.")
+            added.setdefault(token, AddedToken(token))
         in_order = sorted(added.values(), key=lambda one: ids.get(one.content, len(ids)))
         plain = {"vocab": tuple(self.vocab), "merges": tuple(map(tuple, self.merges)), "added": tuple(in_order)}
         for name, value in plain.items():

@@ -60,7 +60,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
     # Of several descriptions of one token the last holds, unless it is among those listed with ids.
     _check_ids(folder, listed, vocab)
     by_id = {one.content: one for _, one in sorted(listed.items())}
-    added = {**by_id, **{one.content: one for one in said.values()}, **by_id}
+    there = set(vocab)
+    added = {**by_id, **{one.content: one for one in said.values() if one.content in there}, **by_id}
     return {"vocab": vocab, "merges": merges, "added": tuple(added.values()), **arguments}
 
 

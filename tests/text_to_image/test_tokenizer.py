@@ -182,6 +182,8 @@ def test_writing_and_reading_is_the_identity(tmp_path):
         ({"tokenizer_config": {"tokenizer_class": "T5Tokenizer"}}, "is for 'T5Tokenizer'; cmjax reads CLIPTokenizer"),
         ({"tokenizer_config": []}, "tokenizer_config.json must be a JSON object"),
         ({"special_tokens_map": {"pad_token": 3}}, "a token must be a text or an object with its content, got 3"),
+        ({"special_tokens_map": {"pad_token": "<pad>"}}, "pad_token must be a token of vocab, but that has no '<pad>'"),
+        ({"special_tokens_map": {"unk_token": "<unk>"}}, "unk_token must be a token of vocab, but that has no '<unk>'"),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": "a"}}}, "list added tokens by their ids"),
         ({"tokenizer_config": {"model_max_length": 1}}, "max_length must be a whole number of at least 3"),
         ({"tokenizer": {"model": {"type": "Unigram"}}}, r"of another kind \(Unigram\); cmjax reads CLIPTokenizer"),
