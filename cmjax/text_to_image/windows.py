@@ -87,8 +87,8 @@ def tokenize_windows(
         if len(text) > count:
             cut = " ".join(tokenizer.decode(window) for window, _ in text[count:])
             warnings.warn(
-                f"prompts must fit {count} windows each, and {prompt!r:.60} needs {len(text)}: its end is cut, "
-                f"{cut!r:.200}.",
+                f"prompts must fit {count} window{'s'[: count - 1]} each, and {prompt!r:.60} needs {len(text)}: its "
+                f"end is cut, {cut!r:.200}.",
                 stacklevel=2,
             )
         for j, (window, weight) in enumerate((text + [([], [])] * count)[:count]):

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cmjax
 from cmjax.text_to_image import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-EMOJI = Path(cmjax.__file__).parents[1] / "benchmarks/emoji/pipeline/tokenizer"
+EMOJI = Path(__file__).parents[2] / "benchmarks/emoji/pipeline/tokenizer"
 FORMS = {
     "Stable Diffusion 1, in 2022": "<|endoftext|>",
     "Stable Diffusion 2, in 2022": "!",

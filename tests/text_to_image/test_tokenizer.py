@@ -14,7 +14,7 @@ import pytest
 import cmjax
 from cmjax.text_to_image.tokenizer import AddedToken, Tokenizer
 
-EMOJI = Path(cmjax.__file__).parents[1] / "benchmarks/emoji/pipeline/tokenizer"
+EMOJI = Path(__file__).parents[2] / "benchmarks/emoji/pipeline/tokenizer"
 LETTERS = [*"!abcdefghijklmnopqrstuvwxyz,", *(f"{c}</w>" for c in "!abcdefghijklmnopqrstuvwxyz,")]
 MERGES = [("f", "o"), ("fo", "x</w>"), ("r", "e"), ("re", "d</w>")]
 VOCAB = [*LETTERS, *("".join(pair) for pair in MERGES), "<|startoftext|>", "<|endoftext|>"]

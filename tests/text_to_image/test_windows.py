@@ -95,7 +95,7 @@ def test_long_texts_take_several_windows():
 
 def test_a_given_number_of_windows():
     assert of("a", windows=3) == [("a", [1]), ("", []), ("", [])]
-    with pytest.warns(UserWarning, match="prompts must fit 1 windows each, and .* needs 2: its end is cut, 'f g'"):
+    with pytest.warns(UserWarning, match="prompts must fit 1 window each, and .* needs 2: its end is cut, 'f g'"):
         assert of("a b c d e f g", windows=1) == [("abcde", [1] * 5)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
