@@ -106,17 +106,16 @@ class Tokenizer:
         return tokenizer
 
     def write(self, folder: str | Path) -> None:
-        """Write the files that transformers reads: vocab.json, merges.txt and two files of settings.
+        """Write all files that transformers reads, of any of its versions.
 
         Args:
-          folder: new or existing; the folder above it must exist.
+          folder: new or existing; the folder above it must exist. Older files there are replaced.
 
         Raises:
-          FileExistsError: the folder holds a tokenizer.json or added_tokens.json, which would be read instead.
           OSError: it cannot be written.
         """
         arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        write_folder(Path(folder), self._backend.get_vocab(), arguments)
+        write_folder(Path(folder), self._backend, arguments)
 
     # ---- texts -------------------------------------------------------------------------------------------------------
 
@@ -221,7 +220,7 @@ class Tokenizer:
     def _backend(self) -> Any:
         """The `tokenizers` object: built from values, never from a program in a file."""
         import tokenizers
-        from tokenizers import models, normalizers, pre_tokenizers
+        from tokenizers import models, normalizers, pre_tokenizers, processors
 
         try:
             model = models.BPE(
@@ -241,6 +240,9 @@ class Tokenizer:
         backend.decoder = tokenizers.decoders.ByteLevel()
         for one in self.added:
             backend.add_special_tokens([tokenizers.AddedToken(**one._asdict())])
+        ends: Any = ((token, backend.token_to_id(token)) for token in (self.eos_token, self.bos_token))
+        # For those who read the file that is written; `frame` does it here.
+        backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
         return backend
 
 

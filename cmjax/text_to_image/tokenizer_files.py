@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ __all__ = ["NAMED", "AddedToken", "read_folder", "write_folder"]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_WHOLE = "tokenizer.json"
 _CLASSES = (None, "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _NO_LIMIT = 1 << 20  # transformers writes 1e30 where a tokenizer has no limit
 
@@ -45,7 +47,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     config = _read_object(folder / _CONFIG)
     if (kind := config.get("tokenizer_class")) not in _CLASSES:
         raise ValueError(f"{folder / _CONFIG} is for {kind!r:.60}; cmjax reads CLIPTokenizer.")
-    whole = _read_object(folder / "tokenizer.json")
+    whole = _read_object(folder / _WHOLE)
     vocab, merges = _read_whole(folder, whole) if whole else _read_halves(folder)
     if "added_tokens_decoder" not in config:  # else it says all, and the older file is not read
         config = {**config, **_read_object(folder / _MAP)}
@@ -65,33 +67,28 @@ def read_folder(folder: Path) -> dict[str, Any]:
     return {"vocab": vocab, "merges": merges, "added": tuple(added.values()), **arguments}
 
 
-def write_folder(folder: Path, vocab: Mapping[str, int], arguments: Mapping[str, Any]) -> None:
-    """Write a tokenizer's folder: vocab.json, merges.txt, and the two files that say the rest.
+def write_folder(folder: Path, backend: Any, arguments: Mapping[str, Any]) -> None:
+    """Write a tokenizer's folder: vocab.json and merges.txt, tokenizer.json, and the two files that say the rest.
+
+    The same is said twice, since newer versions go by tokenizer.json where there is one, even an old one.
 
     Args:
       folder: is made if it does not exist.
-      vocab: the ids of all tokens, those behind `arguments["vocab"]` too.
+      backend: the `tokenizers` object.
       arguments: those of `Tokenizer`.
-
-    Raises:
-      FileExistsError: the folder has a file that would be read instead of these.
     """
-    for other in ("tokenizer.json", _ADDED):
-        if (folder / other).exists():
-            raise FileExistsError(
-                f"{folder} holds {other}, which would be read in place of what is written; choose a new folder."
-            )
     folder.mkdir(exist_ok=True)
+    merges = [" ".join(pair) for pair in arguments["merges"]]
+    whole = json.loads(backend.to_str())
+    whole["model"]["merges"] = merges  # as texts, which older versions read too
+    ids = {one.content: backend.token_to_id(one.content) for one in arguments["added"]}
+    added = {str(ids[one.content]): {**one._asdict(), "special": True} for one in arguments["added"]}
     named = {name: arguments[name] for name in NAMED}
-    added = {
-        str(vocab[one.content]): {**one._asdict(), "special": True}
-        for one in sorted(arguments["added"], key=lambda one: vocab[one.content])
-    }
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": arguments["max_length"], **named}
-    merges = "".join(f"{left} {right}\n" for left, right in arguments["merges"])
     write_json({token: i for i, token in enumerate(arguments["vocab"])}, folder / "vocab.json")
     with atomic_file(folder / "merges.txt") as temporary:
-        temporary.write_bytes(f"#version: 0.2\n{merges}".encode())
+        temporary.write_bytes("\n".join(["#version: 0.2", *merges, ""]).encode())
+    write_json(whole, folder / _WHOLE)
     write_json(named, folder / _MAP)
     write_json({**config, "do_lower_case": True, "added_tokens_decoder": added}, folder / _CONFIG)
 
@@ -118,7 +115,7 @@ def _read_halves(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def _read_whole(folder: Path, content: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Read the vocabulary of tokenizer.json; its other parts are CLIP's in each."""
-    path, model = folder / "tokenizer.json", content.get("model")
+    path, model = folder / _WHOLE, content.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE" or model.get("end_of_word_suffix") != "</w>":
         raise ValueError(f"{path} is for a tokenizer of another kind ({kind}); cmjax reads CLIPTokenizer.")
@@ -161,7 +158,7 @@ def _read_added(folder: Path, config: Mapping[str, Any], whole: Mapping[str, Any
         others = _read_object(folder / _ADDED).items()
         pairs += [(i, {"content": content, "normalized": content not in special}) for content, i in others]
     if isinstance(more := whole.get("added_tokens"), list):
-        pairs += [(_object(one, f"an added token of {folder / 'tokenizer.json'}").get("id"), one) for one in more]
+        pairs += [(_object(one, f"an added token of {folder / _WHOLE}").get("id"), one) for one in more]
     found = {}
     for i, one in pairs:
         if not (type(i) is int or (isinstance(i, str) and i.isdecimal())):

@@ -163,10 +163,12 @@ def test_writing_and_reading_is_the_identity(tmp_path):
         tokenizer.write(tmp_path / tokenizer.pad_token[:1])
         again = Tokenizer.read(tmp_path / tokenizer.pad_token[:1])
         assert again == tokenizer and hash(again) == hash(tokenizer)
-        tokenizer.write(tmp_path / tokenizer.pad_token[:1])  # once more, in place
-    new(tmp_path / "new")
-    with pytest.raises(FileExistsError, match=r"holds tokenizer\.json, which would be read in place"):
-        small().write(tmp_path / "new")
+    other = small(vocab=[*VOCAB, "z2"], pad_token="!")
+    for folder in (new(tmp_path / "new"), old(tmp_path / "old", added_tokens={"<cat>": EOS + 1})):
+        other.write(folder)  # over another's
+        assert Tokenizer.read(folder) == other
+        (folder / "tokenizer.json").unlink()
+        assert Tokenizer.read(folder) == other
 
 
 @pytest.mark.parametrize(
