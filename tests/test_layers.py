@@ -67,7 +67,7 @@ FLOORS = {
     "text_to_image": (
         "tiles tokenizer_files",
         "autoencoder tokenizer",
-        "fit windows",
+        "autoencoder_folder fit windows",
         "pipeline",
         "draw folders",
     ),

@@ -8,6 +8,7 @@ images = cmjax.text_to_image.draw(pipe, state, jax.random.key(0), cond)
 
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
+from cmjax.text_to_image.autoencoder_folder import load_autoencoder
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
 from cmjax.text_to_image.folders import load, save
 from cmjax.text_to_image.pipeline import TextToImage
@@ -27,6 +28,7 @@ __all__ = [
     "draw_prompt",
     "guided",
     "load",
+    "load_autoencoder",
     "redraw",
     "save",
     "tokenize_windows",
