@@ -80,7 +80,7 @@ FLOORS = {
         "open_artifact prompts",
         "convert edit evaluate export inspect sample train",
     ),
-    "cli/edit": ("inputs interpolate outputs", "tasks"),
+    "cli/edit": ("inputs interpolate outputs", "tasks", "walks"),
     "cli/evaluate": ("inputs", "measure report"),
 }
 

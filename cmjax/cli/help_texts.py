@@ -12,6 +12,8 @@ examples:
   cmjax sample --timesteps 22 0                   two noise levels by hand (cm: 0 is the noisiest)
   cmjax sample --sampler tcd --steps 4 --eta 0.3  another sampler on the same model
   cmjax sample --trajectory                       every step of every image, side by side
+  cmjax sample --prompt "a fox on a purple background, fluent style"          four pictures of a text
+  cmjax sample --prompt "two owls" --prompt "a small rocket at the left"      several, one row each
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
   cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; rerun it to resume
@@ -44,6 +46,7 @@ examples:
   cmjax edit inpaint boot.png --mask hole.png --labels "Ankle boot"    white in the mask is filled
   cmjax edit inpaint boot.png --labels 9                               transparent pixels are filled
   cmjax edit inpaint a.png b.png --mask m.png --labels Bag --num 5     five ways each, one mask for both
+  cmjax edit inpaint apple.png --mask hole.png --prompt "a green apple"  with a text-to-image model
   cmjax edit inpaint photo.jpg --mask soft.png --soft --resize --model M --out filled/
 
 A mask must have the size of its picture. Grey masks need --soft, which blends the picture with the

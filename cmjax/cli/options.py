@@ -180,6 +180,12 @@ class PathOptions(Options):
 class TextOptions(Options):
     """What a text-to-image model is asked for."""
 
+    model: str = option(
+        f"{_MODEL} (default {DEFAULT_MODEL}; with --prompt, {DEFAULT_TEXT_MODEL})",
+        default="",
+        group=MODEL,
+        metavar="M",
+    )
     prompt: tuple[str, ...] | None = option(
         "what to draw, in words; give it several times for several texts, drawn in turn",
         group=TEXT,
@@ -200,6 +206,11 @@ class TextOptions(Options):
         type=_size,
         metavar="HxW",
     )
+
+    def __post_init__(self):
+        if not self.model:
+            has_text = self.prompt is not None or self.prompts is not None
+            object.__setattr__(self, "model", DEFAULT_TEXT_MODEL if has_text else DEFAULT_MODEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,11 +304,6 @@ class SampleOptions(TextOptions, PathOptions, ModelOptions):
         metavar="S",
     )
 
-    def __post_init__(self):
-        if not self.model:
-            has_text = self.prompt is not None or self.prompts is not None
-            object.__setattr__(self, "model", DEFAULT_TEXT_MODEL if has_text else DEFAULT_MODEL)
-
     @property
     def sharded(self) -> bool:
         """Whether images go into shards."""
@@ -345,7 +351,7 @@ class PictureOptions(EditOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintOptions(PictureOptions):
+class InpaintOptions(TextOptions, PictureOptions):
     """`cmjax edit inpaint`."""
 
     program = "edit inpaint"
@@ -402,7 +408,7 @@ class DenoiseOptions(PictureOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrokeOptions(PictureOptions):
+class StrokeOptions(TextOptions, PictureOptions):
     """`cmjax edit stroke`."""
 
     program = "edit stroke"
@@ -423,7 +429,7 @@ class StrokeOptions(PictureOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateOptions(EditOptions):
+class InterpolateOptions(TextOptions, EditOptions):
     """`cmjax edit interpolate`."""
 
     program = "edit interpolate"

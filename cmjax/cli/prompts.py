@@ -16,7 +16,7 @@ from cmjax.io import Checkpoint
 from cmjax.io.memory import return_freed_memory
 from cmjax.text_to_image import Prompt
 
-__all__ = ["OpenedText", "four_steps", "open_text_model", "read_prompts"]
+__all__ = ["OpenedText", "four_steps", "open_prompts", "open_text_model", "read_prompts", "refuse_classes"]
 
 _TOLD = 8.0  # the guidance that latent consistency models were published with
 
@@ -63,19 +63,17 @@ def four_steps(sampler: str, config: Any, asked: dict[str, Any]) -> dict[str, An
     return asked or {"num_steps": 4}
 
 
-def open_text_model(name: str, options: TextOptions, *, dtype: str, variant: str | None) -> OpenedText:
+def open_text_model(options: Any) -> OpenedText:
     """Look a text-to-image model up, check its files, and turn prompts into tokens.
 
     Args:
-      name: a folder, a model of the package, or a hub id.
-      options: the prompts, and how they are drawn.
-      dtype: what the networks compute in.
-      variant: which of the weights.
+      options: of a command, both `TextOptions` and `ModelOptions`.
 
     Raises:
       UsageError: there is none, or it is damaged, or an option does not suit it.
     """
     prompts = read_prompts(options)
+    name, dtype, variant = options.model, options.dtype, options.variant
 
     def load(*, abstract: bool = False) -> Checkpoint:
         if not abstract:
@@ -107,6 +105,30 @@ def open_text_model(name: str, options: TextOptions, *, dtype: str, variant: str
     factor = pipe.autoencoder.downsampling
     shape = (latents[0] * factor, latents[1] * factor, 3)
     return OpenedText(UnloadedModel(checkpoint, load, shape, None, None), prompts, latents, prompt_of)
+
+
+def open_prompts(options: Any, number: int) -> OpenedText | None:
+    """Open the model of texts for --prompt, one for all pictures or one each; None where no prompt was given.
+
+    Args:
+      options: of a command; one that takes no texts has none.
+      number: of the pictures.
+
+    Raises:
+      UsageError: as for `open_text_model`, or there is another number of prompts, or classes are asked for.
+    """
+    if not isinstance(options, TextOptions) or not (prompts := read_prompts(options)):
+        return None
+    if len(prompts) not in (1, number):
+        raise UsageError(f"--prompt: give one for all pictures or one each, {number}, got {len(prompts)}.")
+    refuse_classes(options)
+    return open_text_model(options)
+
+
+def refuse_classes(options: Any) -> None:
+    """Refuse --labels beside --prompt."""
+    if options.labels is not None:
+        raise UsageError("--labels and --prompt exclude each other: a model of texts has no classes.")
 
 
 def _guidance(pipe: Any, options: TextOptions) -> tuple[Any, float | None, float | None]:

@@ -21,7 +21,7 @@ from cmjax.cli.open_artifact import open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import SampleOptions
 from cmjax.cli.output import check_out, report
-from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts
+from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts, refuse_classes
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.drawing import (
     Batches,
@@ -146,10 +146,10 @@ def _plan(options: SampleOptions) -> _Plan:
 
 def _plan_text(options: SampleOptions, prompts: int) -> _Plan:
     """Look the text-to-image model up, and plan what is drawn: prompts in turn, as classes otherwise."""
-    for name in ("labels", "artifact"):
-        if getattr(options, name) is not None:
-            raise UsageError(f"--{name} and --prompt exclude each other: leave one out.")
-    text = open_text_model(options.model, options, dtype=options.dtype, variant=options.variant)
+    refuse_classes(options)
+    if options.artifact is not None:
+        raise UsageError("--artifact and --prompt exclude each other: leave one out.")
+    text = open_text_model(options)
     setup = choose_sampler(text.model.checkpoint, options.model, options, four_steps)
     classes = _Classes(tuple(range(prompts)), text.prompts)
     count = options.num or _IMAGES_A_PROMPT * prompts

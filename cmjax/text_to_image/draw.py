@@ -103,6 +103,11 @@ class Prompt(Struct):
     told: Array | None = None
     sizes: Array | None = None
 
+    def encoded(self, pipe: TextToImage) -> tuple[TextCond, TextCond | None]:
+        """Encode the tokens: what the network is told, and what guidance leads away from (None for no text)."""
+        cond = pipe.encode(self.tokens, sizes=self.sizes, guidance=self.told)
+        return cond, None if self.negative is None else pipe.without_text(cond, self.negative)
+
 
 def draw_prompt(
     pipe: TextToImage,
@@ -148,8 +153,7 @@ def _draw_prompt(
     edit: Edit | None,
     keep_steps: bool,
 ) -> Array | Trajectory:
-    cond = pipe.encode(prompt.tokens, sizes=prompt.sizes, guidance=prompt.told)
-    negative = None if prompt.negative is None else pipe.without_text(cond, prompt.negative)
+    cond, negative = prompt.encoded(pipe)
     model = _model(pipe, cond, prompt.guidance, negative, None)
     decode = pipe.autoencoder.decode
     if not keep_steps:

@@ -37,7 +37,7 @@ from cmjax.text_to_image.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
-__all__ = ["load", "save"]
+__all__ = ["is_text_model", "load", "save"]
 
 
 def load(
@@ -120,6 +120,26 @@ def load(
         pipeline=described.pipeline,
         zeros_for_empty=described.zeros_for_empty,
     )
+
+
+def is_text_model(path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None) -> bool:
+    """Tell whether a model draws from texts: whether `load` here is for it, and not `cmjax.load`.
+
+    Args:
+      path_or_name: as for `load`, as are the others.
+      revision: of a hub's repository.
+      variant: of the weights.
+
+    Raises:
+      FileNotFoundError: there is no such model.
+
+    Example:
+      >>> is_text_model("emoji"), is_text_model("fashion-mnist-cm")
+      (True, False)
+    """
+    path = resolve(path_or_name, revision=revision, variant=variant)
+    config = path / UNET / "config.json"
+    return path.is_dir() and config.is_file() and not family_of_part(path / UNET).is_model
 
 
 class Described(NamedTuple):

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import cmjax
-from cmjax._random import image_keys, split
 from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.edit import interpolate
 from cmjax.cli.edit.inputs import read_pictures
 from cmjax.cli.edit.outputs import check_apart, name_files, write
-from cmjax.cli.edit.tasks import Task, prepare_task
+from cmjax.cli.edit.tasks import prepare_task
+from cmjax.cli.edit.walks import compile_edits
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
 from cmjax.cli.open_model import UnloadedModel, open_model
@@ -30,8 +28,9 @@ from cmjax.cli.options import (
     StrokeOptions,
 )
 from cmjax.cli.output import check_out, report
-from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
-from cmjax.drawing import Batches, compile_batches, default_batch
+from cmjax.cli.prompts import open_prompts
+from cmjax.cli.sampler_path import choose_sampler
+from cmjax.drawing import default_batch
 from cmjax.io.images import to_uint8
 
 __all__ = ["run"]
@@ -52,18 +51,28 @@ def run(options: EditOptions) -> None:
     check_apart(files, (*given.paths, *masks))
     if options.compile_cache:
         compile_cache.enable()
-    opened = open_model(options.model, dtype=options.dtype, variant=options.variant, pictures=True)
+    text = open_prompts(options, len(given.paths))
+    opened = _open_pictures(options) if text is None else text.model
     height, width, channels = opened.shape
     if isinstance(options, ColorizeOptions) and channels != 3:
         raise UsageError("--model must be one that makes colour pictures, but this one makes grey ones.")
     setup = choose_sampler(opened.checkpoint, options.model, options, _planner(options))
-    labels = _labels(options.labels, opened, len(given.paths))
+    cond_of = _classes(options.labels, opened, len(given.paths)) if text is None else text.prompt_of
     task = prepare_task(options, opened.shape, given)
 
     count = len(given.paths) * options.num
     size = min(default_batch(height, width), count)
     done = draw(
-        lambda: _compile(setup, task, labels, size, opened.shape, num=options.num, seed=options.seed),
+        lambda: compile_edits(
+            setup,
+            task,
+            cond_of,
+            size,
+            opened.shape,
+            num=options.num,
+            seed=options.seed,
+            is_text=text is not None,
+        ),
         lambda: setup.with_weights(opened.load()),
         count,
     )
@@ -101,37 +110,18 @@ def _plan_stroke(strength: float | None, sampler: str, asked: dict[str, Any]) ->
     return steps | {"strength": _STROKE_STRENGTH if strength is None else strength}
 
 
-def _compile(
-    setup: SamplerSetup,
-    task: Task,
-    labels: np.ndarray | None,
-    size: int,
-    shape: tuple[int, int, int],
-    *,
-    num: int,
-    seed: int,
-) -> Batches:
-    """Compile the walk of a batch. Variant v of any picture has the seed's key folded with v, whatever is beside it."""
-
-    def walk(model, shared, rows):
-        (state, key), (variants, data, cond) = shared, rows
-        k_x, k_z = split(image_keys(key, variants), 2)
-        edit = None if task.edit is None else task.edit(*data)
-        x = task.start(state, edit, data, k_x, (len(variants), *shape))
-        return cmjax.sample(model, state, x, k_z, cond, edit=edit)
-
-    def rows(indices: np.ndarray) -> Any:
-        pictures, variants = indices // num % len(task.data[0]), indices % num
-        return variants, tuple(part[pictures] for part in task.data), None if labels is None else labels[pictures]
-
-    return compile_batches(walk, setup.model, (setup.state, jax.random.key(seed)), size, rows)
+def _open_pictures(options: EditOptions) -> UnloadedModel:
+    return open_model(options.model, dtype=options.dtype, variant=options.variant, pictures=True)
 
 
-def _labels(wanted: tuple[str, ...] | None, opened: UnloadedModel, pictures: int) -> np.ndarray | None:
-    """Read the class of each picture, i32[P]; None for a model without classes."""
+def _classes(
+    wanted: tuple[str, ...] | None, opened: UnloadedModel, pictures: int
+) -> Callable[[np.ndarray], np.ndarray | None]:
+    """Read the class of each picture: from numbers of pictures to classes; to None for a model without classes."""
     numbers = needed_classes(wanted, opened.classes, opened.names, "what the pictures show")
     if numbers is None:
-        return None
+        return lambda pictures: None
     if len(numbers) not in (1, pictures):
         raise UsageError(f"--labels: give one for all pictures or one each, {pictures}, got {len(numbers)}.")
-    return np.resize(np.array(numbers, np.int32), pictures)
+    labels = np.resize(np.array(numbers, np.int32), pictures)
+    return lambda pictures: labels[pictures]

@@ -18,9 +18,11 @@ from cmjax.cli.labels import needed_classes
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import InterpolateOptions
 from cmjax.cli.output import check_out, report
-from cmjax.cli.sampler_path import choose_sampler
+from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts, refuse_classes
+from cmjax.cli.sampler_path import choose_sampler, two_steps
 from cmjax.drawing import compile_batches, default_batch
 from cmjax.io.images import grid, to_uint8, write_png
+from cmjax.text_to_image import guided
 
 __all__ = ["run"]
 
@@ -31,11 +33,18 @@ def run(options: InterpolateOptions) -> None:
     rows, columns = _layout(options)
     if options.compile_cache:
         compile_cache.enable()
-    opened = open_model(options.model, dtype=options.dtype, variant=options.variant, pictures=True)
-    classes = _classes(options.labels, opened, columns)
-    if len(options.seeds) == 1 and (classes is None or classes.ndim == 1):
-        raise UsageError("--seeds: one seed leads nowhere, unless from class to class: --labels A B.")
-    setup = choose_sampler(opened.checkpoint, options.model, options)
+    prompts = read_prompts(options)
+    text = _open_text(options, prompts) if prompts else None
+    opened = _open_pictures(options) if text is None else text.model
+    classes = _classes(options.labels, opened, columns) if text is None else None
+    between = len(prompts) == 2 or (classes is not None and classes.ndim == 2)
+    if len(options.seeds) == 1 and not between:
+        raise UsageError(
+            "--seeds: one seed leads nowhere, unless from class to class, --labels A B, or from text to text, "
+            "--prompt A --prompt B."
+        )
+    setup = choose_sampler(opened.checkpoint, options.model, options, two_steps if text is None else four_steps)
+    shape = opened.shape if text is None else text.latents
 
     count = rows * columns
     size = min(default_batch(*opened.shape[:2]), count)
@@ -44,13 +53,16 @@ def run(options: InterpolateOptions) -> None:
     def walk(model, shared, rows_):
         (state, seeds), (indices, cond) = shared, rows_
         k_x, k_z = split(image_keys(seeds, 0), 2)
-        ends = cmjax.prior(state, k_x, (len(options.seeds), *opened.shape))
+        ends = cmjax.prior(state, k_x, (len(options.seeds), *shape))
         x = _between(ends, rows, columns)[indices]
         same = k_z[jnp.zeros_like(indices)]  # noise that is added on the way does not change along it
-        return cmjax.sample(model, state, x, same, cond)
+        return cmjax.sample(model, state, x, same, cond) if text is None else _draw_text(model, state, x, same, cond)
 
     def belonging(indices: np.ndarray) -> Any:
         indices = indices % count
+        if text is not None:
+            ends = [text.prompt_of(np.full(len(indices), end)) for end in (0, len(prompts) - 1)]
+            return indices, (*ends, (indices % columns / (columns - 1)).astype(np.float32))
         return indices, None if classes is None else classes[indices % columns]
 
     done = draw(
@@ -78,6 +90,31 @@ def _layout(options: InterpolateOptions) -> tuple[int, int]:
     if columns < 2 or (seeds == 4 and rows < 2):
         raise UsageError("--num, --rows and --columns must be at least 2: the ends are among them.")
     return rows, columns
+
+
+def _open_pictures(options: InterpolateOptions) -> UnloadedModel:
+    return open_model(options.model, dtype=options.dtype, variant=options.variant, pictures=True)
+
+
+def _open_text(options: InterpolateOptions, prompts: tuple[str, ...]) -> OpenedText:
+    if len(prompts) > 2:
+        raise UsageError(f"--prompt: give one text, or two to go from one to the other, got {len(prompts)}.")
+    refuse_classes(options)
+    return open_text_model(options)
+
+
+def _draw_text(pipe: Any, state: Any, x: Any, key: Any, asked: Any) -> Any:
+    """Draw what lies between two texts: the encoders' outputs, mixed by t."""
+    first, last, t = asked
+    (start, negative), (end, _) = first.encoded(pipe), last.encoded(pipe)
+
+    def mixed(a: Any, b: Any) -> Any:
+        share = t.reshape(-1, *(1,) * (a.ndim - 1))
+        return (a + share * (b - a)).astype(a.dtype)
+
+    cond = jax.tree.map(mixed, start, end)
+    latents = cmjax.sample(guided(pipe, cond, first.guidance, negative), state, x, key, cond)
+    return pipe.autoencoder.decode(latents)
 
 
 def _classes(wanted: tuple[str, ...] | None, opened: UnloadedModel, columns: int) -> np.ndarray | None:

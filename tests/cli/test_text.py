@@ -1,0 +1,124 @@
+"""`cmjax sample --prompt` and what other commands do with models of texts, on a tiny one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from texts import text_model
+
+import cmjax
+from cmjax.cli import main
+from cmjax.text_to_image import Prompt
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("text") / "model"
+    cmjax.text_to_image.save(text_model(), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "given.png"
+    Image.fromarray(np.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3).astype(np.uint8)).save(path)
+    return str(path)
+
+
+def draw(*words: str) -> None:
+    assert main([*words]) == 0
+
+
+def test_prompts_are_drawn_in_turn_and_as_by_the_library(model, tmp_path):
+    out = tmp_path / "out.npz"
+    draw("sample", "--model", model, "--prompt", "red fox", "--prompt", "blue", "--num", "3", "--out", str(out))
+    arrays = np.load(out)
+    assert arrays["labels"].tolist() == [0, 1, 0]
+    assert arrays["prompts"].tolist() == ["red fox", "blue"]
+    pipe = text_model()
+    state = cmjax.tcd.init(pipe.config, 4)
+    prompt = Prompt(pipe.tokenize(["red fox", "blue", "red fox"]))
+    keys = cmjax.image_keys(0, np.arange(3))
+    by_hand = cmjax.text_to_image.draw_prompt(pipe, state, keys, pipe.latent_shape(3), prompt)
+    assert np.abs(arrays["images"].astype(int) - cmjax.io.to_uint8(by_hand)).max() <= 1
+
+
+def test_a_grid_a_strip_of_steps_and_a_folder(model, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("red fox\n\nblue fox\n")
+    out = tmp_path / "grid.png"
+    draw("sample", "--model", model, "--prompts", str(path), "--num", "2", "--trajectory", "--out", str(out))
+    assert Image.open(out).size[1] > 2 * 8
+    folder = tmp_path / "pictures"
+    draw("sample", "--model", model, "--prompts", str(path), "--num", "2", "--size", "8x16", "--out", str(folder))
+    assert sorted(file.name for file in folder.iterdir()) == ["00000-prompt0.png", "00001-prompt1.png"]
+    assert Image.open(folder / "00000-prompt0.png").size == (16, 8)
+
+
+def test_guidance_changes_the_picture_and_a_negative_prompt_too(model, tmp_path):
+    pictures = []
+    for words in ((), ("--guidance", "1"), ("--guidance", "4"), ("--guidance", "4", "--negative", "red")):
+        out = tmp_path / f"{len(pictures)}.npz"
+        draw("sample", "--model", model, "--prompt", "red fox", "--num", "1", "--steps", "1", "--out", str(out), *words)
+        pictures.append(np.load(out)["images"])
+    assert (pictures[0] == pictures[1]).all()
+    assert (pictures[1] != pictures[2]).any() and (pictures[2] != pictures[3]).any()
+
+
+def test_shards_hold_prompts_as_classes(model, tmp_path):
+    words = ["sample", "--model", model, "--prompt", "red", "--prompt", "a", "--num", "4", "--shard-size", "2"]
+    draw(*words, "--steps", "1", "--out", str(tmp_path / "shards"))
+    shards = sorted((tmp_path / "shards").glob("*.npz"))
+    assert [np.load(shard)["labels"].tolist() for shard in shards] == [[0, 1], [0, 1]]
+
+
+def test_pictures_are_redrawn_and_filled(model, picture, tmp_path):
+    draw("edit", "stroke", picture, "--model", model, "--prompt", "red fox", "--num", "1", "--out", str(tmp_path / "s"))
+    mask = tmp_path / "mask.png"
+    hole = np.zeros((8, 8), np.uint8)
+    hole[:3, :3] = 255
+    Image.fromarray(hole).save(mask)
+    out = str(tmp_path / "i")
+    draw("edit", "inpaint", picture, "--mask", str(mask), "--model", model, "--prompt", "a", "--num", "1", "--out", out)
+    given, filled = (np.asarray(Image.open(path)).astype(int) for path in (picture, tmp_path / "i" / "given-1.png"))
+    known = hole == 0
+    assert (given[known] == filled[known]).all() and (given[~known] != filled[~known]).any()
+
+
+def test_from_text_to_text(model, tmp_path):
+    words = ["edit", "interpolate", "--model", model, "--prompt", "red fox", "--prompt", "blue", "--seeds", "3"]
+    draw(*words, "--num", "3", "--out", str(tmp_path / "way"))
+    ends = [np.asarray(Image.open(tmp_path / "way" / f"{i:03}.png")) for i in range(3)]
+    assert (ends[0] != ends[2]).any()
+
+
+def test_inspect_shows_the_parts(model, capsys):
+    draw("inspect", model)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("unet", "vae", "text encoder 1", "8 x 8", "TCDScheduler"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "fashion-mnist-cm", "--prompt", "a"], "takes no prompt"),
+        (["--model", "MODEL"], "text_to_image.load"),
+        (["--negative", "a"], "--negative belongs to texts: give --prompt too"),
+        (["--model", "MODEL", "--prompt", "a", "--negative", "b"], "give --guidance too"),
+        (["--model", "MODEL", "--prompt", "a", "--labels", "1"], "--labels and --prompt exclude each other"),
+        (["--model", "MODEL", "--prompt", "a", "--size", "9x8"], "--size must be"),
+        (["--model", "MODEL", "--prompts", "nowhere.txt"], "--prompts: nowhere.txt"),
+        (["--model", "MODEL", "--prompt", "a", "--sampler", "cm"], "sigma-space"),
+    ],
+)
+def test_what_does_not_suit_is_one_sentence(words, said, model, tmp_path, capsys):
+    words = [model if word == "MODEL" else word for word in words]
+    assert main(["sample", *words, "--out", str(tmp_path / "x.png")]) == 2
+    shown = capsys.readouterr().err
+    assert said in " ".join(shown.split()) and len(shown.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["--guidance", "-1"], ["--size", "0"], ["--size", "8x8x8"], ["--guidance", "x"]])
+def test_values_of_another_kind_are_refused_at_once(words):
+    assert main(["sample", "--prompt", "a", *words]) == 2
