@@ -42,7 +42,7 @@ FLOORS = {
     "models/unet2d_condition": ("names", "config", "conditions", "network"),
     "models/layers": (
         "activation dropout initial layout resample shapes",
-        "linear on_cpu",
+        "linear long_attention on_cpu",
         "convolution embeddings norm",
         "attention resnet",
         "transformer",

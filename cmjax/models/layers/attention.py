@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import functools
+
 from flax import nnx
 
 from cmjax.models.layers.linear import Dtype, Linear
+from cmjax.models.layers.long_attention import attend_long, is_long, square
 from cmjax.models.layers.norm import GroupNorm
 from cmjax.models.layers.on_cpu import attend_by_heads
 from cmjax.types import Array
@@ -14,27 +15,33 @@ from cmjax.types import Array
 __all__ = ["Attention", "PixelAttention", "attend"]
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
+def attend(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
     """Average values with the weights softmax(q k^T / sqrt(d)); logits and softmax are float32.
+
+    Above 2048 x 2048 logits a head are never held at once (`long_attention`): then the platform's kernel computes them,
+    or they are made for a few queries at a time.
 
     Args:
       q: queries, f[B, heads, N, d]. Heads come before pixels, so that the big products need no transposition.
-      k: keys, f[B, heads, N, d].
-      v: values, f[B, heads, N, d].
+      k: keys, f[B, heads, M, d].
+      v: values, f[B, heads, M, d].
+      causal: whether query i attends to keys 0 ... i only.
 
     Returns:
       f[B, heads, N, d], in the dtype of v.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> v = jnp.array([2.0, 4.0]).reshape(1, 1, 2, 1)
+      >>> attend(jnp.zeros_like(v), v, v, causal=True).ravel().tolist()
+      [2.0, 3.0]
+
     References:
       Vaswani et al., Attention Is All You Need, 2017, equation 1.
     """
-    return attend_by_heads(_attend, q, k, v)
-
-
-def _attend(q: Array, k: Array, v: Array) -> Array:
-    logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
-    return jnp.einsum("...qk,...kd->...qd", weights, v)
+    if is_long(q.shape[2], k.shape[2]):
+        return attend_long(q, k, v, causal)
+    return attend_by_heads(functools.partial(square, causal=causal), q, k, v)
 
 
 class Attention(nnx.Module):
