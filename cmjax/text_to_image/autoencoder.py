@@ -59,8 +59,9 @@ class LatentCoder(Struct):
       the whole picture. Take the size that the network is for, such as 64, or a larger one.
 
     What decoding takes beside weights and pictures, by Stable Diffusion's autoencoder in float32 (XLA's own count, of
-    the program for a CPU): 1.4 GiB for one picture of 512 pixels a side; 5.5 GiB for four, but 1.4 GiB one by one;
-    5.5 GiB for one of 1024 pixels, but 1.4 GiB in tiles of 64 latents. A tiny autoencoder takes 0.2 and 0.75 GiB.
+    the program for a CPU): 0.75 GiB for one picture of 512 pixels a side, 3 GiB for one of 1024. A batch takes that for
+    each of its pictures, but one by one that of a single picture; in tiles of 64 latents a picture of any size takes
+    about that of 512 pixels. A tiny autoencoder takes a quarter, 0.2 and 0.75 GiB.
 
     Args:
       network: the autoencoder: an `Autoencoder` or `AutoencoderTiny`, wrapped by `from_nnx`.

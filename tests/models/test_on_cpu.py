@@ -120,6 +120,17 @@ def test_derivatives_are_those_of_the_plain_convolution(ours, plain, window, con
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice is for CPUs")
+@pytest.mark.parametrize("shape", [(2, 12, 10, 128), (1, 10, 9, 130)])
+def test_large_pictures_are_filtered_in_strips(shape, monkeypatch):
+    monkeypatch.setattr(on_cpu, "_STRIP", 5000)
+    x, kernel = arrays(shape, (3, 3, shape[-1], 128))
+    both = jax.jit(lambda x, k: (on_cpu._minimal_filtering(x, k), on_cpu._minimal_filtering_doubled(x, k)))
+    assert both.lower(x, kernel).as_text().count("stablehlo.while") == 2
+    plain, doubled = both(x, kernel)
+    assert relative(plain, exact(x, kernel)) <= 2e-6
+    assert relative(doubled, exact(upsample_nearest(x), kernel)) <= 2e-6
+
+
 def test_narrow_doubling_computes_no_doubled_picture():
     x, kernel = arrays((2, 6, 4, 5), (3, 3, 5, 7))
     text = jax.jit(convolve_doubled).lower(x, kernel).as_text()

@@ -10,6 +10,7 @@ of the same sums are faster, all of them matrix products (figures by `benchmarks
   With few channels a 2x2 convolution of the small picture, with four times the channels out: one for each new pixel.
 - a kernel of one pixel: a matrix product, whose gradients are again products.
 - attention whose weights do not stay in the cache: one head after the other.
+- large pictures: minimal filtering in strips of rows, with a quarter of the memory and no more time.
 
 All are exact on paper. Minimal filtering with tiles of this size only adds and halves, so that its rounding is no worse
 than that of the plain sum (larger tiles would save more and lose digits).
@@ -22,6 +23,7 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +50,9 @@ _CHANNELS = 128
 
 # Where the weights of all heads are more than this many, they do not stay in a CPU's cache: one head's do.
 _WEIGHTS = 1 << 22
+
+# A picture of more numbers than this is filtered in strips of rows, since the transforms take four times as many.
+_STRIP = 1 << 22
 
 
 def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding, **_: Any) -> Array:
@@ -184,25 +189,53 @@ def _minimal_filtering(x: Array, kernel: Array) -> Array:
     """A 3x3 convolution, two by two pixels at a time: F(2x2, 3x3)."""
     _, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
-    tiles = [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
-    y = _filter(
-        tiles,
+    return _by_strips(functools.partial(_filtered, kernel=kernel), x, step=2)[:, :h, :w]
+
+
+def _filtered(x: Array, kernel: Array) -> Array:
+    """The convolution of a padded picture of even sides."""
+    h, w = x.shape[1] - 2, x.shape[2] - 2
+    return _filter(
+        [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)],
         kernel,
         lambda d0, d1, d2, d3: (d0 - d2, d1 + d2, d2 - d1, d1 - d3),
         lambda g0, g1, g2: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2),
         lambda m0, m1, m2, m3: (m0 + m1 + m2, m1 - m2 - m3),
     )
-    return y[:, :h, :w]
+
+
+def _by_strips(convolution: Callable[[Array], Array], x: Array, step: int) -> Array:
+    """Convolve large pictures in strips of rows, one after the other, so that memory holds the transforms of one.
+
+    Args:
+      convolution: of padded pictures, whose first and last row are beyond what is convolved.
+      x: f[B, H + 2, W + 2, C].
+      step: a strip has a multiple of it for its rows.
+    """
+    height, size = x.shape[1] - 2, math.prod(x.shape[1:])
+    most = height // step
+    strips = next((n for n in range(1, most + 1) if height % (n * step) == 0 and size <= n * _STRIP), 1)
+    if strips == 1:
+        return convolution(x)
+    rows = height // strips
+    found = jax.lax.map(
+        lambda start: convolution(jax.lax.dynamic_slice_in_dim(x, start, rows + 2, axis=1)),
+        rows * jnp.arange(strips),
+    )
+    return jnp.moveaxis(found, 0, 1).reshape(x.shape[0], strips * found.shape[2], *found.shape[3:])
 
 
 @_as_a_call
 def _minimal_filtering_doubled(x: Array, kernel: Array) -> Array:
     """The same for repeated pixels: a tile's rows are (above, here, here, below), and d2 - d1 is nothing."""
-    _, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    tiles = [[x[:, i : i + h, j : j + w] for j in range(3)] for i in range(3)]
+    return _by_strips(functools.partial(_filtered_doubled, kernel=kernel), x, step=1)
+
+
+def _filtered_doubled(x: Array, kernel: Array) -> Array:
+    h, w = x.shape[1] - 2, x.shape[2] - 2
     return _filter(
-        tiles,
+        [[x[:, i : i + h, j : j + w] for j in range(3)] for i in range(3)],
         kernel,
         lambda above, here, below: (above - here, here, here - below),
         lambda g0, g1, g2: (g0, g0 + g1 + g2, g2),
