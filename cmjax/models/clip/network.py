@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import f32
 from cmjax.models.clip.config import TextConfig
-from cmjax.models.layers import ClassEmbedding, Dtype, LayerNorm, Linear, activation
+from cmjax.models.layers import ClassEmbedding, Dtype, LayerNorm, Linear, activation, attend
 from cmjax.types import Array
 
 __all__ = ["TextEncoder", "TextOutput"]
@@ -56,11 +55,11 @@ class _CausalAttention(nnx.Module):
         self.out_proj = Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        q, k, v = (p(x).reshape(*x.shape[:2], self.heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(v.dtype)
-        return self.out_proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
+        q, k, v = (
+            project(x).reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(attend(q, k, v, causal=True).swapaxes(1, 2).reshape(x.shape))
 
 
 class _FeedForward(nnx.Module):
