@@ -52,7 +52,7 @@ FLOORS = {
         "atomic memory open_picture torch_files",
         "configs images pictures safetensors_files weights",
         "assembly folder image_sets pieces",
-        "parts single_files",
+        "captions parts single_files",
         "hub",
         "locate",
         "class_names digests",

@@ -1,6 +1,7 @@
 """Files in and out: models in diffusers' layout, sampler configs, pictures."""
 
 from cmjax.io.assembly import Checkpoint
+from cmjax.io.captions import Captioned, read_captions
 from cmjax.io.checkpoint import load, load_unet, save
 from cmjax.io.class_names import label_names
 from cmjax.io.configs import config_dict, read_config, write_config
@@ -14,6 +15,7 @@ from cmjax.io.single_files.consistency_models import load_original
 from cmjax.io.torch_files.reader import read_pt
 
 __all__ = [
+    "Captioned",
     "Checkpoint",
     "ImageData",
     "Picture",
@@ -27,6 +29,7 @@ __all__ = [
     "load_original",
     "load_unet",
     "on_white",
+    "read_captions",
     "read_config",
     "read_images",
     "read_picture",

@@ -18,7 +18,7 @@ import numpy as np
 from cmjax.io.images import to_uint8
 from cmjax.io.open_picture import read_levels
 
-__all__ = ["ImageData", "class_labels", "flat_labels", "read_images"]
+__all__ = ["ImageData", "class_labels", "flat_labels", "is_picture", "read_images", "read_pictures"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _ONE_SET = (("images", "labels"), ("x", "y"), ("arr_0", "arr_1"))
@@ -182,10 +182,7 @@ def _read_folder(folder: Path, classes: bool | None) -> ImageData:
         raise FileNotFoundError(
             f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}), neither itself nor one folder down."
         )
-    try:
-        images = _read_all(paths, _read_image(paths[0]).shape)
-    except _ColourError as found:  # the first is grey, but not all are
-        images = _read_all(paths, found.shape)
+    images = read_pictures(paths)
     if classes is False or not groups:
         return ImageData(images)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(files) for _, files in groups])
@@ -193,9 +190,12 @@ def _read_folder(folder: Path, classes: bool | None) -> ImageData:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and not p.is_dir()
-    )
+    return sorted(p for p in folder.iterdir() if is_picture(p))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path in a data set is a picture, by its name: hidden ones are none."""
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _ask(folder: Path, names: Sequence[str]) -> None:
@@ -220,6 +220,24 @@ class _ColourError(Exception):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
+
+
+def read_pictures(paths: Sequence[Path]) -> np.ndarray:
+    """Read pictures of one size into one array, u8[N, H, W, C]; more than a GiB of them lie in a temporary file.
+
+    Where some are grey and some have colours, all get three channels.
+
+    Args:
+      paths: the files, at least one.
+
+    Raises:
+      OSError: a file is not there, or there is no room for the temporary file.
+      ValueError: a file is damaged, transparent or animated, or they differ in size.
+    """
+    try:
+        return _read_all(paths, _read_image(paths[0]).shape)
+    except _ColourError as found:  # the first is grey, but not all are
+        return _read_all(paths, found.shape)
 
 
 def _read_all(paths: Sequence[Path], shape: tuple[int, ...]) -> np.ndarray:
