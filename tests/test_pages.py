@@ -107,7 +107,7 @@ def test_the_recipes_of_cards_are_recipes() -> None:
 
 
 @pytest.mark.skipif(not SOURCES, reason="the sources are elsewhere")
-@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS, *CARDS])
 def test_links_lead_somewhere(page: str) -> None:
     text = BLOCK.sub("", read(page))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
