@@ -69,7 +69,7 @@ FLOORS = {
         "autoencoder tokenizer",
         "autoencoder_folder fit windows",
         "pipeline",
-        "draw folders",
+        "draw folders inpaint",
     ),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
     "training/methods": ("base guidance", "consistency_training diffusion vp_distillation", "distillation"),

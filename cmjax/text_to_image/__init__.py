@@ -11,6 +11,7 @@ from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
 from cmjax.text_to_image.autoencoder_folder import load_autoencoder
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
 from cmjax.text_to_image.folders import is_text_model, load, save
+from cmjax.text_to_image.inpaint import inpaint_edit, inpainting
 from cmjax.text_to_image.pipeline import TextToImage
 from cmjax.text_to_image.tokenizer import Tokenizer
 from cmjax.text_to_image.windows import Tokens, apply_weights, tokenize_windows
@@ -27,6 +28,8 @@ __all__ = [
     "draw",
     "draw_prompt",
     "guided",
+    "inpaint_edit",
+    "inpainting",
     "is_text_model",
     "load",
     "load_autoencoder",

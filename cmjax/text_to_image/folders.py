@@ -249,6 +249,7 @@ def _index(pipe: TextToImage, parts: Mapping[str, Any]) -> dict[str, Any]:
         **({"force_zeros_for_empty_prompt": pipe.zeros_for_empty} if is_xl else {"requires_safety_checker": False}),
         **{name: [family_of(one).library, family_of(one).class_of(one)] for name, one in configs.items()},
         **tokenizers,
+        **({"requires_aesthetics_score": True} if pipe.is_refiner else {}),
         "scheduler": ["diffusers", type(pipe.config).scheduler],
     }
 

@@ -172,6 +172,14 @@ class TextToImage(Struct):
             )
         return batch, height // factor, width // factor, self.autoencoder.latent_channels
 
+    @property
+    def is_refiner(self) -> bool:
+        """Whether the network is told an aesthetic score in place of a target size (Stable Diffusion XL's refiner)."""
+        if not self._is_told_sizes:
+            return False
+        config, pooled = self.unet.config, self.text_encoders[-1].config.projection_dim
+        return (config.projection_class_embeddings_input_dim - pooled) // config.addition_time_embed_dim == 5
+
     # ---- what encode is made of ----------------------------------------------------------------------------------
 
     @property
@@ -198,9 +206,7 @@ class TextToImage(Struct):
         if sizes is None and self._is_told_sizes:
             height, width = self.native_size
             told = (height, width, 0, 0, height, width)
-            config = self.unet.config
-            pooled = self.text_encoders[-1].config.projection_dim
-            if (config.projection_class_embeddings_input_dim - pooled) // config.addition_time_embed_dim == 5:
+            if self.is_refiner:
                 told = (*told[:4], _AESTHETIC_SCORE)
             sizes = np.array(told, np.float32)
         if sizes is None:
