@@ -64,6 +64,9 @@ def multiplications(jaxpr: Any, platform: str | None = None) -> int:
             contracted = equation.params["dimension_numbers"][0][0]
             sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
+        elif equation.primitive.name == "attend_long":  # softmax(q k) v: two products
+            q, k = (variable.aval.shape for variable in equation.invars[:2])
+            total += 2 * math.prod(q) * k[2]
         elif "branches_platforms" in equation.params:
             of = [names is None or platform in names for names in equation.params["branches_platforms"]]
             total += multiplications(equation.params["branches"][of.index(True)].jaxpr, platform)
