@@ -33,6 +33,7 @@ class Held:
       classes: the number of the model's classes; None for a model without classes.
       label_names: the names of the classes, or none.
       notes: further notes of its maker.
+      prompt: what a model of texts is asked for, by name: [dtype] of a number, or a list of [dtype, length] of tokens.
     """
 
     program: jax_export.Exported
@@ -42,6 +43,7 @@ class Held:
     classes: int | None = None
     label_names: tuple[str, ...] | None = None
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prompt: Mapping[str, Any] | None = None
 
     @property
     def max_steps(self) -> int:
@@ -66,7 +68,8 @@ class Artifact(Struct):
         Args:
           state: a path of the config, padded to `max_steps`, or its tables.
           keys: key[B] (threefry, JAX's default), or their data, u32[B, 2].
-          cond: conditioning of the shapes that it was exported with: classes i32[B], or None.
+          cond: conditioning of the shapes that it was exported with: classes i32[B], None, or for a model of texts a
+            mapping like `held.prompt`, such as {"tokens": [i32[B, 77]]}.
 
         Returns:
           f32[B, H, W, C].
@@ -77,7 +80,28 @@ class Artifact(Struct):
         """
         given = self._tables(state)
         data = _key_data(keys)
-        return self.held.program.call(dict(self.weights), given, data, self._labels(cond, data.shape[0]))
+        told = self._labels if self.held.prompt is None else self._prompt
+        return self.held.program.call(dict(self.weights), given, data, told(cond, data.shape[0]))
+
+    def _prompt(self, cond: Any, batch: int) -> dict[str, Any]:
+        """Convert what a model of texts is asked for."""
+        wanted: Any = self.held.prompt
+        if not isinstance(cond, Mapping) or set(cond) != set(wanted):
+            got = ", ".join(cond) if isinstance(cond, Mapping) else type(cond).__name__
+            raise ValueError(f"cond must be a mapping of {', '.join(wanted)}, for each image, got {got}.")
+
+        def converted(name: str, value: Any, said: list[Any]) -> Any:
+            if isinstance(said[0], list):
+                if not isinstance(value, list | tuple) or len(value) != len(said):
+                    raise ValueError(f"cond's {name} must be {len(said)} arrays, one for each text encoder.")
+                return [converted(name, one, of) for one, of in zip(value, said, strict=True)]
+            array, shape = jnp.asarray(value), (batch, *said[1:])
+            is_whole = jnp.issubdtype(array.dtype, jnp.integer)
+            if array.shape != shape or (said[0] == "int32" and not is_whole):
+                raise ValueError(f"cond's {name} must be {said[0]}{list(shape)}, got {array.dtype}{list(array.shape)}.")
+            return array.astype(said[0])
+
+        return {name: converted(name, cond[name], said) for name, said in wanted.items()}
 
     def _labels(self, cond: Any, batch: int) -> Any:
         """Convert classes for the program."""

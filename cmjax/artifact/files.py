@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from cmjax import sampling
 from cmjax._version import __version__
 from cmjax.artifact.drawer import Artifact, Held
 from cmjax.artifact.program import PLATFORMS, export, named, tables
@@ -24,7 +25,7 @@ from cmjax.samplers.base import SamplerConfig, SamplerState
 
 __all__ = ["load", "refuse_other_files", "save"]
 
-_FORMAT, _VERSION = "cmjax artifact", 1
+_FORMAT, _VERSION, _PROMPT_VERSION = "cmjax artifact", 1, 2  # the latter of models of texts
 _NONE = type(None)
 _KINDS: dict[str, Any] = {
     "calling_convention": int, "platforms": list, "sha256": dict, "jax": str, "image": list, "scheduler": dict,
@@ -51,6 +52,10 @@ def save(
     platforms: Sequence[str] = PLATFORMS,
     weights: Literal["inside", "beside"] = "inside",
     notes: Mapping[str, Any] | None = None,
+    prompt: Mapping[str, Any] | None = None,
+    generate: Callable[..., Any] = sampling.generate,
+    noise: tuple[int, ...] | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Export a sampler and write its folder, which is written completely or not at all.
 
@@ -65,6 +70,11 @@ def save(
       platforms: as for `export`.
       weights: as for `export`.
       notes: anything of JSON's types, stored in the artifact.
+      prompt: what a model of texts is asked for, for one image: by name a number, `jax.ShapeDtypeStruct((), dtype)`, or
+        tokens, a list of `jax.ShapeDtypeStruct((L,), "int32")`. None for models of classes, or of nothing.
+      generate: as for `export`; with a prompt, what it gets as cond is a mapping like `prompt`.
+      noise: as for `export`.
+      also: writes further files into the folder, such as a tokenizer's, before it is moved into place.
 
     Raises:
       TypeError: as `export`, or config is of another sampler than state.
@@ -96,12 +106,15 @@ def save(
     check_writable(path)
     refuse_other_files(path)
     _need_flatbuffers()
-    cond = None if classes is None else jax.ShapeDtypeStruct((), jnp.int32)
-    program = export(model, state, image, cond, platforms=platforms, weights=weights)
+    if classes is not None and prompt is not None:
+        raise ValueError("classes and prompt exclude each other: a model is told one or the other.")
+    cond: Any = None if classes is None else jax.ShapeDtypeStruct((), jnp.int32)
+    cond = cond if prompt is None else dict(prompt)
+    program = export(model, state, image, cond, platforms=platforms, weights=weights, generate=generate, noise=noise)
     files = {_PROGRAM: bytes(program.serialize()), _STATE: _npz(tables(state))}
     about = {
         "format": _FORMAT,
-        "version": _VERSION,
+        "version": _VERSION if prompt is None else _PROMPT_VERSION,
         "cmjax": __version__,
         "jax": jax.__version__,
         "calling_convention": program.calling_convention_version,
@@ -113,6 +126,7 @@ def save(
         "weights": weights,
         "scheduler": config_dict(config),
         "notes": dict(notes or {}),
+        "prompt": None if prompt is None else jax.tree.map(lambda leaf: [leaf.dtype.name, *leaf.shape], dict(prompt)),
     }
     with atomic_folder(path) as folder:
         for name, held in files.items():
@@ -122,6 +136,8 @@ def save(
             write_safetensors(dict(zip(names, map(np.asarray, leaves), strict=True)), folder / _WEIGHTS)
         about["sha256"] = {file.name: file_digest(file) for file in folder.iterdir()}
         write_json(about, folder / _ABOUT)
+        if also is not None:
+            also(folder)
     if weights == "inside":
         (path / _WEIGHTS).unlink(missing_ok=True)  # of the artifact that was here before
 
@@ -162,7 +178,9 @@ def load(path: str | Path) -> Artifact:
         about["image"],
         about["classes"],
     )
-    inputs = len(weights) + len(state) + 1 + (classes is not None)
+    prompt = about["prompt"] if about["version"] == _PROMPT_VERSION else None
+    asked = jax.tree.leaves(prompt, is_leaf=_is_described)
+    inputs = len(weights) + len(state) + 1 + (classes is not None) + len(asked)
     names = about["label_names"]
     if (
         "timesteps" not in state
@@ -172,7 +190,7 @@ def load(path: str | Path) -> Artifact:
     ):
         raise ValueError(f"{path} is damaged: {_ABOUT} and {_PROGRAM} do not belong together. Export it again.")
     names = None if names is None else tuple(names)
-    return Artifact(weights, Held(program, state, config, tuple(image), classes, names, about["notes"]))
+    return Artifact(weights, Held(program, state, config, tuple(image), classes, names, about["notes"], prompt))
 
 
 def refuse_other_files(path: Path) -> None:
@@ -197,8 +215,12 @@ def _check_about(about: Any, path: Path) -> None:
     """Refuse an artifact that this version of cmjax or this machine cannot run."""
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise ValueError(f"{path / _ABOUT} does not describe an artifact of cmjax.")
-    if about.get("version") != _VERSION:
-        raise ValueError(f"{path} is an artifact of version {about.get('version')!r:.20}; this cmjax reads {_VERSION}.")
+    version = about.get("version")
+    if version not in (_VERSION, _PROMPT_VERSION):
+        read = f"{_VERSION} and {_PROMPT_VERSION}"
+        raise ValueError(f"{path} is an artifact of version {version!r:.20}; this cmjax reads {read}.")
+    if version == _PROMPT_VERSION and not _is_prompt(about.get("prompt")):
+        raise ValueError(f"{path / _ABOUT} is damaged: its prompt is {about.get('prompt')!r:.40}. Export it again.")
     for name, kinds in _KINDS.items():
         value: Any = about.get(name)
         items: list[Any] = value if isinstance(value, list) else []
@@ -222,6 +244,21 @@ def _check_about(about: Any, path: Path) -> None:
             f"{path} was exported for {', '.join(about['platforms'])}, but this machine is {here}: "
             f"export it again with --platforms {here}."
         )
+
+
+def _is_described(value: Any) -> bool:
+    """Whether a value describes an array of one image: its dtype, and perhaps its length."""
+    return isinstance(value, list) and 1 <= len(value) <= 2 and value[0] in ("int32", "float32")
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether a value describes a prompt: numbers, and lists of tokens, by name."""
+    if not isinstance(value, dict) or not value:
+        return False
+    parts: list[Any] = []
+    for one in value.values():
+        parts += [one] if _is_described(one) or not isinstance(one, list) or not one else one
+    return all(_is_described(part) and all(type(size) is int and size > 0 for size in part[1:]) for part in parts)
 
 
 def _platform() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from cmjax import sampling
 from cmjax._numerics import refuse_no_function
 from cmjax.samplers.base import SamplerState
-from cmjax.sampling import generate
 from cmjax.sampling.paths import refuse_used
 
 __all__ = ["PLATFORMS", "export", "named", "tables"]
@@ -34,6 +34,8 @@ def export(
     *,
     platforms: Sequence[str] = PLATFORMS,
     weights: Literal["inside", "beside"] = "inside",
+    generate: Callable[..., Any] = sampling.generate,
+    noise: tuple[int, ...] | None = None,
 ) -> jax_export.Exported:
     """Export `cmjax.generate` with its network, for any batch size, one key for each image.
 
@@ -46,6 +48,9 @@ def export(
         `jax.ShapeDtypeStruct`; or None.
       platforms: some of "cpu", "cuda", "rocm" and "tpu".
       weights: "inside" the program, or "beside" it, as an argument.
+      generate: what draws, (model, state, keys, shape, cond) -> images, for models that `cmjax.generate` does not draw
+        with alone, such as those of latents.
+      noise: the shape of one sample's starting noise, where it is not that of the image.
 
     Returns:
       The exported function (weights, state, keys, cond) -> f32[B, *image]: `weights` are arrays by name ({} if
@@ -69,7 +74,8 @@ def export(
     if not isinstance(state, SamplerState):
         raise TypeError(f"state must be a path, as init(config, num_steps=...) makes it, got a {type(state).__name__}.")
     refuse_used(state, "export")
-    refuse_no_function("model", model, "(x, t, cond) -> what the network says")
+    if generate is sampling.generate:
+        refuse_no_function("model", model, "(x, t, cond) -> what the network says")
     if not isinstance(image, tuple) or not all(type(size) is int and size > 0 for size in image):
         raise ValueError(f"image must be the shape of one sample, such as (28, 28, 1), got {image!r:.60}.")
     names, leaves, structure = named(model)
@@ -78,7 +84,7 @@ def export(
 
     def draw(weights: dict[str, Any], tables: dict[str, Any], keys: Any, cond: Any) -> Any:
         own = jax.tree.unflatten(structure, [weights[name] for name in names] if weights else leaves)
-        shape = (keys.shape[0], *image)
+        shape = (keys.shape[0], *(image if noise is None else noise))
         return generate(own, state.replace(**tables), jax.random.wrap_key_data(keys), shape, cond)
 
     (batch,) = jax_export.symbolic_shape("b")

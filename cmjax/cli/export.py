@@ -12,8 +12,10 @@ from cmjax.cli.open_artifact import notes_of
 from cmjax.cli.open_model import open_model
 from cmjax.cli.options import ExportOptions
 from cmjax.cli.output import print_rows
-from cmjax.cli.sampler_path import choose_sampler
+from cmjax.cli.prompts import four_steps, of_texts, open_text_checkpoint
+from cmjax.cli.sampler_path import choose_sampler, two_steps
 from cmjax.io.atomic import check_writable
+from cmjax.text_to_image import for_export
 
 __all__ = ["run"]
 
@@ -28,8 +30,15 @@ def run(options: ExportOptions) -> None:
         if (out.exists() or out.is_symlink()) and not out.is_dir():
             raise UsageError(f"OUT: {out} is not a folder: name a new one.")
         artifact.refuse_other_files(out)
-    opened = open_model(options.model, dtype=options.dtype, variant=options.variant)
-    setup = choose_sampler(opened.checkpoint, options.model, options)
+    is_text = of_texts(options.model, options.variant)
+    if not is_text and (options.size is not None or options.guided):
+        raise UsageError(f"--{'guided' if options.guided else 'size'} is for models of texts, and this is none.")
+    opened = (
+        open_text_checkpoint(options)
+        if is_text
+        else open_model(options.model, dtype=options.dtype, variant=options.variant)
+    )
+    setup = choose_sampler(opened.checkpoint, options.model, options, four_steps if is_text else two_steps)
     steps = setup.state.num_steps
     room = options.max_steps or max(_ROOM, steps)
     if room < steps:
@@ -38,6 +47,12 @@ def run(options: ExportOptions) -> None:
         path = cmjax.pad(setup.state, room)
     with bad_input():
         model = setup.with_weights(opened.load())
+    with bad_input():
+        shown = (
+            for_export(model, size=options.size, guided=options.guided)
+            if is_text
+            else {"image": opened.shape, "classes": opened.classes, "label_names": opened.names}
+        )
     start = time.perf_counter()
     with bad_input("OUT"):
         artifact.save(
@@ -45,14 +60,12 @@ def run(options: ExportOptions) -> None:
             model,
             setup.config,
             path,
-            opened.shape,
-            classes=opened.classes,
-            label_names=opened.names,
+            **shown,
             platforms=options.platforms,
             weights=options.weights,
             notes=notes_of(options.model, options, opened.checkpoint),
         )
-    size = sum(file.stat().st_size for file in out.iterdir())
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print_rows(
         (
             ("model", options.model),

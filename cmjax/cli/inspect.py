@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.open_model import load_abstract, model_class_names
 from cmjax.cli.options import InspectOptions
-from cmjax.cli.prompts import four_steps
+from cmjax.cli.prompts import four_steps, of_texts
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.io import Checkpoint
 
@@ -24,7 +23,7 @@ __all__ = ["run"]
 
 def run(options: InspectOptions) -> None:
     """Print what a model is, and the path that a sampler takes."""
-    if _is_text(options):
+    if of_texts(options.model, options.variant):
         return _run_text(options)
     checkpoint = load_abstract(options.model, lambda: cmjax.load(options.model, variant=options.variant, abstract=True))
     with bad_input():
@@ -42,13 +41,6 @@ def run(options: InspectOptions) -> None:
         console.print(table)
         console.print()
     return None
-
-
-def _is_text(options: InspectOptions) -> bool:
-    """Whether the model is one of texts; a folder that cannot be found is reported by what reads it."""
-    with contextlib.suppress(OSError, ValueError, ImportError):
-        return cmjax.text_to_image.is_text_model(options.model, variant=options.variant)
-    return False
 
 
 def _run_text(options: InspectOptions) -> None:

@@ -599,6 +599,18 @@ class ExportOptions(PathOptions, ModelOptions):
         choices=("cpu", "cuda", "rocm", "tpu"),
         metavar="P",
     )
+    size: tuple[int, int] | None = option(
+        "for a model of texts: the size of the pictures, HEIGHTxWIDTH in pixels or one number (default: the model's)",
+        group=TEXT,
+        type=_size,
+        metavar="HxW",
+    )
+    guided: bool = option(
+        "for a model of texts: let the artifact take --guidance and --negative, at twice the cost of a step",
+        default=False,
+        group=TEXT,
+        action="store_true",
+    )
     weights: Literal["inside", "beside"] = option(
         "inside the program, or beside it in a safetensors file, which is better for large models "
         "(default %(default)s)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,19 @@ from cmjax.io import Checkpoint
 from cmjax.io.memory import return_freed_memory
 from cmjax.text_to_image import Prompt
 
-__all__ = ["OpenedText", "four_steps", "open_prompts", "open_text_model", "read_prompts", "refuse_classes"]
+__all__ = [
+    "TOLD_GUIDANCE",
+    "OpenedText",
+    "four_steps",
+    "of_texts",
+    "open_prompts",
+    "open_text_checkpoint",
+    "open_text_model",
+    "read_prompts",
+    "refuse_classes",
+]
 
-_TOLD = 8.0  # the guidance that latent consistency models were published with
+TOLD_GUIDANCE = 8.0  # the guidance that latent consistency models were published with
 
 
 class OpenedText(NamedTuple):
@@ -28,13 +39,13 @@ class OpenedText(NamedTuple):
       model: the model, as other commands open theirs.
       prompts: drawn in turn.
       latents: (h, w, C), the shape in which noise is drawn.
-      prompt_of: from numbers of images, i[B], to the `Prompt` of these.
+      prompt_of: from numbers of images, i[B], to what is asked for: a `Prompt`, or what an artifact takes.
     """
 
     model: UnloadedModel
     prompts: tuple[str, ...]
     latents: tuple[int, ...]
-    prompt_of: Callable[[np.ndarray], Prompt]
+    prompt_of: Callable[[np.ndarray], Any]
 
 
 def read_prompts(options: TextOptions) -> tuple[str, ...]:
@@ -73,21 +84,9 @@ def open_text_model(options: Any) -> OpenedText:
       UsageError: there is none, or it is damaged, or an option does not suit it.
     """
     prompts = read_prompts(options)
-    name, dtype, variant = options.model, options.dtype, options.variant
-
-    def load(*, abstract: bool = False) -> Checkpoint:
-        if not abstract:
-            return_freed_memory()  # the compiler's, for the weights
-        try:
-            pipe = cmjax.text_to_image.load(name, dtype=dtype, param_dtype=dtype, variant=variant, abstract=abstract)
-        except MemoryError as error:
-            raise UsageError(f"{error} On the command line: --dtype bfloat16.") from error
-        return Checkpoint(pipe, pipe.config)  # pyright: ignore[reportArgumentType]
-
+    opened = open_text_checkpoint(options)
+    pipe: Any = opened.checkpoint.model
     with bad_input():
-        checkpoint = load(abstract=True)
-        pipe: Any = checkpoint.model
-        latents = pipe.latent_shape(1, options.size)[1:]
         tokens = tuple(np.asarray(one) for one in pipe.tokenize(prompts))
     negative, guidance, told = _guidance(pipe, options)
     sizes = _sizes(pipe, options.size)
@@ -102,9 +101,43 @@ def open_text_model(options: Any) -> OpenedText:
             sizes=None if sizes is None else np.tile(sizes, (len(numbers), 1)),  # pyright: ignore[reportArgumentType]
         )
 
+    latents = pipe.latent_shape(1, options.size)[1:]
+    return OpenedText(opened, prompts, latents, prompt_of)
+
+
+def open_text_checkpoint(options: Any) -> UnloadedModel:
+    """Look a text-to-image model up, and check its files.
+
+    Args:
+      options: of a command, `ModelOptions` with a size.
+
+    Raises:
+      UsageError: there is none, or it is damaged, or it does not draw pictures of that size.
+    """
+    name, dtype, variant = options.model, options.dtype, options.variant
+
+    def load(*, abstract: bool = False) -> Checkpoint:
+        if not abstract:
+            return_freed_memory()  # the compiler's, for the weights
+        try:
+            pipe = cmjax.text_to_image.load(name, dtype=dtype, param_dtype=dtype, variant=variant, abstract=abstract)
+        except MemoryError as error:
+            raise UsageError(f"{error} On the command line: --dtype bfloat16.") from error
+        return Checkpoint(pipe, pipe.config)  # pyright: ignore[reportArgumentType]
+
+    with bad_input():
+        checkpoint = load(abstract=True)
+        pipe: Any = checkpoint.model
+        height, width = pipe.latent_shape(1, options.size)[1:3]
     factor = pipe.autoencoder.downsampling
-    shape = (latents[0] * factor, latents[1] * factor, 3)
-    return OpenedText(UnloadedModel(checkpoint, load, shape, None, None), prompts, latents, prompt_of)
+    return UnloadedModel(checkpoint, load, (height * factor, width * factor, 3), None, None)
+
+
+def of_texts(name: str, variant: str | None) -> bool:
+    """Tell whether a model is one of texts; one that cannot be found is reported by what reads it."""
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        return cmjax.text_to_image.is_text_model(name, variant=variant)
+    return False
 
 
 def open_prompts(options: Any, number: int) -> OpenedText | None:
@@ -137,7 +170,7 @@ def _guidance(pipe: Any, options: TextOptions) -> tuple[Any, float | None, float
     if is_told and options.negative is not None:
         raise UsageError("--negative: the network is told how strongly to follow the prompt, and has no negative one.")
     if is_told:
-        return None, None, _TOLD if options.guidance is None else options.guidance
+        return None, None, TOLD_GUIDANCE if options.guidance is None else options.guidance
     guidance = options.guidance if options.guidance != 1 else None  # 1 is the model itself
     if options.negative is not None and guidance is None:
         raise UsageError("--negative acts on guidance: give --guidance too, such as --guidance 2.")

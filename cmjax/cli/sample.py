@@ -17,8 +17,9 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw, get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import class_names, class_numbers
-from cmjax.cli.open_artifact import open_artifact
+from cmjax.cli.open_artifact import OpenedArtifact, open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
+from cmjax.cli.open_text_artifact import open_text_artifact
 from cmjax.cli.options import SampleOptions
 from cmjax.cli.output import check_out, report
 from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts, refuse_classes
@@ -131,29 +132,36 @@ class _Plan(NamedTuple):
 def _plan(options: SampleOptions) -> _Plan:
     """Look the model or the artifact up, and plan what is drawn."""
     if prompts := read_prompts(options):
-        return _plan_text(options, len(prompts))
+        return _plan_text(options, prompts)
     if options.artifact is None:
         opened = open_model(options.model, dtype=options.dtype, variant=options.variant)
         setup, generate = choose_sampler(opened.checkpoint, options.model, options), cmjax.generate
     else:
-        fixed = {"sampler": options.sampler, "variant": options.variant, "trajectory": options.trajectory or None}
-        fixed["dtype"] = None if options.dtype == "float32" else options.dtype
-        opened, setup, generate = open_artifact(options.artifact, options, fixed)
+        opened, setup, generate = _open_artifact(options)
+        if setup.model.held.prompt is not None:
+            raise UsageError("the artifact draws what a text says: give --prompt.")
     classes = _choose_classes(options.labels, opened.classes, opened.names)
     count = options.num or (_UNCONDITIONAL if classes is None else _IMAGES_A_CLASS * len(classes.numbers))
     return _Plan(opened, setup, generate, classes, count)
 
 
-def _plan_text(options: SampleOptions, prompts: int) -> _Plan:
-    """Look the text-to-image model up, and plan what is drawn: prompts in turn, as classes otherwise."""
+def _open_artifact(options: SampleOptions) -> OpenedArtifact:
+    fixed = {"sampler": options.sampler, "variant": options.variant, "trajectory": options.trajectory or None}
+    fixed["dtype"] = None if options.dtype == "float32" else options.dtype
+    return open_artifact(str(options.artifact), options, fixed)
+
+
+def _plan_text(options: SampleOptions, prompts: tuple[str, ...]) -> _Plan:
+    """Look the text-to-image model or artifact up, and plan what is drawn: prompts in turn, as classes otherwise."""
     refuse_classes(options)
-    if options.artifact is not None:
-        raise UsageError("--artifact and --prompt exclude each other: leave one out.")
-    text = open_text_model(options)
-    setup = choose_sampler(text.model.checkpoint, options.model, options, four_steps)
-    classes = _Classes(tuple(range(prompts)), text.prompts)
-    count = options.num or _IMAGES_A_PROMPT * prompts
-    return _Plan(text.model, setup, cmjax.text_to_image.draw_prompt, classes, count, text)
+    if options.artifact is None:
+        text, generate = open_text_model(options), cmjax.text_to_image.draw_prompt
+        setup = choose_sampler(text.model.checkpoint, options.model, options, four_steps)
+    else:
+        opened = _open_artifact(options)
+        text, setup, generate = open_text_artifact(opened, options, prompts), opened.setup, opened.generate
+    classes = _Classes(tuple(range(len(prompts))), text.prompts)
+    return _Plan(text.model, setup, generate, classes, options.num or _IMAGES_A_PROMPT * len(prompts), text)
 
 
 def _choose_classes(

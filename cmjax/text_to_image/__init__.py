@@ -10,6 +10,7 @@ from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
 from cmjax.text_to_image.autoencoder_folder import load_autoencoder
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
+from cmjax.text_to_image.export import for_export
 from cmjax.text_to_image.folders import is_text_model, load, save
 from cmjax.text_to_image.inpaint import inpaint_edit, inpainting
 from cmjax.text_to_image.pipeline import TextToImage
@@ -27,6 +28,7 @@ __all__ = [
     "compute_dtype",
     "draw",
     "draw_prompt",
+    "for_export",
     "guided",
     "inpaint_edit",
     "inpainting",

@@ -99,6 +99,25 @@ def test_inspect_shows_the_parts(model, capsys):
     assert all(word in shown for word in ("unet", "vae", "text encoder 1", "8 x 8", "TCDScheduler"))
 
 
+def test_an_artifact_draws_what_the_model_does(model, tmp_path, capsys):
+    folder = str(tmp_path / "artifact")
+    draw("export", model, folder, "--platforms", "cpu", "--guided")
+    words = ["--prompt", "red fox", "--num", "2", "--guidance", "3", "--negative", "blue", "--steps", "2"]
+    for name, source in (("a", ["--artifact", folder]), ("m", ["--model", model])):
+        draw("sample", *source, *words, "--out", str(tmp_path / f"{name}.npz"))
+    a, m = (np.load(tmp_path / f"{name}.npz")["images"].astype(int) for name in "am")
+    assert np.abs(a - m).max() <= 1
+    assert main(["sample", "--artifact", folder, "--out", str(tmp_path / "x.png")]) == 2
+    assert "give --prompt" in capsys.readouterr().err
+    drawer = cmjax.artifact.load(folder)
+    state, keys = cmjax.pad(cmjax.tcd.init(drawer.held.config, 1), 8), cmjax.image_keys(0, np.arange(2))
+    with pytest.raises(ValueError, match="mapping of guidance, negative, tokens"):
+        drawer(state, keys, {"tokens": []})
+    asked = {"tokens": [np.zeros((2, 10), int)], "negative": [np.zeros((2, 9), int)], "guidance": np.ones(2)}
+    with pytest.raises(ValueError, match=r"negative must be int32\[2, 10\]"):
+        drawer(state, keys, asked)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

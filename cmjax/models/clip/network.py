@@ -154,7 +154,7 @@ class TextEncoder(nnx.Module):
             x = layer(x)
             hidden.append(x)
         last = self.text_model.final_layer_norm(x)
-        pooled = last[jnp.arange(len(tokens)), self._end(tokens)]
+        pooled = jnp.take_along_axis(last, self._end(tokens)[:, None, None], axis=1)[:, 0]
         projected = f32(self.text_projection(pooled)) if self.config.projection else None
         return TextOutput(last, pooled, tuple(hidden), projected)
 
