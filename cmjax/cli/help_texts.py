@@ -90,18 +90,23 @@ examples:
   cmjax edit stroke sketch.png --labels Sneaker --sigmas 2.24            less noise keeps more
   cmjax edit stroke sketch.png --labels 7 --strength 0.4 --steps 4       0 keeps everything, 1 nothing
   cmjax edit stroke sketch.png --labels 7 --sampler tcd --strength 0.7
+  cmjax edit stroke sketch.png --prompt "a panda on a white background"  with a text-to-image model
+  cmjax edit stroke a.png b.png --prompt "a fox" --prompt "two owls"     one text for each picture
 """,
     ),
     "interpolate": (
-        "Go from one picture to another, by their seeds or classes",
+        "Go from one picture to another, by their seeds, classes or texts",
         """\
 examples:
   cmjax edit interpolate --seeds 3 8 --labels Sneaker               eight pictures from seed 3's to seed 8's
   cmjax edit interpolate --seeds 3 --labels Sneaker "Ankle boot"    one seed, from class to class
   cmjax edit interpolate --seeds 1 2 3 4 --labels Bag --num 6       a grid between four corners
+  cmjax edit interpolate --seeds 3 --prompt "a cat" --prompt "a lion"    from text to text
+  cmjax edit interpolate --seeds 3 8 --prompt "a castle"                 one text, from seed to seed
 
-The picture of a seed is the first picture of `cmjax sample --seed S`; unless --labels names several
-classes, the first end is exactly that picture. A folder holds 000.png ... and the grid, strip.png.
+The picture of a seed is the first picture of `cmjax sample --seed S`. The first end is exactly that
+picture (with two texts, that of the first), unless --labels names several classes. A folder holds
+000.png ... and the grid, strip.png.
 """,
     ),
 }

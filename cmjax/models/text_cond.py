@@ -11,7 +11,7 @@ __all__ = ["TextCond"]
 class TextCond(Struct):
     """What a text says to a network, as arrays with the batch first; what a network does not read is None.
 
-    Args:
+    Attributes:
       context: f[B, L, D], what cross-attention reads: one row a token.
       pooled: f[B, P], the whole text in one row (Stable Diffusion XL).
       sizes: f32[B, 6], in pixels: original height and width, top and left of the crop, target height and width

@@ -63,7 +63,7 @@ class LatentCoder(Struct):
     each of its pictures, but one by one that of a single picture; in tiles of 64 latents a picture of any size takes
     about that of 512 pixels. A tiny autoencoder takes a quarter, 0.2 and 0.75 GiB.
 
-    Args:
+    Attributes:
       network: the autoencoder: an `Autoencoder` or `AutoencoderTiny`, wrapped by `from_nnx`.
       tile: latents a side of a tile, a multiple of 4; None for whole pictures.
       one_by_one: whether one picture is coded after the other.

@@ -89,7 +89,7 @@ def _draw(
 class Prompt(Struct):
     """What is asked for, as arrays with the batch first: what `draw_prompt` draws of, before it is encoded.
 
-    Args:
+    Attributes:
       tokens: i32[B, L] for each text encoder, from `pipe.tokenize`.
       negative: the same for what guidance leads away from; None for no text.
       guidance: f32[B], the scale of classifier-free guidance; None for none.

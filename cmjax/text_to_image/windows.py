@@ -29,7 +29,7 @@ class Tokens(Struct):
     it applies the weights by `apply_weights(context, weights)`, and joins a text's windows on the axis of tokens:
     f[B, W L, D]. The pooled output is the first window's.
 
-    Args:
+    Attributes:
       ids: i32[B, W, L].
       weights: f32[B, W, L]; 1 for the tokens that begin, end and fill a window.
     """
