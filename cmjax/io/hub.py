@@ -98,7 +98,8 @@ def download(repo_id: str, *, variant: str | None = None, revision: str | None =
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().removeprefix("Got: ").splitlines()  # as huggingface_hub begins when it is offline
+        reason = reason[0] if reason else type(error).__name__
         raise FileNotFoundError(
             f"{repo_id} is not a folder here, and the hub could not be read: {reason.rstrip('.')}. Without a network, "
             "give the path of a folder that was downloaded elsewhere."

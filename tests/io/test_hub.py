@@ -72,7 +72,7 @@ def test_the_hubs_refusals_are_file_errors(fake_hub, error, message):
     module, errors = fake_hub
 
     def snapshot_download(*args, **kwargs):
-        raise getattr(errors, error)("no network\nsecond line")
+        raise getattr(errors, error)("Got: no network\nsecond line")
 
     module.snapshot_download = snapshot_download
     with pytest.raises(FileNotFoundError, match=message):
