@@ -12,7 +12,7 @@ import numpy as np
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.open_model import UnloadedModel
-from cmjax.cli.options import TextOptions
+from cmjax.cli.options import InpaintOptions, TextOptions
 from cmjax.io import Checkpoint
 from cmjax.io.memory import return_freed_memory
 from cmjax.text_to_image import Prompt
@@ -74,11 +74,12 @@ def four_steps(sampler: str, config: Any, asked: dict[str, Any]) -> dict[str, An
     return asked or {"num_steps": 4}
 
 
-def open_text_model(options: Any) -> OpenedText:
+def open_text_model(options: Any, *, fills: bool = False) -> OpenedText:
     """Look a text-to-image model up, check its files, and turn prompts into tokens.
 
     Args:
       options: of a command, both `TextOptions` and `ModelOptions`.
+      fills: whether holes are filled, so that a network that is told of them suits.
 
     Raises:
       UsageError: there is none, or it is damaged, or an option does not suit it.
@@ -86,6 +87,14 @@ def open_text_model(options: Any) -> OpenedText:
     prompts = read_prompts(options)
     opened = open_text_checkpoint(options)
     pipe: Any = opened.checkpoint.model
+    channels, latent = pipe.unet.config.in_channels, pipe.autoencoder.latent_channels
+    if channels != latent and not fills:
+        raise UsageError(
+            f"the network reads {channels} channels, {latent} of them noisy latents: it is made to fill holes, "
+            "cmjax edit inpaint."
+        )
+    if channels not in (latent, 2 * latent + 1):
+        raise UsageError(f"the network reads {channels} channels, and edits by instructions are not supported.")
     with bad_input():
         tokens = tuple(np.asarray(one) for one in pipe.tokenize(prompts))
     negative, guidance, told = _guidance(pipe, options)
@@ -155,7 +164,7 @@ def open_prompts(options: Any, number: int) -> OpenedText | None:
     if len(prompts) not in (1, number):
         raise UsageError(f"--prompt: give one for all pictures or one each, {number}, got {len(prompts)}.")
     refuse_classes(options)
-    return open_text_model(options)
+    return open_text_model(options, fills=isinstance(options, InpaintOptions))
 
 
 def refuse_classes(options: Any) -> None:

@@ -86,6 +86,20 @@ def test_pictures_are_redrawn_and_filled(model, picture, tmp_path):
     assert (given[known] == filled[known]).all() and (given[~known] != filled[~known]).any()
 
 
+def test_a_network_that_is_told_of_holes_fills_them_and_does_nothing_else(picture, tmp_path, capsys):
+    folder = str(tmp_path / "model")
+    cmjax.text_to_image.save(text_model(in_channels=9), folder)
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
+    words = ["--model", folder, "--prompt", "a", "--guidance", "2", "--negative", "red", "--num", "1"]
+    draw("edit", "inpaint", picture, "--mask", str(mask), *words, "--out", str(tmp_path / "i"))
+    given, filled = (np.asarray(Image.open(path)) for path in (picture, tmp_path / "i" / "given-1.png"))
+    hole = np.eye(8, dtype=bool)
+    assert (given[~hole] == filled[~hole]).all() and (given[hole] != filled[hole]).any()
+    assert main(["sample", *words, "--out", str(tmp_path / "x.png")]) == 2
+    assert "made to fill holes" in capsys.readouterr().err
+
+
 def test_from_text_to_text(model, tmp_path):
     words = ["edit", "interpolate", "--model", model, "--prompt", "red fox", "--prompt", "blue", "--seeds", "3"]
     draw(*words, "--num", "3", "--out", str(tmp_path / "way"))

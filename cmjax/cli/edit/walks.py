@@ -14,7 +14,7 @@ from cmjax._random import image_keys, split
 from cmjax.cli.edit.tasks import Task
 from cmjax.cli.sampler_path import SamplerSetup
 from cmjax.drawing import Batches, compile_batches
-from cmjax.text_to_image import guided
+from cmjax.text_to_image import guided, inpainting
 
 __all__ = ["compile_edits"]
 
@@ -63,14 +63,31 @@ def _walk_latents(pipe: Any, state: Any, task: Task, data: Any, prompt: Any, k_x
     """Edit latents, where all that touches a hole is unknown; known pixels are put back, as they were."""
     pixels, *masks = data
     cond, negative = prompt.encoded(pipe)
+    if masks and pipe.unet.config.in_channels != pipe.autoencoder.latent_channels:
+        return _told_of_holes(pipe, state, pixels, masks[0], (cond, prompt.guidance, negative), k_x, k_z)
     known = (pipe.autoencoder.encode(pixels), *(_coarse(mask, pipe.autoencoder.downsampling) for mask in masks))
     edit = None if task.edit is None else task.edit(*known, bounds=None)
     x = task.start(state, edit, known, k_x, known[0].shape)
     latents = cmjax.sample(guided(pipe, cond, prompt.guidance, negative), state, x, k_z, cond, edit=edit)
     images = pipe.autoencoder.decode(latents)
     for mask in masks:
-        images = pixels + mask.astype(images.dtype) * (images - pixels)
+        images = _put_back(pixels, mask, images)
     return images
+
+
+def _told_of_holes(pipe: Any, state: Any, pixels: Any, hole: Any, asked: Any, k_x: Any, k_z: Any) -> Any:
+    """Draw with a network that is told of the hole and of what is around it."""
+    cond, guidance, negative = asked
+    cond = inpainting(pipe, cond, pixels, hole[..., 0] > 0.5)
+    negative = None if negative is None else negative.replace(extra_channels=cond.extra_channels)
+    x = cmjax.prior(state, k_x, (*cond.extra_channels.shape[:3], pipe.autoencoder.latent_channels))
+    latents = cmjax.sample(guided(pipe, cond, guidance, negative), state, x, k_z, cond)
+    return _put_back(pixels, hole, pipe.autoencoder.decode(latents))
+
+
+def _put_back(pixels: Any, mask: Any, images: Any) -> Any:
+    """Put known pixels back: those where the mask is 0, bit for bit."""
+    return jnp.where(mask > 0, pixels + mask.astype(images.dtype) * (images - pixels), pixels)
 
 
 def _coarse(mask: Any, factor: int) -> Any:
