@@ -1,4 +1,4 @@
-"""What files of this family call things."""
+"""What files of this family call things. The rule that gives all other weights their names is in `cmjax.io.weights`."""
 
 from __future__ import annotations
 
