@@ -53,6 +53,7 @@ FORWARD = ("sct", "scd")  # those whose call with a gradient has a forward deriv
 CURRICULA = ("ect", "ict", "ct", "sct", "pd")
 OURS, ONE, THEIRS, COMPILED = "ours", "ours, one device", "PyTorch", "PyTorch compiled"
 KERNELS = {r"f32\[\d+,(3,3|1,1),\d+\]": "convolutions, kernels' gradients"}  # XLA gives these no name
+_TIMED = [name for name, kind in METHODS.items() if kind.config_type is not type(None)]  # the methods of a UNet
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -334,7 +335,7 @@ def report(rows: list[dict[str, Any]], memories: list[dict[str, Any]], losses: l
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options.add_argument("--methods", nargs="+", choices=_TIMED, default=_TIMED)
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--loop-steps", type=int, default=100, help="of the run that the loop is timed over")

@@ -73,7 +73,7 @@ FLOORS = {
         "export",
     ),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
-    "training/methods": ("base guidance", "consistency_training diffusion vp_distillation", "distillation"),
+    "training/methods": ("base guidance", "autoencoder consistency_training diffusion vp_distillation", "distillation"),
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",

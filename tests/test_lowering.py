@@ -158,7 +158,7 @@ def test_whole_networks_lower(dtype: str, under: str, name: str) -> None:
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", training.METHODS)
+@pytest.mark.parametrize("name", toy.SAMPLED)
 def test_training_steps_lower(name: str) -> None:
     method = training.METHODS[name]()
     recipe = training.Recipe(method=method, steps=64, batch_size=8)
@@ -183,7 +183,7 @@ def test_training_steps_lower(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
-@pytest.mark.parametrize("name", training.METHODS)
+@pytest.mark.parametrize("name", toy.SAMPLED)
 def test_losses_lower(dtype: Any, under: str, name: str) -> None:
     method = training.METHODS[name]()
     config, teacher_config = method.config_type(), method.teacher_type() if method.needs_teacher else None

@@ -197,6 +197,6 @@ loads the network.
 def of(command: str) -> str:
     """What `cmjax COMMAND --help` ends with."""
     if command == "train":
-        return _TRAIN.format(recipes="\n".join(f"  {name:<5} {about}" for name, about in recipes.built_in().items()))
+        return _TRAIN.format(recipes="\n".join(f"  {name:<11} {about}" for name, about in recipes.built_in().items()))
     texts = {"sample": _SAMPLE, "edit": _EDIT, "evaluate": _EVALUATE}
     return {**texts, "export": _EXPORT, "inspect": _INSPECT, "convert": _CONVERT}[command]

@@ -5,6 +5,7 @@ and a `Weighting` (how much each level counts). Each is a plain function or a sm
 """
 
 from cmjax.losses._functions import JumpFn, TeacherStep
+from cmjax.losses.autoencoding import autoencoding
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
 from cmjax.losses.continuous import continuous_consistency, infinitesimal_consistency
 from cmjax.losses.ctm import balance, consistency_trajectory
@@ -23,6 +24,7 @@ __all__ = [
     "Proposal",
     "TeacherStep",
     "Weighting",
+    "autoencoding",
     "balance",
     "consistency_distillation",
     "consistency_training",

@@ -11,6 +11,7 @@ from cmjax.training.log import read_log
 from cmjax.training.loop import Progress, train
 from cmjax.training.methods import (
     METHODS,
+    Autoencoding,
     ConsistencyDistillation,
     ConsistencyTraining,
     ContinuousDistillation,
@@ -30,6 +31,7 @@ from cmjax.training.step import TrainState, average, init, train_step
 
 __all__ = [
     "METHODS",
+    "Autoencoding",
     "Batch",
     "ConsistencyDistillation",
     "ConsistencyTraining",

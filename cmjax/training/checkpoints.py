@@ -33,7 +33,7 @@ _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 
 
 def save(
-    folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig, taught: Any = None
+    folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig | None, taught: Any = None
 ) -> None:
     """Write a state, and what it followed, as `folder/STEP`; a kill leaves it complete or absent.
 
@@ -61,7 +61,7 @@ def save(
 
 
 def restore(
-    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig, taught: Any = None
+    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig | None, taught: Any = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
 
@@ -80,7 +80,9 @@ def restore(
             meta = checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != _FORMAT:
             raise ValueError(f"it is of format {meta['format']}, not {_FORMAT}")
-        followed = _followed(_read_recipe(meta["recipe"], path), read_config(meta["config"]))
+        followed = _followed(
+            _read_recipe(meta["recipe"], path), read_config(meta["config"]) if meta["config"] else None
+        )
     except Exception as error:  # whatever the damage: files that are missing, cut short or not JSON
         raise ValueError(f"{path} is not a whole checkpoint of this version of cmjax ({error}). {_REMEDY}") from error
     for part, now in _followed(recipe, config).items():
@@ -133,9 +135,9 @@ def _read_recipe(said: dict[str, Any], path: Path) -> Recipe:
     return some.changed({name: value for name, value in said.items() if name != "optimizer"}, str(path))
 
 
-def _followed(recipe: Recipe, config: SamplerConfig) -> dict[str, dict[str, Any]]:
+def _followed(recipe: Recipe, config: SamplerConfig | None) -> dict[str, dict[str, Any]]:
     """Describe what a run must share with the run that it continues."""
-    return {"recipe": recipe.to_dict(), "config": config_dict(config)}
+    return {"recipe": recipe.to_dict(), "config": {} if config is None else config_dict(config)}
 
 
 def taught_by(teacher: Any) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ def train(
     Args:
       model: any callable pytree `model(x, t, cond)`, such as `models.from_nnx(UNet(...))`. Its float leaves are
         trained; of a `models.Network`, those that its wrapper says are parameters. All others stay as they are.
-      config: the sampler config that defines the model's noise levels.
+      config: the sampler config that defines the model's noise levels; None for an autoencoder, which has none.
       images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A
         resumed run draws from the start of an iterable and drops the batches that it has seen.
       labels: class labels of an array of images, i[N] or i[N, 1], or None.
@@ -189,7 +189,8 @@ def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
     method = recipe.method
     kind = type(method).__name__
     if not isinstance(config, method.config_type):
-        raise ValueError(f"config must be a {method.config_type.__name__} for {kind}, got {type(config).__name__}.")
+        wanted = "None" if method.config_type is type(None) else f"a {method.config_type.__name__}"
+        raise ValueError(f"config must be {wanted} for {kind}, got {type(config).__name__}.")
     if method.needs_teacher and teacher is None:
         raise ValueError(f"{kind} distils a teacher: give teacher=(model, config).")
     if teacher is not None and not method.needs_teacher:

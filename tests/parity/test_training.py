@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 import unets
 from flax import nnx
 
@@ -67,7 +68,7 @@ def pair(seed):
     return net, from_nnx(load_weights(abstract, {key: value.numpy() for key, value in net.state_dict().items()}))
 
 
-@pytest.mark.parametrize("name", training.METHODS)
+@pytest.mark.parametrize("name", toy.SAMPLED)
 def test_a_recipe_in_plain_pytorch_has_the_loss_and_the_gradient_of_its_method(name, theirs, recorded):
     method, config = training.METHODS[name](), training.METHODS[name].config_type()
     (net, model), (their_target, target), (their_teacher, teacher) = (pair(seed) for seed in range(3))

@@ -17,6 +17,10 @@ def small(name):
     return dataclasses.replace(toy.RECIPE, method=RUNS[name], steps=16, batch_size=4)
 
 
+def model_of(name):
+    return toy.model() if name in toy.SAMPLED else toy.autoencoder()
+
+
 def teacher_of(name):
     method = RUNS[name]
     return (toy.model(), method.config_type()) if method.needs_teacher else None
@@ -29,11 +33,11 @@ def test_a_run_of_every_method_moves_the_weights_stays_finite_and_is_traced_once
     monkeypatch.setattr(type(method), "loss", lambda *args, **kwargs: traces.append(1) or loss(*args, **kwargs))
     with jax.numpy_rank_promotion("allow"):
         state = training.train(
-            toy.model(), method.config_type(), toy.IMAGES, toy.LABELS,
+            model_of(name), method.config_type(), toy.IMAGES, toy.LABELS,
             recipe=small(name), teacher=teacher_of(name), out=tmp_path, report_every=8,
         )  # fmt: skip
     assert len(traces) == 1
-    before, after = jax.tree.leaves(toy.model()), jax.tree.leaves(state.model)
+    before, after = jax.tree.leaves(model_of(name)), jax.tree.leaves(state.model)
     assert all(np.isfinite(leaf).all() for leaf in after)
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(before, after, strict=True))
     entries = training.read_log(tmp_path / "log.jsonl")

@@ -52,7 +52,7 @@ def test_a_recipe_may_be_a_file(tmp_path):
 
 def test_files_that_are_no_recipes_are_refused(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"there is no recipe 'etc': give a TOML file, or one of cd, .*ect, .*ict"
+        FileNotFoundError, match=r"there is no recipe 'etc': give a TOML file, or one of autoencoder, cd, .*ect, .*ict"
     ):
         recipes.read("etc")
     for name, text, message in (

@@ -4,6 +4,7 @@ A method takes a learner (the model, its target, the teacher) and a batch, and c
 only which arguments the paper gives to the loss, and how they change over the run.
 """
 
+from cmjax.training.methods.autoencoder import Autoencoding
 from cmjax.training.methods.base import Learner, Method
 from cmjax.training.methods.consistency_training import (
     ConsistencyTraining,
@@ -21,6 +22,7 @@ from cmjax.training.methods.vp_distillation import LatentConsistencyDistillation
 
 __all__ = [
     "METHODS",
+    "Autoencoding",
     "ConsistencyDistillation",
     "ConsistencyTraining",
     "ContinuousDistillation",
@@ -48,4 +50,5 @@ METHODS: dict[str, type[Method]] = {
     "tcd": TrajectoryDistillation,
     "lcd": LatentConsistencyDistillation,
     "vp": NoisePrediction,
+    "autoencoder": Autoencoding,
 }
