@@ -42,7 +42,7 @@ def holds(text: str, latents: str) -> None:
     assert not re.search(r"\bf64\b|xf64>|complex<", text)
     loops = re.findall(r"stablehlo\.while\(.*?\) : (.*)", text)
     assert sum(f"tensor<{latents}>" in carried for carried in loops) == 1  # the others are attention's chunks
-    squares = {int(size) for size, _ in re.findall(r"tensor<(?:\d+x)*(\d+)x(\1)xf32>", text)}
+    squares = {int(size) for size, _ in re.findall(r"tensor<(?:\d+x)+(\d+)x(\1)xf32>", text)}
     assert max(squares, default=0) <= 1024
     kinds = set(re.findall(r"stablehlo\.convolution\(.*-> tensor<[\dx]*x(\w+)>", text))
     assert kinds == {"bf16"}
