@@ -3,7 +3,8 @@
 Random weights in float32; times do not depend on them. The text encoders, one forward pass of the network, the decoder
 (one 512 x 512 picture for Stable Diffusion 1.5), and all of it with four steps of TCD: from tokens to a picture, noise
 drawn in the loop. cmjax, diffusers eager, and diffusers compiled (channels last) are measured one after the other, each
-in a process of its own, so that each has the whole machine and its memory is known; figures are medians.
+in a process of its own, so that each has the whole machine and its memory is known; figures are medians. On a busy
+machine, read the processor times (`cpu`, summed over threads), which depend little on other work.
 
 The floor of the picture is its parts: the encoders, four forward passes, the decoder.
 """
@@ -201,23 +202,25 @@ def measure(kind: str, name: str, size: int | None, rounds: int) -> None:
             compiled = function.lower(*arguments).compile()
             first[part] = time.perf_counter() - start
             calls[part] = lambda compiled=compiled, arguments=arguments: jax.block_until_ready(compiled(*arguments))
-        assert bool(jnp.isfinite(calls["decoder"]()).all()), "pictures must be finite"
+        assert bool(jnp.isfinite(calls["network"]()).all()), "what the network predicts must be finite"
     else:
         import torch
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         calls = Torch(name, compiled=kind == COMPILED).programs(tokens, shape)
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-    for part in PARTS[:-1]:  # the picture's parts are warm then
+    cpu: dict[str, list[float]] = {part: [] for part in PARTS}
+    for part in PARTS[: 2 if kind != COMPILED else 3]:  # the picture's parts are warm then, and compiled
         start = time.perf_counter()
         calls[part]()
         first.setdefault(part, time.perf_counter() - start)
     for _ in range(rounds):
         for part in PARTS:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             calls[part]()
             seconds[part].append(time.perf_counter() - start)
-    times = {part: Timing.of(values) for part, values in seconds.items()}
+            cpu[part].append(time.process_time() - cpu_start)
+    times = {part: Timing.of(values, cpu[part]) for part, values in seconds.items()}
     print(json.dumps({"times": times, "first_seconds": first, "peak_bytes": _peak()}))
 
 
@@ -235,6 +238,7 @@ def report(name: str, found: Mapping[str, Any]) -> None:
     """Print a table of seconds and memory."""
     kinds = list(found)
     rows = [[part, *(f"{found[kind]['times'][part]['median']:.3f}" for kind in kinds)] for part in PARTS]
+    rows += [[f"{part}, cpu", *(f"{found[kind]['times'][part]['cpu']:.3f}" for kind in kinds)] for part in PARTS]
     rows.append(["peak memory, GB", *(f"{(found[kind]['peak_bytes'] or 0) / 1e9:.2f}" for kind in kinds)])
     rows.append(["compiled in, s", *(f"{sum(found[kind]['first_seconds'].values()):.1f}" for kind in kinds)])
     print_table(f"{name}, one picture, seconds (medians)", ["", *kinds], rows)
