@@ -15,7 +15,7 @@ ROOT = Path(cmjax.__file__).parent
 # Layer of each module or package under cmjax: imports point down.
 LAYERS = {
     0: ("types", "schedules", "_typed", "_bounds", "_version"),
-    1: ("_struct", "_numerics", "_random", "_compiled", "_cpu", "_mesh", "parameterization"),
+    1: ("_struct", "_numerics", "_random", "_order", "_compiled", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
     3: ("latents", "sampling", "search", "vp_model"),
     4: ("models",),
@@ -69,7 +69,7 @@ FLOORS = {
         "autoencoder tokenizer",
         "autoencoder_folder fit windows",
         "pipeline",
-        "draw folders inpaint",
+        "captioned draw folders inpaint",
         "export",
     ),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),

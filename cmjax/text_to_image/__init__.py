@@ -9,6 +9,7 @@ images = cmjax.text_to_image.draw(pipe, state, jax.random.key(0), cond)
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
 from cmjax.text_to_image.autoencoder_folder import load_autoencoder
+from cmjax.text_to_image.captioned import CaptionedBatches, captioned_batches
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
 from cmjax.text_to_image.export import for_export
 from cmjax.text_to_image.folders import is_text_model, load, save
@@ -18,6 +19,7 @@ from cmjax.text_to_image.tokenizer import Tokenizer
 from cmjax.text_to_image.windows import Tokens, apply_weights, tokenize_windows
 
 __all__ = [
+    "CaptionedBatches",
     "LatentCoder",
     "Prompt",
     "TextCond",
@@ -25,6 +27,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "apply_weights",
+    "captioned_batches",
     "compute_dtype",
     "draw",
     "draw_prompt",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax._order import batch_indices
 from cmjax.io.image_sets import flat_labels
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ Batch = tuple[np.ndarray, Any]  # images u8[B, H, W, C], or f[B, *S] in [-1, 1];
 
 
 def batches(images: Any, labels: np.ndarray | None, recipe: Recipe, start: int) -> Iterator[Batch]:
-    """Yield the batches of a run from step `start` on. Earlier batches of an iterable are drawn and dropped."""
+    """Yield the batches of a run from step `start` on.
+
+    Earlier batches of an iterable are drawn and dropped. One with a method `starting_at(step)` is asked for the batches
+    from that step on.
+    """
     if isinstance(images, np.ndarray | jax.Array):
         labels = None if labels is None else flat_labels(labels)
         return _of_arrays(np.asarray(images), labels, recipe, start)
@@ -39,7 +43,9 @@ def _of_arrays(images: np.ndarray, labels: np.ndarray | None, recipe: Recipe, st
 
 
 def _of_iterable(source: Iterable[Batch], recipe: Recipe, start: int) -> Iterator[Batch]:
-    for step, (images, cond) in enumerate(source):
+    begin = getattr(source, "starting_at", None)
+    given = enumerate(source) if begin is None else enumerate(begin(start), start)
+    for step, (images, cond) in given:
         if len(images) != recipe.batch_size:
             raise ValueError(f"batch {step} of the data has {len(images)} images; batch_size is {recipe.batch_size}.")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
@@ -49,18 +55,6 @@ def _of_iterable(source: Iterable[Batch], recipe: Recipe, start: int) -> Iterato
         if step >= start:
             yield images, cond
     raise ValueError(f"the data ended before step {recipe.steps}: give an iterable that goes on, or fewer steps.")
-
-
-def batch_indices(seed: int, step: int, size: int, batch_size: int) -> np.ndarray:
-    """Choose the examples of a step, i64[batch_size]: each epoch has its own order, which (seed, step) determines."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {epoch: _order(seed, int(epoch), size) for epoch in np.unique(positions // size)}
-    return np.array([orders[p // size][p % size] for p in positions])
-
-
-@lru_cache(maxsize=2)  # a batch may reach over the end of an epoch
-def _order(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 def _check(images: np.ndarray, labels: np.ndarray | None, recipe: Recipe) -> None:

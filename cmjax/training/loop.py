@@ -84,7 +84,8 @@ def train(
         trained; of a `models.Network`, those that its wrapper says are parameters. All others stay as they are.
       config: the sampler config that defines the model's noise levels; None for an autoencoder, which has none.
       images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A
-        resumed run draws from the start of an iterable and drops the batches that it has seen.
+        resumed run draws from the start of an iterable and drops the batches that it has seen; of one with a method
+        `starting_at(step)` it asks for those that are left.
       labels: class labels of an array of images, i[N] or i[N, 1], or None.
       recipe: how to train.
       teacher: the (model, config) to distil, for methods that have one.
