@@ -1,6 +1,6 @@
 """Choose the pictograms: `prepare.py emoji.npz pictograms.npz` keeps the subjects of the grammar, in all four styles.
 
-emoji.npz has `png` (all files end to end), `offsets`, `names` and `styles`; see benchmarks/emoji/README.md.
+emoji.npz has `png` (all files end to end), `offsets`, `names` and `styles`; see benchmarks/README.md.
 """
 
 from __future__ import annotations
