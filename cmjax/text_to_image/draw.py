@@ -137,8 +137,9 @@ def draw_prompt(
       >>> import cmjax, jax
       >>> pipe = cmjax.text_to_image.load("emoji")
       >>> state = cmjax.tcd.init(pipe.config, num_steps=1)
-      >>> prompt = Prompt(pipe.tokenize(["a red apple"]))
-      >>> draw_prompt(pipe, state, jax.random.key(0), pipe.latent_shape(1), prompt).shape
+      >>> shape, prompt = pipe.latent_shape(1), Prompt(pipe.tokenize(["a red apple"]))
+      >>> draw_one = lambda pipe, prompt: draw_prompt(pipe, state, jax.random.key(0), shape, prompt)
+      >>> jax.eval_shape(draw_one, pipe, prompt).shape  # computes shapes alone
       (1, 64, 64, 3)
     """
     return call_compiled(_draw_prompt, pipe, state, key, shape, prompt, edit, keep_steps)
@@ -204,7 +205,8 @@ def redraw(
       >>> pipe = cmjax.text_to_image.load("emoji")
       >>> state = cmjax.skip(cmjax.tcd.init(pipe.config, num_steps=4), 2)
       >>> cond = pipe.encode(pipe.tokenize(["a red apple"]))
-      >>> redraw(pipe, state, jax.numpy.zeros((1, 64, 64, 3)), jax.random.key(0), cond).shape
+      >>> images = jax.numpy.zeros((1, 64, 64, 3))
+      >>> jax.eval_shape(redraw, pipe, state, images, jax.random.key(0), cond).shape  # computes shapes alone
       (1, 64, 64, 3)
 
     References:

@@ -80,7 +80,8 @@ def _told_of_holes(pipe: Any, state: Any, pixels: Any, hole: Any, asked: Any, k_
     cond, guidance, negative = asked
     cond = inpainting(pipe, cond, pixels, hole[..., 0] > 0.5)
     negative = None if negative is None else negative.replace(extra_channels=cond.extra_channels)
-    x = cmjax.prior(state, k_x, (*cond.extra_channels.shape[:3], pipe.autoencoder.latent_channels))
+    batch, height, width, _ = pixels.shape
+    x = cmjax.prior(state, k_x, pipe.latent_shape(batch, (height, width)))
     latents = cmjax.sample(guided(pipe, cond, guidance, negative), state, x, k_z, cond)
     return _put_back(pixels, hole, pipe.autoencoder.decode(latents))
 
