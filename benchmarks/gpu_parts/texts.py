@@ -88,7 +88,7 @@ class Programs:
         run.target(over, 1.03, f"{where}: pictures over the parts that they are made of", batch=self.batch)
 
 
-@part("texts", place=1, share=120)
+@part("texts", place=0.4, share=120)
 def texts(run: Run) -> None:
     """Stable Diffusion 1.5 and XL, four steps: network, decoder and whole pictures."""
     import full_size_texts
@@ -107,7 +107,7 @@ def texts(run: Run) -> None:
             programs.measure(run, pipes[name])
 
 
-@part("texts_pytorch", place=1.5, share=90, warm=("torch", "diffusers", "transformers"), jax=False)
+@part("texts_pytorch", place=0.7, share=90, warm=("torch", "diffusers", "transformers"), jax=False)
 def texts_pytorch(run: Run) -> None:
     """The same in PyTorch, compiled, with channels last."""
     from unet_forward import reference
