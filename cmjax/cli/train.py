@@ -114,8 +114,11 @@ def run(options: TrainOptions) -> None:
             raise UsageError(f"the run has diverged: {error} The last checkpoint is intact.") from error
         except OSError as error:
             raise UsageError(f"--out: {error}") from error
+        if not bar.tasks[task].completed:
+            bar.update(task, completed=recipe.steps, figures="nothing to do: the run was finished")
     steps = "" if isinstance(settled.config, CMConfig) else f" --steps {recipe.method.sample_steps}"
-    console.print(f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}{steps}")
+    said = f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}{steps}"
+    console.print(said, soft_wrap=True)  # whole, to be copied
 
 
 def _first_model(settled: RunConfig, start: Checkpoint | None, teacher: Checkpoint | None) -> tuple[Any, str]:

@@ -60,6 +60,9 @@ def test_train_then_sample_then_resume(data, capsys):
     said = complaint(capsys, "train", "--data", data, "--out", "run", "--resume", "--init", "run/model")
     assert "--init: a resumed run continues from its own weights" in said
 
+    assert main(["train", "--data", data, "--out", "run", "--resume"]) == 0
+    assert "10/10 nothing to do: the run was finished" in " ".join(capsys.readouterr().out.split())
+
     with open("tune.toml", "w") as file:  # no learning: what comes out is what went in
         file.write("[ect]\ninitial_gap = 0.25\n[optimizer]\nlearning_rate = 1e-30\nfinal_learning_rate = 1e-30\n")
     tune = ["tune.toml", "--init", "run/model", "--steps", "4", "--batch", "4"]
