@@ -69,8 +69,11 @@ def finite(array: Any) -> bool:
 # ---- every page ------------------------------------------------------------------------------------------------------
 
 
+RUN = [page for page in (*PAGES, *CARDS) if blocks(page, "python") and "devices" not in page]
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in (*PAGES, *CARDS) if blocks(page, "python") and "devices" not in page]
+    "page", [pytest.param(page, marks=pytest.mark.slow if page.startswith("notebooks/") else ()) for page in RUN]
 )
 def test_the_programs_run(page: str) -> None:
     arrays = [value for value in session(page).values() if isinstance(value, jax.Array)]
@@ -144,12 +147,14 @@ def test_eta_does_something() -> None:
     assert float(jnp.abs(strip[0] - strip[10]).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_the_steps_train() -> None:
     assert np.isfinite(float(session("README.md")["loss"]))
     trained = session("notebooks/train_a_model.md")
     assert np.isfinite(float(trained["loss"])) and np.isfinite(float(trained["linen_loss"]))
 
 
+@pytest.mark.slow
 def test_inpainting_keeps_what_is_known() -> None:
     names = session("notebooks/zero_shot_editing.md")
     known = ~np.broadcast_to(names["hole"], names["photo"].shape)

@@ -95,6 +95,7 @@ def test_shards_are_numbered_labelled_and_whole(model: Path, alone: Path, tmp_pa
     np.testing.assert_array_equal(np.load(out)["images"], images)  # image i is the same in one file
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(model: Path, alone: Path, tmp_path: Path) -> None:
     who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
     more = ("--batch", str(BATCH), "--distributed", who, "2")
@@ -199,6 +200,7 @@ def test_a_host_that_never_comes_is_given_up(model: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "drawn").exists()
 
 
+@pytest.mark.slow
 def test_one_that_refuses_tells_the_others(model: Path, tmp_path: Path) -> None:
     who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
     both = [
@@ -211,6 +213,7 @@ def test_one_that_refuses_tells_the_others(model: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_one_with_a_mistake_in_its_options_tells_the_others(model: Path, tmp_path: Path) -> None:
     who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
     both = [
@@ -246,6 +249,7 @@ def test_without_a_cluster_one_must_say_who_takes_part(model: Path, tmp_path: Pa
     assert "--distributed: no cluster (Slurm, Open MPI, a TPU pod) says who takes part: give HOST:PORT of" in err
 
 
+@pytest.mark.slow
 def test_hosts_that_were_asked_for_different_things_do_not_begin(model: Path, tmp_path: Path) -> None:
     who, out = f"127.0.0.1:{free_port()}", tmp_path / "drawn"
     both = [start(model, out, "--seed", str(i), "--distributed", who, "2", str(i)) for i in range(2)]
@@ -321,6 +325,7 @@ def test_a_damaged_shard_is_drawn_again_and_foreign_files_stay(
     assert "is not a shard of this run: move it away" in refused(capsys, *command(model, out, "--devices", "1")[3:])
 
 
+@pytest.mark.slow
 def test_a_folder_of_too_few_pictures_is_drawn_again(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "drawn"
     finish(start(model, out, "--shard-format", "png"))

@@ -56,6 +56,7 @@ def test_a_grid_a_strip_of_steps_and_a_folder(model, tmp_path):
     assert Image.open(folder / "00000-prompt0.png").size == (16, 8)
 
 
+@pytest.mark.slow
 def test_guidance_changes_the_picture_and_a_negative_prompt_too(model, tmp_path):
     pictures = []
     for words in ((), ("--guidance", "1"), ("--guidance", "4"), ("--guidance", "4", "--negative", "red")):
@@ -113,6 +114,7 @@ def test_inspect_shows_the_parts(model, capsys):
     assert all(word in shown for word in ("unet", "vae", "text encoder 1", "8 x 8", "TCDScheduler"))
 
 
+@pytest.mark.slow
 def test_an_artifact_draws_what_the_model_does(model, tmp_path, capsys):
     folder = str(tmp_path / "artifact")
     draw("export", model, folder, "--platforms", "cpu", "--guided")

@@ -190,6 +190,7 @@ def test_a_student_keeps_its_teachers_noise_levels(data):
     assert settle("tcd", "--channels", "16", teacher=vp(classes=3)).network.num_class_embeds == 2
 
 
+@pytest.mark.slow
 def test_a_model_is_tuned_on_some_of_its_classes():
     """The data's folders name two of the model's three classes, in another order; every class keeps its number."""
     cmjax.save(tiny.checkpoint(classes=3), "three", label_names=["Coat", "Bag", "Ant"])
@@ -234,6 +235,7 @@ def test_a_class_that_the_model_does_not_have_is_said():
         match_classes(["a", "x"], 2, ["a", "b", "c"], 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["nested", "flat"])
 def test_a_ddpm_folder_is_a_teacher_and_no_model_to_draw_from(layout, capsys):
     """Keys that its scheduler's file leaves out are the scheduler's defaults, and not those of TCD's."""

@@ -247,6 +247,7 @@ def moments_are_right(samples, atol):
     np.testing.assert_allclose(np.cov(samples.T), COVARIANCE, atol=atol)
 
 
+@pytest.mark.slow
 def test_consistency_distillation_learns_one_step_that_is_all_of_the_teachers():
     denoise = turned(ALONG.denoise)
     teacher = functools.partial(ode.heun, denoise)
@@ -266,6 +267,7 @@ def test_consistency_distillation_learns_one_step_that_is_all_of_the_teachers():
     assert float(jnp.square(samples - walked).mean()) < 0.05**2  # image by image; the data are 0.67 wide
 
 
+@pytest.mark.slow
 def test_progressive_distillation_learns_one_step_by_halving():
     def function(params):
         return cmjax.denoiser_fn(jax.tree_util.Partial(affine, params), CONFIG)

@@ -140,6 +140,7 @@ def test_no_gradient_reaches_fourier_frequencies():
     assert named[".time_embedding.linear_1.kernel"].any()
 
 
+@pytest.mark.slow
 def test_a_training_step_in_nnx():
     """The training program of the design, on a module and its target."""
     config = cmjax.cm.CMConfig()

@@ -21,9 +21,9 @@ KEY = jax.random.key(0)
 SIZE = (8, 8)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sd", "xl"])
+@pytest.fixture(scope="module", params=["sd", pytest.param("xl", marks=pytest.mark.slow)])
 def pipe(request: pytest.FixtureRequest) -> TextToImage:
-    return text_model(xl=request.param)
+    return text_model(xl=request.param == "xl")
 
 
 @pytest.fixture(scope="module")

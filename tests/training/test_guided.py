@@ -44,6 +44,7 @@ def test_the_teacher_is_guided_away_from_no_label(scale):
     np.testing.assert_allclose(ours, apart(none) + scale * (apart(LABELS) - apart(none)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tcd", "lcd", "cd"])
 def test_students_follow_the_guided_teacher(name):
     """At the lowest level of a one-level grid and so on, only the teacher differs: with a scale of 1 nothing does."""

@@ -76,6 +76,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_its_last_checkpoint_whole(tmp_path):
     recipe = toy.RECIPE
     training.train(toy.model(), toy.CONFIG, toy.IMAGES, recipe=recipe, out=tmp_path, checkpoint_every=7)

@@ -64,7 +64,7 @@ def square(q: Array, k: Array, v: Array, *, causal: bool = False, first: Array |
     return jnp.einsum("...qk,...kd->...qd", weights, v)
 
 
-def in_chunks(q: Array, k: Array, v: Array, *, causal: bool = False, most: int = _ELSEWHERE) -> Array:
+def in_chunks(q: Array, k: Array, v: Array, *, causal: bool = False, most: float = _ELSEWHERE) -> Array:
     """Average values for a few queries at a time.
 
     Args:
@@ -79,7 +79,8 @@ def in_chunks(q: Array, k: Array, v: Array, *, causal: bool = False, most: int =
     """
     batch, heads, num, width = q.shape
     batch = batch if isinstance(batch, int) else 1  # of any size (`jax.export`): then one picture decides
-    rows = max(_FEWEST, 1 << int(math.log2(max(most / (batch * heads * k.shape[2]), 1))))
+    most = min(most / (batch * heads), _LONG)  # of one head: a few heads make no large square either
+    rows = max(_FEWEST, 1 << int(math.log2(max(most / k.shape[2], 1))))
     if rows >= num:
         return square(q, k, v, causal=causal)
     padded = jnp.pad(q, ((0, 0), (0, 0), (0, -num % rows), (0, 0)))
