@@ -104,6 +104,10 @@ def run_config(
     given = recipes.read(name)
     network, scheduler = given.pop("network", None), given.pop("scheduler", None)
     recipe = _recipe(options, training.Recipe().changed(given, name))
+    if recipe.method.config_type is type(None):
+        raise ValueError(
+            f"RECIPE must train a network that samples, got {name}, for an autoencoder: call cmjax.training.train."
+        )
     said = bool(options.network or options.channels or network)
     taught = None if teacher is None else _fitting(teacher, data, "--teacher")
     if start is not None:
