@@ -78,7 +78,8 @@ FLOORS = {
     "cli": (
         "compile_cache errors help_texts options",
         "draw labels open_model output parser run_config sampler_path",
-        "open_artifact prompts",
+        "open_artifact prompts training_run",
+        "train_autoencoder",
         "open_text_artifact",
         "convert edit evaluate export inspect sample train",
     ),

@@ -148,6 +148,7 @@ examples:
   cmjax train ect --data photos/ --out runs/tuned --init M  tune a model's weights further
   cmjax train cd --data photos/ --teacher M --out runs/cd   distil a diffusion model
   cmjax sample --model runs/fashion/model                   draw from what was trained
+  cmjax train autoencoder --data photos/ --out runs/coder   latents for text-to-image models
 
 The run's folder holds model/ (for `cmjax sample --model`), samples/ (a grid at every checkpoint),
 run.json (recipe, network, noise levels), log.jsonl, curves.png and checkpoints/. A run continued with

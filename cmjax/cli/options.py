@@ -487,7 +487,8 @@ class TrainOptions(Options):
         metavar="C",
     )
     network: str | None = option(
-        "the network as a diffusers UNet2DModel config.json; its size, channels and classes follow the data",
+        "the network as a diffusers config.json, of a UNet2DModel or for an autoencoder of an AutoencoderKL; its size, "
+        "channels and classes follow the data",
         group=MODEL,
         exclusive="network",
         metavar="FILE",

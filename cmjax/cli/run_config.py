@@ -20,7 +20,7 @@ from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.cm import CMConfig
 from cmjax.training.checkpoints import fingerprint
 
-__all__ = ["RUN", "RunConfig", "compute_dtype", "run_config"]
+__all__ = ["RUN", "RunConfig", "compute_dtype", "data_fingerprint", "recipe_as_asked", "run_config"]
 
 RUN = "run.json"
 _DEFAULT = "ect"
@@ -54,7 +54,7 @@ class RunConfig(NamedTuple):
             "network": self.network.to_dict(),
             "scheduler": config_dict(self.config),
             "dtype": self.dtype,
-            "data": _fingerprint(data),
+            "data": data_fingerprint(data.images, data.labels),
             "teacher": _fingerprint_of_teacher(teacher),
             "init": started,
             **({} if classes is None else {"classes": list(classes)}),
@@ -103,11 +103,7 @@ def run_config(
     name = options.recipe or _DEFAULT
     given = recipes.read(name)
     network, scheduler = given.pop("network", None), given.pop("scheduler", None)
-    recipe = _recipe(options, training.Recipe().changed(given, name))
-    if recipe.method.config_type is type(None):
-        raise ValueError(
-            f"RECIPE must train a network that samples, got {name}, for an autoencoder: call cmjax.training.train."
-        )
+    recipe = recipe_as_asked(options, training.Recipe().changed(given, name))
     said = bool(options.network or options.channels or network)
     taught = None if teacher is None else _fitting(teacher, data, "--teacher")
     if start is not None:
@@ -150,7 +146,7 @@ def _of_run(options: TrainOptions, data: ImageData, run: Any, teacher: Checkpoin
     """What was settled when the run began, if what is asked now agrees with it."""
     if not isinstance(run, dict) or not run.keys() >= {"network", "recipe", "scheduler", "dtype", "data"}:
         raise ValueError(f"{RUN} is not of a run that this version of cmjax can resume.")
-    if run["data"] != _fingerprint(data):
+    if run["data"] != data_fingerprint(data.images, data.labels):
         was = f"{run['data']['images']:,} images" if isinstance(run["data"], dict) else "others"
         raise ValueError(f"--resume: the run had other data, of {was}; give that data. These are {len(data.images):,}.")
     was, given = run.get("teacher"), _fingerprint_of_teacher(teacher)
@@ -167,7 +163,7 @@ def _of_run(options: TrainOptions, data: ImageData, run: Any, teacher: Checkpoin
             network = scheduler = None
         own = {name: getattr(recipe, name) for name in _OPTIONS}
         asked = training.Recipe().changed({**given, **own}, options.recipe)
-    asked = _recipe(options, asked)
+    asked = recipe_as_asked(options, asked)
     asked_unet = _network(options, data, network) if options.network or options.channels or network else unet
     asked_config = config if scheduler is None else _said(scheduler, str(options.recipe))
     for was, now in (
@@ -185,7 +181,7 @@ def _of_run(options: TrainOptions, data: ImageData, run: Any, teacher: Checkpoin
     return RunConfig(recipe, unet, config, run["dtype"])
 
 
-def _recipe(options: TrainOptions, base: training.Recipe) -> training.Recipe:
+def recipe_as_asked(options: TrainOptions, base: training.Recipe) -> training.Recipe:
     """Change a recipe as the options ask."""
     asked = {"steps": options.steps, "batch_size": options.batch, "seed": options.seed}
     return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
@@ -204,11 +200,11 @@ def _fitting(source: Checkpoint, data: ImageData, option: str) -> UNetConfig:
     return network
 
 
-def _fingerprint(data: ImageData) -> dict[str, int]:
+def data_fingerprint(images: np.ndarray, labels: np.ndarray | None) -> dict[str, int]:
     """Identify a data set: a run continues only with the data that it began with."""
-    labels = b"" if data.labels is None else data.labels.tobytes()
-    images = np.ascontiguousarray(data.images).data  # no copy: they may be larger than memory
-    return {"images": len(data.images), "crc32": zlib.crc32(labels, zlib.crc32(images))}
+    told = b"" if labels is None else labels.tobytes()
+    # no copy: they may be larger than memory
+    return {"images": len(images), "crc32": zlib.crc32(told, zlib.crc32(np.ascontiguousarray(images).data))}
 
 
 def _fingerprint_of_teacher(teacher: Checkpoint | None) -> int | None:

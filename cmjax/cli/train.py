@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import cmjax
 from cmjax import training
-from cmjax.cli import compile_cache
+from cmjax.cli import compile_cache, train_autoencoder
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import match_classes
 from cmjax.cli.open_model import load_source, model_class_names
 from cmjax.cli.options import TrainOptions
 from cmjax.cli.run_config import RUN, RunConfig, compute_dtype, run_config
 from cmjax.cli.sampler_path import own_path
+from cmjax.cli.training_run import check_out, draw_curves, train_with_bar
 from cmjax.drawing import class_grid, compile_draw, image_shape, use_cores_as_devices
 from cmjax.io import Checkpoint, ImageData
-from cmjax.io.atomic import atomic_file, check_writable
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.image_sets import read_images
 from cmjax.io.images import to_uint8, write_png
@@ -42,8 +39,10 @@ _MEANING = ("prediction_type", "sigma_data")  # of what a network says: in other
 
 def run(options: TrainOptions) -> None:
     """Train a model and write the run's folder."""
+    if train_autoencoder.is_asked(options):
+        return train_autoencoder.run(options)
     out = Path(options.out)
-    _check_out(out, Path(options.data), options.resume)
+    check_out(out, Path(options.data), resume=options.resume, index="model_index.json")
     use_cores_as_devices()
     if options.compile_cache:
         compile_cache.enable()
@@ -82,40 +81,19 @@ def run(options: TrainOptions) -> None:
     )
     if teacher is not None and isinstance(teacher.config, CMConfig) and teacher.config.denoiser_steps is None:
         console.print("note: the teacher is taken for a denoiser, but its file does not say so (denoiser_steps)")
-    bar = Progress(
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=console
+    train_with_bar(
+        console,
+        model,
+        settled.config,
+        data.images,
+        data.labels,
+        recipe=recipe,
+        teacher=teacher,
+        out=out,
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+        on_checkpoint=_CheckpointWriter(out, model, settled, names, _shown_classes(settled, data, numbers), console),
     )
-    with bar:
-        task = bar.add_task("training", total=recipe.steps, figures="compiling")
-
-        def on_progress(progress: training.Progress) -> None:
-            figures = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in progress.figures.items())
-            said = f"loss {progress.loss:.4f}{figures}, {progress.images_per_second:.0f} images/s"
-            bar.update(task, completed=progress.step, figures=said)
-
-        keep = _CheckpointWriter(out, model, settled, names, _shown_classes(settled, data, numbers), console)
-        try:
-            training.train(
-                model,
-                settled.config,
-                data.images,
-                data.labels,
-                recipe=recipe,
-                teacher=teacher,
-                out=out,
-                resume=options.resume,
-                checkpoint_every=options.checkpoint_every,
-                on_progress=on_progress,
-                on_checkpoint=keep,
-            )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        except FloatingPointError as error:
-            raise UsageError(f"the run has diverged: {error} The last checkpoint is intact.") from error
-        except OSError as error:
-            raise UsageError(f"--out: {error}") from error
-        if not bar.tasks[task].completed:
-            bar.update(task, completed=recipe.steps, figures="nothing to do: the run was finished")
     steps = "" if isinstance(settled.config, CMConfig) else f" --steps {recipe.method.sample_steps}"
     said = f"the model is in {out / 'model'}; draw from it: cmjax sample --model {out / 'model'}{steps}"
     console.print(said, soft_wrap=True)  # whole, to be copied
@@ -199,40 +177,8 @@ class _CheckpointWriter:
         with bad_input("--out"):
             cmjax.save(made, self.out / "model", label_names=self.names)
             write_png(class_grid(to_uint8(drawn.images), self.titles), picture)
-            _draw_curves(self.out)
+            draw_curves(self.out)
         self.console.print(f"step {int(state.step):,}: {picture}")
-
-
-def _draw_curves(out: Path) -> None:
-    """curves.png, where matplotlib is installed (extra: plots)."""
-    if importlib.util.find_spec("matplotlib") is not None:
-        figure = cmjax.plots.training_curves(training.read_log(out / "log.jsonl"))
-        with atomic_file(out / "curves.png") as temporary:
-            figure.savefig(temporary, format="png")
-
-
-def _check_out(out: Path, data: Path, resume: bool) -> None:
-    if out.is_file():
-        raise UsageError(f"--out: {out} is a file, not a folder.")
-    if data.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
-        raise UsageError(
-            f"--out: {out} lies in the data, {data}, which would then hold its pictures too; choose another folder."
-        )
-    model = out / "model"
-    if model.is_dir() and any(model.iterdir()) and not (model / "model_index.json").exists():
-        raise UsageError(f"--out: {model} holds other files than a model's; choose another folder.")
-    if resume and not _has_run(out):
-        raise UsageError(f"--resume: there is no checkpoint to continue from in {out}; leave out --resume to start.")
-    if out.is_dir() and any(out.iterdir()) and not (out / RUN).exists():
-        raise UsageError(f"--out: {out} holds files that belong to no run; choose another folder.")
-    if not resume and _has_run(out):
-        raise UsageError(f"--out: {out} already holds a run; add --resume to continue it, or choose another folder.")
-    with bad_input("--out"):
-        check_writable(out)
-
-
-def _has_run(out: Path) -> bool:
-    return training.latest_step(out / "checkpoints") is not None
 
 
 def _match_classes(

@@ -62,11 +62,11 @@ def read_part_config(folder: Path) -> Any:
 
 
 def save_part(network: Network, folder: Path, *, dtype: DTypeLike | None = None) -> None:
-    """Write a network as a part: config.json and weights, into a folder that is made.
+    """Write a network as a part: config.json and weights, into a folder, which is made.
 
     Args:
       network: of a known family.
-      folder: the part's, such as unet/.
+      folder: the part's, such as unet/; new or empty.
       dtype: of the stored weights; None keeps theirs.
 
     Raises:
@@ -76,6 +76,6 @@ def save_part(network: Network, folder: Path, *, dtype: DTypeLike | None = None)
     family, tensors = family_of(module), file_tensors(module)
     if dtype is not None:
         tensors = {name: cast(name, value, jnp.dtype(dtype)) for name, value in tensors.items()}
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_json(module.config.to_dict(), folder / "config.json")
     write_safetensors(tensors, folder / f"{family.stem}.safetensors")

@@ -8,7 +8,7 @@ images = cmjax.text_to_image.draw(pipe, state, jax.random.key(0), cond)
 
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
-from cmjax.text_to_image.autoencoder_folder import load_autoencoder
+from cmjax.text_to_image.autoencoder_folder import load_autoencoder, save_autoencoder
 from cmjax.text_to_image.captioned import CaptionedBatches, captioned_batches
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
 from cmjax.text_to_image.export import for_export
@@ -40,5 +40,6 @@ __all__ = [
     "load_autoencoder",
     "redraw",
     "save",
+    "save_autoencoder",
     "tokenize_windows",
 ]

@@ -1,4 +1,4 @@
-"""An autoencoder alone: a folder's, or one in place of a model's own."""
+"""An autoencoder alone: a folder's, or one in place of a model's own; read and written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from cmjax.io.assembly import assemble, check_dtype
+from cmjax.io.atomic import atomic_folder
 from cmjax.io.locate import resolve
-from cmjax.io.parts import AUTOENCODER, family_of_part, read_part_config
+from cmjax.io.parts import AUTOENCODER, family_of_part, read_part_config, save_part
 from cmjax.io.pieces import read_weights
 from cmjax.io.weights import Placement
 from cmjax.models.autoencoder_kl import AutoencoderConfig
@@ -19,7 +20,7 @@ from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
-__all__ = ["load_autoencoder"]
+__all__ = ["load_autoencoder", "save_autoencoder"]
 
 
 def load_autoencoder(
@@ -83,3 +84,36 @@ def load_autoencoder(
         abstract=abstract,
     )
     return LatentCoder(network)
+
+
+def save_autoencoder(coder: LatentCoder, path: str | Path, *, dtype: DTypeLike | None = None) -> None:
+    """Save an autoencoder alone, as a folder that `load_autoencoder`, and diffusers' class of it, read.
+
+    The folder holds what a text-to-image model's has in vae/. It is written completely or not at all.
+
+    Args:
+      coder: the autoencoder.
+      path: the folder. The folder above it must exist.
+      dtype: the dtype to store the weights in; None keeps theirs.
+
+    Raises:
+      TypeError: the weights are abstract, or dtype is not a float dtype.
+      ValueError: a weight is infinite in dtype.
+      FileExistsError: the folder holds something else.
+      OSError: it cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp()) / "autoencoder"
+      >>> save_autoencoder(load_autoencoder("emoji"), folder)
+      >>> sorted(file.name for file in folder.iterdir())
+      ['config.json', 'diffusion_pytorch_model.safetensors']
+    """
+    if dtype is not None:
+        check_dtype("dtype", dtype)
+    coder.network.refuse_abstract()
+    path = Path(path).expanduser()
+    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+        raise FileExistsError(f"{path} holds other files than an autoencoder's; choose a new or empty folder.")
+    with atomic_folder(path) as folder:
+        save_part(coder.network, folder, dtype=dtype)

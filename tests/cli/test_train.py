@@ -131,7 +131,6 @@ def test_mistakes_in_training(data, capsys):
         (["--data", data, "--out", data], "is a file, not a folder"),
         (["--data", data, "--out", "run", "--channels", "9"], "must be a multiple of norm_num_groups"),
         (["--data", data, "--out", "run", "--network", "no.json"], "no.json does not exist"),
-        (["--data", data, "--out", "run", "autoencoder"], "got autoencoder, for an autoencoder: call cmjax.training"),
         (["--data", data, "--out", "run", "wrong.json"], "wrong.json has unknown names: speed"),
         (["--data", data, "--out", "run", "list.json"], "list.json must hold a JSON object"),
         (["--data", data, "--out", "run", "text.json"], "learning_rate must be a finite number, got 'fast'"),

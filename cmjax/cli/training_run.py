@@ -1,0 +1,89 @@
+"""What runs of `cmjax train` have in common: the folder, the bar, the sentence that says why a run stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import cmjax
+from cmjax import training
+from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.run_config import RUN
+from cmjax.io.atomic import atomic_file, check_writable
+
+__all__ = ["check_out", "draw_curves", "train_with_bar"]
+
+
+def check_out(out: Path, data: Path, *, resume: bool, index: str) -> None:
+    """Check the folder of a run before any work.
+
+    Args:
+      out: the folder.
+      data: of the images.
+      resume: whether a run is to go on.
+      index: the file by which a model's folder is known.
+
+    Raises:
+      UsageError: it is no place for this run.
+    """
+    if out.is_file():
+        raise UsageError(f"--out: {out} is a file, not a folder.")
+    if data.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
+        raise UsageError(
+            f"--out: {out} lies in the data, {data}, which would then hold its pictures too; choose another folder."
+        )
+    model = out / "model"
+    if model.is_dir() and any(model.iterdir()) and not (model / index).exists():
+        raise UsageError(f"--out: {model} holds other files than a model's; choose another folder.")
+    if resume and not _has_run(out):
+        raise UsageError(f"--resume: there is no checkpoint to continue from in {out}; leave out --resume to start.")
+    if out.is_dir() and any(out.iterdir()) and not (out / RUN).exists():
+        raise UsageError(f"--out: {out} holds files that belong to no run; choose another folder.")
+    if not resume and _has_run(out):
+        raise UsageError(f"--out: {out} already holds a run; add --resume to continue it, or choose another folder.")
+    with bad_input("--out"):
+        check_writable(out)
+
+
+def _has_run(out: Path) -> bool:
+    return training.latest_step(out / "checkpoints") is not None
+
+
+def train_with_bar(console: Console, model: Any, config: Any, *data: Any, recipe: training.Recipe, **options: Any):
+    """Call `training.train`, with a bar.
+
+    Raises:
+      UsageError: it cannot begin, it diverged, or files cannot be written.
+    """
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=recipe.steps, figures="compiling")
+
+        def on_progress(progress: training.Progress) -> None:
+            figures = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in progress.figures.items())
+            said = f"loss {progress.loss:.4f}{figures}, {progress.images_per_second:.0f} images/s"
+            bar.update(task, completed=progress.step, figures=said)
+
+        try:
+            training.train(model, config, *data, recipe=recipe, on_progress=on_progress, **options)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        except FloatingPointError as error:
+            raise UsageError(f"the run has diverged: {error} The last checkpoint is intact.") from error
+        except OSError as error:
+            raise UsageError(f"--out: {error}") from error
+        if not bar.tasks[task].completed:
+            bar.update(task, completed=recipe.steps, figures="nothing to do: the run was finished")
+
+
+def draw_curves(out: Path) -> None:
+    """curves.png, where matplotlib is installed (extra: plots)."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        figure = cmjax.plots.training_curves(training.read_log(out / "log.jsonl"))
+        with atomic_file(out / "curves.png") as temporary:
+            figure.savefig(temporary, format="png")
