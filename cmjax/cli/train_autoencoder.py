@@ -59,14 +59,15 @@ class _Settled(NamedTuple):
 
 
 def is_asked(options: TrainOptions) -> bool:
-    """Whether a run is of an autoencoder: by its recipe, or by the run to go on with."""
+    """Whether a run is of an autoencoder: the run to go on with, or else its recipe."""
+    file = Path(options.out) / RUN
     with bad_input():
-        if options.recipe is not None:
-            return recipes.read(options.recipe).get("method") == _NAME
-        file = Path(options.out) / RUN
-        run = read_json(file) if options.resume and file.is_file() else None
-    recipe = run.get("recipe") if isinstance(run, dict) else None
-    return isinstance(recipe, dict) and recipe.get("method") == _NAME
+        if options.resume and file.is_file():
+            run = read_json(file)
+            said = run.get("recipe") if isinstance(run, dict) else None
+        else:
+            said = None if options.recipe is None else recipes.read(options.recipe)
+    return isinstance(said, dict) and said.get("method") == _NAME
 
 
 def run(options: TrainOptions) -> None:
