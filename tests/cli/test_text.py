@@ -44,6 +44,7 @@ def test_prompts_are_drawn_in_turn_and_as_by_the_library(model, tmp_path):
     assert np.abs(arrays["images"].astype(int) - cmjax.io.to_uint8(by_hand)).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_grid_a_strip_of_steps_and_a_folder(model, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("red fox\n\nblue fox\n")

@@ -77,6 +77,7 @@ def capsys_cleared(capsys):
     return capsys
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(data, monkeypatch):
     options = ["--checkpoint-every", "5"]
     assert main(["train", "--data", data, "--out", "whole", *TINY, *options]) == 0

@@ -39,6 +39,7 @@ def weights(run):
         return file.read()
 
 
+@pytest.mark.slow
 def test_a_run_and_its_folder(monkeypatch, capsys):
     monkeypatch.setattr(train_autoencoder, "draw_curves", lambda out: None)  # matplotlib takes longer than all else
     assert main(["train", *TINY, *RUN, "--steps", "2"]) == 0
