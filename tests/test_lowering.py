@@ -134,7 +134,9 @@ def abstract(name: str, dtype: str) -> Any:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
+@pytest.mark.parametrize(
+    "under", ["jit", *(pytest.param(one, marks=pytest.mark.slow) for one in ("vmap", "shard_map"))]
+)
 @pytest.mark.parametrize("name", ["fashion-mnist-cm", "fashion-mnist-tcd"])
 def test_whole_networks_lower(dtype: str, under: str, name: str) -> None:
     model, config = abstract(name, dtype)
@@ -181,7 +183,7 @@ def test_training_steps_lower(name: str) -> None:
     assert not re.search(r"\bf64\b|xf64>", text)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
 @pytest.mark.parametrize("name", toy.SAMPLED)
 def test_losses_lower(dtype: Any, under: str, name: str) -> None:

@@ -85,7 +85,8 @@ def save(
 
     Example:
       >>> import pathlib, tempfile, cmjax
-      >>> model, config = cmjax.load("fashion-mnist-cm")
+      >>> model = jax.tree_util.Partial(lambda w, x, t, cond: w * x, jnp.float32(0.5))  # or of cmjax.load
+      >>> config = cmjax.cm.CMConfig()
       >>> folder = pathlib.Path(tempfile.mkdtemp()) / "drawer"
       >>> state = cmjax.pad(cmjax.cm.init(config, num_steps=2), 4)
       >>> save(folder, model, config, state, (28, 28, 1), classes=10, platforms=["cpu"])

@@ -62,7 +62,7 @@ def draw(
       >>> pipe = cmjax.text_to_image.load("emoji")
       >>> state = cmjax.tcd.init(pipe.config, num_steps=2)
       >>> cond = pipe.encode(pipe.tokenize(["a red apple", "two foxes"]))
-      >>> draw(pipe, state, jax.random.key(0), cond).shape
+      >>> jax.eval_shape(draw, pipe, state, jax.random.key(0), cond).shape  # computes shapes alone
       (2, 64, 64, 3)
 
     References:

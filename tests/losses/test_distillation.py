@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from environment import is_optimized
 from fitting import affine, affine_params, fit
 from gaussian import Gaussian
 
@@ -39,7 +38,6 @@ def grid(n, sigma_min=0.002):
 # ---- consistency distillation ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not is_optimized, reason="equal to the last digit in optimized programs, which CI runs")
 @pytest.mark.parametrize("weighting", [losses.uniform, losses.inverse_gap])
 def test_stepping_towards_the_data_is_training_without_a_teacher(weighting):
     x0 = DATA.draw(KEY, (64, 3))

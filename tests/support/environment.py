@@ -18,11 +18,7 @@ FLAGS = (
 )
 # Nearly all of the tests' time goes to LLVM, and code that it does not optimize takes half of it. CI runs a part of the
 # tests optimized too: CMJAX_TESTS_OPTIMIZED=1.
-QUICK = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",
-)
+QUICK = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 # Before jaxlib 0.11 loops can be written without MLIR, in half of the time; later versions have no such flag.
 QUICK_OLD = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 
