@@ -68,6 +68,7 @@ def test_a_stranger_draws_the_same_pictures_with_jax_and_numpy_alone(model: Any,
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), drawn(model, state, 5), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_any_batch_and_any_number_of_steps_up_to_the_most(model: Any, folder: Path) -> None:
     found = artifact.load(folder)
     held = found.held
@@ -87,6 +88,7 @@ def test_it_is_for_cpu_gpu_and_tpu_and_holds_no_callback(folder: Path) -> None:
     assert "f64" not in text
 
 
+@pytest.mark.slow
 def test_weights_beside_the_program_may_be_others(tmp_path: Path) -> None:
     config = cmjax.tcd.TCDConfig(prediction_type="sample")
     first, second = (tiny.checkpoint(classes=None, seed=seed).model for seed in (0, 1))

@@ -245,6 +245,7 @@ def draw_first(seed, label):
     assert main([*argv, "--out", f"seed{seed}"]) == 0
 
 
+@pytest.mark.slow
 def test_four_seeds_are_the_corners_of_a_grid():
     size = ["--rows", "2", "--columns", "3", "--steps", "1"]
     edit("interpolate", "--seeds", "1", "2", "3", "4", *size, model="rgb", out="grid.png")

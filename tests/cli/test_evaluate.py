@@ -78,6 +78,7 @@ def expected(features, real):
     return distance, *precision_recall(real[:n], features[:n])
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_what_sample_draws(capsys):
     """By the library's functions, from the arrays that another command wrote; batches of 4 leave 3 over."""
     found = evaluate("--num", "11", "--seed", "5")
@@ -103,6 +104,7 @@ def test_the_figures_are_those_of_what_sample_draws(capsys):
     assert sorted(os.listdir()) == ["data.npz", "drawn.npz", "evaluate_eyes.py", "model", "out.json"]
 
 
+@pytest.mark.slow
 def test_seeds_are_drawn_one_by_one_and_batches_change_nothing(capsys):
     several = evaluate("--num", "10", "--seed", "1", "2")
     for i, batch in enumerate(("4", "10")):

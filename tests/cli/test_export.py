@@ -113,6 +113,7 @@ def test_what_cannot_be_exported(models: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is not an artifact: it has no artifact.json" in complaint(capsys, "sample", "--artifact", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_artifact_is_replaced_by_another(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "drawer"
     for name, beside in (("cm", True), ("tcd", False)):

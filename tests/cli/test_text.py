@@ -68,6 +68,7 @@ def test_guidance_changes_the_picture_and_a_negative_prompt_too(model, tmp_path)
     assert (pictures[1] != pictures[2]).any() and (pictures[2] != pictures[3]).any()
 
 
+@pytest.mark.slow
 def test_shards_hold_prompts_as_classes(model, tmp_path):
     words = ["sample", "--model", model, "--prompt", "red", "--prompt", "a", "--num", "4", "--shard-size", "2"]
     draw(*words, "--steps", "1", "--out", str(tmp_path / "shards"))
@@ -75,6 +76,7 @@ def test_shards_hold_prompts_as_classes(model, tmp_path):
     assert [np.load(shard)["labels"].tolist() for shard in shards] == [[0, 1], [0, 1]]
 
 
+@pytest.mark.slow
 def test_pictures_are_redrawn_and_filled(model, picture, tmp_path):
     draw("edit", "stroke", picture, "--model", model, "--prompt", "red fox", "--num", "1", "--out", str(tmp_path / "s"))
     mask = tmp_path / "mask.png"
@@ -102,6 +104,7 @@ def test_a_network_that_is_told_of_holes_fills_them_and_does_nothing_else(pictur
     assert "made to fill holes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_from_text_to_text(model, tmp_path):
     words = ["edit", "interpolate", "--model", model, "--prompt", "red fox", "--prompt", "blue", "--seeds", "3"]
     draw(*words, "--num", "3", "--out", str(tmp_path / "way"))

@@ -105,6 +105,7 @@ def test_all_that_paints_the_output_begins_at_zero():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(last_layers()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["skip", "K"])
 def test_the_gradient_reaches_every_parameter_and_is_finite(kind):
     x, t = inputs(batch=1)

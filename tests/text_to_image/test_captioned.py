@@ -101,6 +101,7 @@ def network():
     return from_function(call, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["few numbers", pytest.param("a UNet", marks=pytest.mark.slow)])
 def test_a_model_is_trained_and_distilled(kind):
     pipe, batches, _ = all_batches(0.5)

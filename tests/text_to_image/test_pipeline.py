@@ -83,6 +83,7 @@ def test_no_knob_compiles_anew(pipe, cond):
     close(pictures[0], plain, atol=1e-4)  # a guidance of 1 is the model itself
 
 
+@pytest.mark.slow
 def test_each_picture_has_its_own_guidance_and_eta(pipe, cond):
     state = cmjax.tcd.init(pipe.config, 2, eta=jnp.array([[0.0, 0.5, 1.0]]))
     scales, keys = jnp.array([1.0, 2.0, 3.0]), cmjax.image_keys(0, jnp.arange(3))

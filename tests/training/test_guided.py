@@ -60,6 +60,7 @@ def test_students_follow_the_guided_teacher(name):
     assert (np.asarray(loss(guidance_scale=4.0)) != np.asarray(plain)).any()
 
 
+@pytest.mark.slow
 def test_the_guided_loss_is_that_of_the_paper_s_teacher():
     learner = Learner(NETWORK, NETWORK, VP, (NETWORK, VP))
     key = jax.random.key(1)
