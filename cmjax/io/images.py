@@ -34,7 +34,10 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     """
     images = np.asarray(images, np.float32)
     if np.isnan(images).any():
-        raise ValueError(f"images hold NaN in {int(np.isnan(images).sum())} of {images.size} values.")
+        raise ValueError(
+            f"images hold NaN in {int(np.isnan(images).sum())} of {images.size} values: if the model computes in "
+            "float16, whose range some networks leave, take bfloat16 or float32; else its weights are damaged."
+        )
     return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
