@@ -34,7 +34,7 @@ FLOORS = {
     "models": (
         "config_files layers network text_cond",
         "autoencoder_kl autoencoder_tiny clip unet2d unet2d_condition",
-        "families",
+        "families original_names",
     ),
     "models/autoencoder_kl": ("names", "config", "network"),
     "models/autoencoder_tiny": ("names", "config", "network"),
