@@ -98,7 +98,6 @@ def open_text_model(options: Any, *, fills: bool = False) -> OpenedText:
     with bad_input():
         tokens = tuple(np.asarray(one) for one in pipe.tokenize(prompts))
     negative, guidance, told = _guidance(pipe, options)
-    sizes = _sizes(pipe, options.size)
 
     def prompt_of(numbers: np.ndarray) -> Prompt:
         rows, first = numbers % len(prompts), np.zeros(len(numbers), int)
@@ -107,7 +106,6 @@ def open_text_model(options: Any, *, fills: bool = False) -> OpenedText:
             negative=None if negative is None else tuple(np.asarray(one)[first] for one in negative),
             guidance=_repeated(guidance, numbers),
             told=_repeated(told, numbers),
-            sizes=None if sizes is None else np.tile(sizes, (len(numbers), 1)),  # pyright: ignore[reportArgumentType]
         )
 
     latents = pipe.latent_shape(1, options.size)[1:]
@@ -186,14 +184,6 @@ def _guidance(pipe: Any, options: TextOptions) -> tuple[Any, float | None, float
     with bad_input("--negative"):
         negative = None if options.negative is None else pipe.tokenize([options.negative])
     return negative, guidance, None
-
-
-def _sizes(pipe: Any, size: tuple[int, int] | None) -> np.ndarray | None:
-    """What a network that is told sizes is told of --size; None where it is told the native size, or none."""
-    config = pipe.unet.config
-    if size is None or config.addition_embed_type != "text_time":
-        return None
-    return np.array((*size, 0, 0, *size), np.float32)[None]
 
 
 def _repeated(value: float | None, numbers: np.ndarray) -> Any:

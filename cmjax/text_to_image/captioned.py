@@ -112,7 +112,7 @@ def _told(pipe: TextToImage, tokens: PromptTokens, is_dropped: Array, size: Arra
     def choose(told: Array, empty: Array) -> Array:
         return jnp.where(is_dropped.reshape(-1, *(1,) * (told.ndim - 1)), empty, told)
 
-    return jax.tree.map(choose, cond, pipe.without_text(cond))
+    return jax.tree.map(choose, cond, pipe.without_text(cond).replace(sizes=cond.sizes))
 
 
 def _latents(coder: LatentCoder, images: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def draw(
       pipe: the text-to-image model.
       state: a path at index 0, such as `cmjax.tcd.init(pipe.config, num_steps=4)`.
       key: one key, or one for each picture.
-      cond: from `pipe.encode`; its batch is the number of pictures.
+      cond: from `pipe.encode`; its batch is the number of pictures. Give `encode` the size too, where there is one.
       size: of the pictures, (H, W); None for the native size. Static.
       edit: x0 -> x0 of the latents, a callable pytree, applied at each step.
       guidance: the scale of classifier-free guidance, f[] or f[B]; None for none, which takes half the time. Models
@@ -94,7 +94,7 @@ class Prompt(Struct):
       negative: the same for what guidance leads away from; None for no text.
       guidance: f32[B], the scale of classifier-free guidance; None for none.
       told: f32[B], the guidance that the network is told (latent consistency models); None for none.
-      sizes: f32[B, 6], as for `pipe.encode`; None for the native size.
+      sizes: f32[B, 6], as for `pipe.encode`; None for those of an uncropped picture of the size that is drawn.
     """
 
     tokens: PromptTokens
@@ -103,9 +103,15 @@ class Prompt(Struct):
     told: Array | None = None
     sizes: Array | None = None
 
-    def encoded(self, pipe: TextToImage) -> tuple[TextCond, TextCond | None]:
-        """Encode the tokens: what the network is told, and what guidance leads away from (None for no text)."""
-        cond = pipe.encode(self.tokens, sizes=self.sizes, guidance=self.told)
+    def encoded(self, pipe: TextToImage, size: tuple[int, int] | None = None) -> tuple[TextCond, TextCond | None]:
+        """Encode the tokens: what the network is told, and what guidance leads away from (None for no text).
+
+        Args:
+          pipe: the text-to-image model.
+          size: of the pictures, (H, W); None for the native size.
+        """
+        size = size if self.sizes is None else None
+        cond = pipe.encode(self.tokens, size=size, sizes=self.sizes, guidance=self.told)
         return cond, None if self.negative is None else pipe.without_text(cond, self.negative)
 
 
@@ -154,7 +160,7 @@ def _draw_prompt(
     edit: Edit | None,
     keep_steps: bool,
 ) -> Array | Trajectory:
-    cond, negative = prompt.encoded(pipe)
+    cond, negative = prompt.encoded(pipe, pipe.picture_size(shape))
     model = _model(pipe, cond, prompt.guidance, negative, None)
     decode = pipe.autoencoder.decode
     if not keep_steps:
@@ -188,7 +194,7 @@ def redraw(
       state: a path at index 0, which begins below noise alone.
       images: f[B, H, W, 3] in [-1, 1]; their height and width are the result's.
       key: one key, or one for each picture.
-      cond: from `pipe.encode`.
+      cond: from `pipe.encode`, which takes the size of the pictures.
       edit: as for `draw`, as are the others.
       guidance: the scale of guidance, or None.
       negative: what guidance leads away from.

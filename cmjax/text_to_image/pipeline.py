@@ -24,7 +24,8 @@ __all__ = ["PromptTokens", "TextToImage"]
 # Of each text encoder: i32[B, L], or windows and weights.
 PromptTokens = tuple[Array | np.ndarray | Tokens, ...]
 
-_AESTHETIC_SCORE = 6.0  # what the refiner of Stable Diffusion XL is told of a picture that it should make
+# What the refiner of Stable Diffusion XL is told of a picture that it should make, and of one to lead away from.
+_AESTHETIC_SCORE, _NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 
 
 class TextToImage(Struct):
@@ -83,6 +84,7 @@ class TextToImage(Struct):
         self,
         tokens: PromptTokens,
         *,
+        size: tuple[int, int] | None = None,
         sizes: ArrayLike | None = None,
         guidance: ArrayLike | None = None,
         clip_skip: int = 0,
@@ -91,8 +93,11 @@ class TextToImage(Struct):
 
         Args:
           tokens: what `tokenize` returned, i32[B, L] for each text encoder.
-          sizes: f[6] or f[B, 6], in pixels, for networks that are told them (Stable Diffusion XL): original height and
-            width, top and left of the crop, target height and width. None for an uncropped picture of the native size.
+          size: (H, W) of the pictures, as for `draw`; None for the native size. Networks that are told sizes (Stable
+            Diffusion XL) are told of an uncropped picture of this size; others do not read it. Static.
+          sizes: f[6] or f[B, 6] in place of `size`, in pixels: original height and width, top and left of the crop,
+            target height and width. For a refiner f[5] or f[B, 5], with an aesthetic score in place of the target (6 by
+            default).
           guidance: f[] or f[B], the guidance scale for networks that are told it (latent consistency models).
           clip_skip: how many of the last layers of the encoders to leave out. Static.
 
@@ -100,18 +105,19 @@ class TextToImage(Struct):
           The condition, with the batch first.
 
         Raises:
-          ValueError: tokens are not one array for each text encoder, or what the network must be told is missing or of
-            another shape.
+          ValueError: tokens are not one array for each text encoder, what the network is told has another shape, or
+            both size and sizes are given.
         """
         cond = self._read(tokens, clip_skip)
         batch = cond.context.shape[0]
-        return cond.replace(sizes=self._sizes(sizes, batch), guidance=_one_each("guidance", guidance, batch))
+        return cond.replace(sizes=self._sizes(size, sizes, batch), guidance=_one_each("guidance", guidance, batch))
 
     def without_text(self, cond: TextCond, tokens: PromptTokens | None = None, *, clip_skip: int = 0) -> TextCond:
         """What guidance leads away from: `cond` with no text in it, or with a negative prompt's.
 
         Args:
-          cond: from `encode`. Sizes, guidance and extra channels are copied.
+          cond: from `encode`. Sizes, guidance and extra channels are copied; but a refiner is told an aesthetic score
+            of 2.5 in place of the picture's (`replace(sizes=...)` tells it another).
           tokens: of the negative prompt: of B texts, or of one for all. None for no text: zeros for Stable Diffusion
             XL, else what the encoders make of "".
           clip_skip: as for `encode`.
@@ -125,6 +131,8 @@ class TextToImage(Struct):
           >>> cond = pipe.encode(pipe.tokenize(["a red apple"]))
           >>> guided = cmjax.guidance.classifier_free(pipe.model, 2.0, pipe.without_text(cond))
         """
+        if cond.sizes is not None and self.is_refiner:
+            cond = cond.replace(sizes=cond.sizes.at[:, -1].set(_NEGATIVE_AESTHETIC_SCORE))
         if tokens is None and self.zeros_for_empty:
             pooled = None if cond.pooled is None else jnp.zeros_like(cond.pooled)
             return cond.replace(context=jnp.zeros_like(cond.context), pooled=pooled)
@@ -172,6 +180,11 @@ class TextToImage(Struct):
             )
         return batch, height // factor, width // factor, self.autoencoder.latent_channels
 
+    def picture_size(self, latent_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Say the height and width of the pictures that latents of a shape (B, h, w, C) are decoded to."""
+        _, height, width, _ = latent_shape
+        return height * self.autoencoder.downsampling, width * self.autoencoder.downsampling
+
     @property
     def is_refiner(self) -> bool:
         """Whether the network is told an aesthetic score in place of a target size (Stable Diffusion XL's refiner)."""
@@ -202,9 +215,11 @@ class TextToImage(Struct):
         context = jnp.concatenate([context for context, _ in texts], axis=-1)
         return TextCond(context, pooled=texts[-1][1] if is_xl else None)
 
-    def _sizes(self, sizes: ArrayLike | None, batch: int) -> Array | None:
+    def _sizes(self, size: tuple[int, int] | None, sizes: ArrayLike | None, batch: int) -> Array | None:
+        if size is not None and sizes is not None:
+            raise ValueError("size is that of the pictures, and sizes all that the network is told: give one of them.")
         if sizes is None and self._is_told_sizes:
-            height, width = self.native_size
+            height, width = self.native_size if size is None else size
             told = (height, width, 0, 0, height, width)
             if self.is_refiner:
                 told = (*told[:4], _AESTHETIC_SCORE)

@@ -31,7 +31,7 @@ SIZE, LATENTS = (24, 40), (3, 5)
 BOUND = 1e-4
 SAMPLERS = {"TCDScheduler": cmjax.tcd, "LCMScheduler": cmjax.lcm}
 
-encode = jax.jit(TextToImage.encode, static_argnames="clip_skip")
+encode = jax.jit(TextToImage.encode, static_argnames=("clip_skip", "size"))
 without_text = jax.jit(TextToImage.without_text, static_argnames="clip_skip")
 
 
@@ -44,8 +44,8 @@ class Pair(NamedTuple):
 
     def encode(self, **told: Any) -> Any:
         """The prompts; Stable Diffusion XL is told the size that is drawn, as the reference tells it."""
-        if self.xl:
-            told = {"sizes": jnp.array([*SIZE, 0, 0, *SIZE])} | told
+        if "sizes" not in told:
+            told["size"] = SIZE
         return encode(self.ours, self.ours.tokenize(PROMPTS), **told)
 
     def negative(self, cond: Any, text: str | None, **options: Any) -> Any:
@@ -344,16 +344,28 @@ def refiner(root: Path) -> Pair:
 
 
 def test_a_refiner(refiner, drawn, close):
-    """Without the first text encoder, told an aesthetic score: 6 for the prompt, 2.5 for what it leads away from."""
+    """Without the first text encoder, told an aesthetic score: 6 for the prompt, 2.5 for what it leads away from.
+
+    The defaults of both libraries agree, with no negative prompt and with one; other scores can be told.
+    """
     assert len(refiner.ours.text_encoders) == len(refiner.ours.tokenizers) == 1
     assert not refiner.ours.zeros_for_empty
-    cond, state = refiner.encode(sizes=jnp.array([*SIZE, 0, 0, 6.0])), cmjax.skip(refiner.state("TCDScheduler", 8), 4)
-    negative = refiner.negative(cond, None)
-    negative = negative.replace(sizes=jnp.broadcast_to(jnp.array([*SIZE, 0, 0, 2.5]), (2, 5)))
+    cond, state = refiner.encode(), cmjax.skip(refiner.state("TCDScheduler", 8), 4)
     given = {"image": nchw(picture()), "strength": 0.5, "num_inference_steps": 8, "guidance_scale": 7.5}
+    redraw = partial(text_to_image.redraw, refiner.ours, state, 2 * picture() - 1, KEY, guidance=7.5)
     expected = run(refiner.theirs, drawn, draws(state), latents=False, **given)
-    images = 2 * picture() - 1
-    close(text_to_image.redraw(refiner.ours, state, images, KEY, cond, guidance=7.5, negative=negative), expected)
+    x = redraw(cond)
+    close(x, expected)
+    expected = run(refiner.theirs, drawn, draws(state), latents=False, negative_prompt=["a"] * 2, **given)
+    close(redraw(cond, negative=refiner.negative(cond, "a")), expected)
+    scores = {"aesthetic_score": 7.0, "negative_aesthetic_score": 1.0}
+    expected = run(refiner.theirs, drawn, draws(state), latents=False, **given, **scores)
+    other = refiner.encode(sizes=jnp.array([*SIZE, 0, 0, 7.0]))
+    away = refiner.negative(other, None)
+    away = away.replace(sizes=jnp.broadcast_to(jnp.array([*SIZE, 0, 0, 1.0]), (2, 5)))
+    y = redraw(other, negative=away)
+    close(y, expected)
+    assert np.abs(x - y).max() > 1e-3
 
 
 @pytest.mark.parametrize("which", ["sd", "xl", "told", "filling", "refiner"])

@@ -15,7 +15,7 @@ from texts import PROMPTS, text_model
 
 import cmjax
 from cmjax import text_to_image
-from cmjax.text_to_image import Prompt, TextToImage
+from cmjax.text_to_image import Prompt, TextCond, TextToImage
 
 KEY = jax.random.key(0)
 SIZE = (8, 8)
@@ -125,6 +125,30 @@ def test_no_text_is_what_the_encoders_make_of_an_empty_one(pipe, cond):
     zeros = pipe.replace(zeros_for_empty=True).without_text(cond)
     assert not np.any(zeros.context)
     close(pipe.without_text(cond, pipe.tokenize(PROMPTS[1:2])).context[0], cond.context[1])
+
+
+def test_networks_are_told_the_size_that_is_drawn(monkeypatch):
+    pipe = text_model(xl=True)
+    tokens, encode = pipe.tokenize(PROMPTS), jax.jit(TextToImage.encode, static_argnames="size")
+    native, wide = (encode(pipe, tokens, size=size).sizes for size in (None, (8, 16)))
+    assert native.tolist() == [[8, 8, 0, 0, 8, 8]] * 3 and wide.tolist() == [[8, 16, 0, 0, 8, 16]] * 3
+    assert text_model().encode(text_model().tokenize(["a"]), size=(8, 16)).sizes is None
+    with pytest.raises(ValueError, match="give one of them"):
+        pipe.encode(tokens, size=(8, 16), sizes=jnp.zeros(6))
+    sizes, encoded = [], Prompt.encoded
+    monkeypatch.setattr(Prompt, "encoded", lambda self, pipe, size: (sizes.append(size), encoded(self, pipe, size))[1])
+    state, shape = cmjax.tcd.init(pipe.config, 1), pipe.latent_shape(3, (8, 16))
+    jax.eval_shape(lambda prompt: text_to_image.draw_prompt(pipe, state, KEY, shape, prompt), Prompt(tokens))
+    assert sizes == [(8, 16)]
+
+
+def test_a_refiner_leads_away_from_another_score():
+    refiner = text_model(xl=True, projection_class_embeddings_input_dim=8 + 5 * 4)
+    assert refiner.is_refiner and not text_model(xl=True).is_refiner
+    told = TextCond(jnp.ones((2, 3, 16)), jnp.ones((2, 8)), sizes=jnp.array([[8.0, 8.0, 0.0, 0.0, 7.0]] * 2))
+    assert refiner.without_text(told).sizes.tolist() == [[8, 8, 0, 0, 2.5]] * 2
+    six = told.replace(sizes=jnp.ones((2, 6)))
+    assert text_model(xl=True).without_text(six).sizes.tolist() == [[1] * 6] * 2
 
 
 def test_long_texts_take_several_windows(pipe, state):

@@ -106,7 +106,8 @@ def _open_text(options: InterpolateOptions, prompts: tuple[str, ...]) -> OpenedT
 def _draw_text(pipe: Any, state: Any, x: Any, key: Any, asked: Any) -> Any:
     """Draw what lies between two texts: the encoders' outputs, mixed by t."""
     first, last, t = asked
-    (start, negative), (end, _) = first.encoded(pipe), last.encoded(pipe)
+    size = pipe.picture_size(x.shape)
+    (start, negative), (end, _) = first.encoded(pipe, size), last.encoded(pipe, size)
 
     def mixed(a: Any, b: Any) -> Any:
         share = t.reshape(-1, *(1,) * (a.ndim - 1))

@@ -62,7 +62,7 @@ def compile_edits(
 def _walk_latents(pipe: Any, state: Any, task: Task, data: Any, prompt: Any, k_x: Any, k_z: Any) -> Any:
     """Edit latents, where all that touches a hole is unknown; known pixels are put back, as they were."""
     pixels, *masks = data
-    cond, negative = prompt.encoded(pipe)
+    cond, negative = prompt.encoded(pipe, pixels.shape[1:3])
     if masks and pipe.unet.config.in_channels != pipe.autoencoder.latent_channels:
         return _told_of_holes(pipe, state, pixels, masks[0], (cond, prompt.guidance, negative), k_x, k_z)
     known = (pipe.autoencoder.encode(pixels), *(_coarse(mask, pipe.autoencoder.downsampling) for mask in masks))
