@@ -265,6 +265,13 @@ class SampleOptions(TextOptions, PathOptions, ModelOptions):
     trajectory: bool = option(
         "show the estimate after every step: each image becomes a strip", default=False, group=DRAW, action="store_true"
     )
+    preview_autoencoder: str | None = option(
+        "for --trajectory of texts: a folder or hub id of a tiny autoencoder, which decodes all steps but the last in "
+        "less time (default: the model's own)",
+        group=TEXT,
+        type=_path,
+        metavar="A",
+    )
     out: str = option(
         "a .png grid, an .npz of arrays, or a folder of .png files (default %(default)s)",
         default="samples.png",

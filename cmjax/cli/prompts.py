@@ -16,12 +16,14 @@ from cmjax.cli.options import InpaintOptions, TextOptions
 from cmjax.io import Checkpoint
 from cmjax.io.memory import return_freed_memory
 from cmjax.text_to_image import Prompt
+from cmjax.text_to_image.draw import check_preview
 
 __all__ = [
     "TOLD_GUIDANCE",
     "OpenedText",
     "four_steps",
     "of_texts",
+    "open_preview",
     "open_prompts",
     "open_text_checkpoint",
     "open_text_model",
@@ -138,6 +140,29 @@ def open_text_checkpoint(options: Any) -> UnloadedModel:
         height, width = pipe.latent_shape(1, options.size)[1:3]
     factor = pipe.autoencoder.downsampling
     return UnloadedModel(checkpoint, load, (height * factor, width * factor, 3), None, None)
+
+
+def open_preview(options: Any, pipe: Any) -> Callable[..., Any]:
+    """Look up the autoencoder of --preview-autoencoder, and check that it decodes the latents of a model.
+
+    Args:
+      options: of `cmjax sample`.
+      pipe: the model; its weights may be abstract.
+
+    Returns:
+      What loads the autoencoder, abstract or with its weights.
+
+    Raises:
+      UsageError: there is none, or it is damaged, or of another model.
+    """
+    name, dtype = options.preview_autoencoder, options.dtype
+
+    def load(*, abstract: bool = False) -> Any:
+        return cmjax.text_to_image.load_autoencoder(name, dtype=dtype, param_dtype=dtype, abstract=abstract)
+
+    with bad_input("--preview-autoencoder"):
+        check_preview(pipe, load(abstract=True))
+    return load
 
 
 def of_texts(name: str, variant: str | None) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -22,7 +23,14 @@ from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.open_text_artifact import open_text_artifact
 from cmjax.cli.options import SampleOptions
 from cmjax.cli.output import check_out, report
-from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts, refuse_classes
+from cmjax.cli.prompts import (
+    OpenedText,
+    four_steps,
+    open_preview,
+    open_text_model,
+    read_prompts,
+    refuse_classes,
+)
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.drawing import (
     Batches,
@@ -131,7 +139,10 @@ class _Plan(NamedTuple):
 
 def _plan(options: SampleOptions) -> _Plan:
     """Look the model or the artifact up, and plan what is drawn."""
-    if prompts := read_prompts(options):
+    prompts, has_preview = read_prompts(options), options.preview_autoencoder is not None
+    if has_preview and not (prompts and options.trajectory and options.artifact is None):
+        raise UsageError("--preview-autoencoder shows the steps of a text-to-image model: give --prompt, --trajectory.")
+    if prompts:
         return _plan_text(options, prompts)
     if options.artifact is None:
         opened = open_model(options.model, dtype=options.dtype, variant=options.variant)
@@ -157,11 +168,24 @@ def _plan_text(options: SampleOptions, prompts: tuple[str, ...]) -> _Plan:
     if options.artifact is None:
         text, generate = open_text_model(options), cmjax.text_to_image.draw_prompt
         setup = choose_sampler(text.model.checkpoint, options.model, options, four_steps)
+        if options.preview_autoencoder is not None:
+            setup, generate = _previewed(setup, open_preview(options, setup.model)), _draw_previewed
     else:
         opened = _open_artifact(options)
         text, setup, generate = open_text_artifact(opened, options, prompts), opened.setup, opened.generate
     classes = _Classes(tuple(range(len(prompts))), text.prompts)
     return _Plan(text.model, setup, generate, classes, options.num or _IMAGES_A_PROMPT * len(prompts), text)
+
+
+def _previewed(setup: SamplerSetup, load: Callable[..., Any]) -> SamplerSetup:
+    """Let a model be a pair, with the autoencoder that decodes steps."""
+    pair = setup.model, load(abstract=True)
+    return setup._replace(model=pair, with_weights=lambda checkpoint: (setup.with_weights(checkpoint), load()))
+
+
+def _draw_previewed(pair: Any, *arguments: Any, **options: Any) -> Any:
+    pipe, preview = pair
+    return cmjax.text_to_image.draw_prompt(pipe, *arguments, preview=preview, **options)
 
 
 def _choose_classes(

@@ -14,10 +14,11 @@ from cmjax._struct import Struct
 from cmjax.models.text_cond import TextCond
 from cmjax.samplers.base import SamplerState
 from cmjax.sampling import Trajectory, add_noise, generate, sample
+from cmjax.text_to_image.autoencoder import LatentCoder
 from cmjax.text_to_image.pipeline import PromptTokens, TextToImage
 from cmjax.types import Array, Edit, Key, ModelFn
 
-__all__ = ["Prompt", "draw", "draw_prompt", "guided", "redraw"]
+__all__ = ["Prompt", "check_preview", "draw", "draw_prompt", "guided", "redraw"]
 
 
 def draw(
@@ -124,6 +125,7 @@ def draw_prompt(
     *,
     edit: Edit | None = None,
     keep_steps: bool = False,
+    preview: LatentCoder | None = None,
 ) -> Array | Trajectory:
     """Draw from tokens: encode, `draw`, in the form of `cmjax.generate`, whose place it can take.
 
@@ -135,9 +137,13 @@ def draw_prompt(
       prompt: what is asked for.
       edit: as for `draw`.
       keep_steps: whether to decode the estimate of every step too. Static.
+      preview: what decodes the estimates, such as a tiny autoencoder, in less time; None for the model's own.
 
     Returns:
       f32[B, H, W, 3]; with `keep_steps`, a `Trajectory` of pictures, x the last sample alone and x0 the n estimates.
+
+    Raises:
+      ValueError: preview decodes latents of other channels, or to another size.
 
     Example:
       >>> import cmjax, jax
@@ -148,7 +154,23 @@ def draw_prompt(
       >>> jax.eval_shape(draw_one, pipe, prompt).shape  # computes shapes alone
       (1, 64, 64, 3)
     """
-    return call_compiled(_draw_prompt, pipe, state, key, shape, prompt, edit, keep_steps)
+    if preview is not None:
+        check_preview(pipe, preview)
+    return call_compiled(_draw_prompt, pipe, state, key, shape, prompt, edit, keep_steps, preview)
+
+
+def check_preview(pipe: TextToImage, preview: LatentCoder) -> None:
+    """Refuse an autoencoder that does not decode the latents of a model.
+
+    Raises:
+      ValueError: it decodes latents of other channels, or to another size.
+    """
+    own, other = ((one.latent_channels, one.downsampling) for one in (pipe.autoencoder, preview))
+    if own != other:
+        raise ValueError(
+            f"preview must decode {own[0]} channels of latents to {own[1]} pixels a side each, as the model's own "
+            f"autoencoder does, but decodes {other[0]} to {other[1]}: it is of another model."
+        )
 
 
 def _draw_prompt(
@@ -159,6 +181,7 @@ def _draw_prompt(
     prompt: Prompt,
     edit: Edit | None,
     keep_steps: bool,
+    preview: LatentCoder | None,
 ) -> Array | Trajectory:
     cond, negative = prompt.encoded(pipe, pipe.picture_size(shape))
     model = _model(pipe, cond, prompt.guidance, negative, None)
@@ -166,7 +189,8 @@ def _draw_prompt(
     if not keep_steps:
         return decode(generate(model, state, key, shape, cond, edit=edit))
     path = generate(model, state, key, shape, cond, edit=edit, keep_steps=True)
-    return Trajectory(decode(path.x[-1])[None], jax.lax.map(decode, path.x0))
+    shown = decode if preview is None else preview.decode
+    return Trajectory(decode(path.x[-1])[None], jax.lax.map(shown, path.x0))
 
 
 def redraw(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from texts import text_model
 
 import cmjax
 from cmjax.cli import main
-from cmjax.text_to_image import Prompt
+from cmjax.models import from_nnx
+from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from cmjax.text_to_image import LatentCoder, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,19 @@ def test_a_grid_a_strip_of_steps_and_a_folder(model, tmp_path):
     out = tmp_path / "grid.png"
     draw("sample", "--model", model, "--prompts", str(path), "--num", "2", "--trajectory", "--out", str(out))
     assert Image.open(out).size[1] > 2 * 8
+    config = AutoencoderTinyConfig(
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+    )
+    tiny = LatentCoder(from_nnx(AutoencoderTiny(config, rngs=nnx.Rngs(0))))
+    cmjax.text_to_image.save_autoencoder(tiny, tmp_path / "tiny")
+    words = ["sample", "--model", model, "--prompts", str(path), "--num", "2", "--trajectory"]
+    draw(*words, "--out", str(tmp_path / "own.npz"))
+    draw(*words, "--preview-autoencoder", str(tmp_path / "tiny"), "--out", str(tmp_path / "by.npz"))
+    own, by = (np.load(tmp_path / f"{name}.npz") for name in ("own", "by"))
+    assert (own["images"] == by["images"]).all() and (own["x0"] != by["x0"]).any()
     folder = tmp_path / "pictures"
     draw("sample", "--model", model, "--prompts", str(path), "--num", "2", "--size", "8x16", "--out", str(folder))
     assert sorted(file.name for file in folder.iterdir()) == ["00000-prompt0.png", "00001-prompt1.png"]
@@ -149,6 +165,11 @@ def test_an_artifact_draws_what_the_model_does(model, tmp_path, capsys):
         (["--model", "MODEL", "--prompt", "a", "--size", "9x8"], "--size must be"),
         (["--model", "MODEL", "--prompts", "nowhere.txt"], "--prompts: nowhere.txt"),
         (["--model", "MODEL", "--prompt", "a", "--sampler", "cm"], "sigma-space"),
+        (["--model", "MODEL", "--prompt", "a", "--preview-autoencoder", "emoji"], "give --prompt, --trajectory"),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--trajectory", "--preview-autoencoder", "emoji"],
+            "--preview-autoencoder: preview must decode 4 channels of latents to 2 pixels a side",
+        ),
     ],
 )
 def test_what_does_not_suit_is_one_sentence(words, said, model, tmp_path, capsys):

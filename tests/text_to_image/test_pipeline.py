@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -51,9 +52,12 @@ def test_draw_is_encode_generate_and_decode_by_hand(pipe, state, cond):
     close(drawn, by_hand(pipe, state, pipe.tokenize(PROMPTS)))
     prompt = Prompt(pipe.tokenize(PROMPTS))
     close(drawn, text_to_image.draw_prompt(pipe, state, KEY, pipe.latent_shape(3, SIZE), prompt))
-    path = text_to_image.draw_prompt(pipe, state, KEY, pipe.latent_shape(3, SIZE), prompt, keep_steps=True)
-    assert path.x0.shape == (2, 3, *SIZE, 3)
+    steps = partial(text_to_image.draw_prompt, pipe, state, KEY, pipe.latent_shape(3, SIZE), prompt, keep_steps=True)
+    path = steps(preview=pipe.autoencoder.replace(network=jax.tree.map(jnp.zeros_like, pipe.autoencoder.network)))
+    assert path.x0.shape == (2, 3, *SIZE, 3) and not np.any(path.x0)  # the estimates alone are previews
     close(path.x[-1], drawn)
+    with pytest.raises(ValueError, match="preview must decode 4 channels of latents to 2 pixels a side"):
+        steps(preview=text_to_image.load_autoencoder("emoji", abstract=True))
 
 
 def test_a_batch_is_a_loop_and_padding_it_changes_nobody(pipe, state, cond):
