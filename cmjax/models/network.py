@@ -158,9 +158,13 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+_IN_VARIABLE = jax.tree_util.GetAttrKey("value")
+
+
 def _name(path: tuple[Any, ...]) -> str:
     """`down_blocks.0.conv1.kernel`; an nnx Variable adds no word of its own."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    words = [key for key in path if key != _IN_VARIABLE]
+    return jax.tree_util.keystr(tuple(words), simple=True, separator=".")
 
 
 def _network(

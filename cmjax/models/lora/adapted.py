@@ -1,0 +1,213 @@
+"""Layers whose kernels are frozen and change by the factors of LoRAs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from cmjax._numerics import expand_like, f32
+from cmjax.models.layers import Conv, Linear, PixelLinear
+from cmjax.models.layers.on_cpu import convolve, convolve_doubled
+from cmjax.models.lora.factors import Factors, Product
+from cmjax.models.network import Network, from_nnx
+from cmjax.types import Array
+
+__all__ = ["Factor", "attach", "attached", "detach", "kernels"]
+
+Apply = Callable[[Array, Array], Array]
+
+
+class Factor(nnx.Variable):
+    """Factors of a LoRA, which are what is trained of a network that has them."""
+
+
+class Setting(nnx.Variable):
+    """A number of a LoRA that is not trained: its alpha and its scale."""
+
+
+class Change(nnx.Module):
+    """One LoRA at one layer."""
+
+    def __init__(self, factors: Factors, scale: Array):
+        self.form = Factor(factors.form)
+        self.magnitude = None if factors.magnitude is None else Factor(factors.magnitude)
+        self.alpha = Setting(factors.alpha)
+        self.scale = Setting(scale)
+
+    @property
+    def factors(self) -> Factors:
+        """The factors as they were given."""
+        magnitude = None if self.magnitude is None else self.magnitude.get_value()
+        return Factors(self.form.get_value(), self.alpha.get_value(), magnitude)
+
+    def adds_within(self, kernel: Array, pixels: int) -> bool:
+        """Whether to add the change to the kernel: where all images share it, and it is less work than two layers."""
+        form, is_shared = self.form.get_value(), self.scale.get_value().ndim == 0
+        if not isinstance(form, Product) or self.magnitude is not None:
+            return is_shared
+        numbers = form.down.size + form.up.size + (0 if form.mid is None else form.mid.size)
+        return is_shared and kernel.size * form.rank < pixels * numbers
+
+    def within(self, kernel: Array) -> Array:
+        """The change of the kernel, f32."""
+        return f32(self.scale.get_value()) * self.factors.delta(kernel)
+
+    def beside(self, x: Array, kernel: Array, apply: Apply) -> Array:
+        """The change of the layer's output, for x f[B, ..., c_in]."""
+        factors, dtype = self.factors, x.dtype
+        if isinstance(factors.form, Product) and factors.magnitude is None:
+            down, mid = factors.form.down, factors.form.mid
+            if mid is None:
+                h = apply(x, down.astype(dtype))
+            else:
+                h = apply(x @ down.astype(dtype), mid.astype(dtype))
+            y, scale = h @ factors.form.up.astype(dtype), f32(self.scale.get_value()) * factors.gain
+        else:
+            y, scale = apply(x, factors.delta(kernel).astype(dtype)), f32(self.scale.get_value())
+        return (expand_like(_each(scale, x.shape[0]), y) * f32(y)).astype(dtype)
+
+
+def _each(scale: Array, rows: int) -> Array:
+    """Give each row its image's scale; guidance has two rows an image, side by side."""
+    if scale.ndim == 0 or scale.shape[0] == 1:
+        return scale.reshape(())
+    if rows % scale.shape[0]:
+        raise ValueError(
+            f"a LoRA has one scale for each of {scale.shape[0]} images, but the network was called with {rows}: give "
+            "as many images, or one scale for all."
+        )
+    return jnp.repeat(scale, rows // scale.shape[0])
+
+
+class _Adapted:
+    """A layer with changes; its own kernel and bias keep their names."""
+
+    changes: nnx.List
+    kernel: Any
+    bias: Any
+    dtype: Any
+
+    def _changed(self, x: Array, apply: Apply) -> Array:
+        x, kernel = x.astype(self.dtype), self.kernel[...]
+        pixels = math.prod(x.shape[:-1])
+        within = [change for change in self.changes if change.adds_within(kernel, pixels)]
+        now = kernel
+        if within:
+            now = f32(kernel) + sum(change.within(kernel) for change in within)
+        y = apply(x, now.astype(self.dtype))
+        for change in self.changes:
+            if change not in within:
+                y = y + change.beside(x, kernel, apply)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class AdaptedLinear(_Adapted, Linear):
+    """A linear layer with changes."""
+
+    def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._changed(x, jnp.matmul)
+
+
+class AdaptedPixelLinear(AdaptedLinear):
+    """A linear layer over pixels with changes."""
+
+    layout = PixelLinear.layout
+
+
+class AdaptedConv(_Adapted, Conv):
+    """A convolution with changes."""
+
+    def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def apply(x: Array, kernel: Array) -> Array:
+            return convolve(x, kernel, _pair(self.strides), self.padding)
+
+        return self._changed(x, apply)
+
+    def doubled(self, x: Array) -> Array:
+        return self._changed(x, convolve_doubled)
+
+
+_ADAPTED = {Linear: AdaptedLinear, PixelLinear: AdaptedPixelLinear, Conv: AdaptedConv}
+
+
+def _pair(strides: Any) -> tuple[int, int]:
+    return (strides, strides) if isinstance(strides, int) else tuple(strides)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def kernels(network: Network) -> dict[str, tuple[int, ...]]:
+    """The shapes of all kernels that a LoRA can change, by the names of their layers."""
+    return {name.removesuffix(".kernel"): leaf.shape for name, leaf in network.leaves().items() if _is_kernel(name)}
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith(".kernel")
+
+
+def attach(network: Network, factors: Mapping[str, Factors], scale: Array) -> Network:
+    """Give a network's layers factors beside their frozen kernels.
+
+    Args:
+      network: whose layers are those of `cmjax.models.layers`. It may have LoRAs already.
+      factors: by the names of layers, each fitted to its kernel.
+      scale: f[], or f[B] for one an image.
+
+    Returns:
+      The network. Its factors alone are parameters (`partition`); kernels keep their names and their arrays.
+    """
+    module = network.module
+    for name, one in factors.items():
+        layer, put = _layer(module, name)
+        if type(layer) in _ADAPTED:
+            adapted = object.__new__(_ADAPTED[type(layer)])
+            vars(adapted).update(vars(layer))
+            adapted.changes = nnx.List([Change(one, scale)])
+            put(adapted)
+        else:
+            layer.changes.append(Change(one, scale))
+    return from_nnx(module, trained=Factor)
+
+
+def attached(network: Network) -> list[dict[str, tuple[Factors, Array]]]:
+    """The LoRAs that a network has, first to last: factors and scales by the names of layers."""
+    found: list[dict[str, tuple[Factors, Array]]] = []
+    for name, layer in _adapted(network.module):
+        for i, change in enumerate(layer.changes):
+            found += [{}] if i == len(found) else []
+            found[i][name] = (change.factors, change.scale.get_value())
+    return found
+
+
+def detach(network: Network) -> Network:
+    """The network without LoRAs."""
+    module = network.module
+    bare = {adapted: layer for layer, adapted in _ADAPTED.items()}
+    for name, layer in _adapted(module):
+        plain = object.__new__(bare[type(layer)])
+        vars(plain).update({key: value for key, value in vars(layer).items() if key != "changes"})
+        _layer(module, name)[1](plain)
+    return from_nnx(module)
+
+
+def _adapted(module: Any) -> list[tuple[str, Any]]:
+    layers = [(".".join(map(str, path)), one) for path, one in nnx.iter_modules(module) if isinstance(one, _Adapted)]
+    return sorted(layers)
+
+
+def _layer(module: Any, name: str) -> tuple[Any, Callable[[Any], None]]:
+    """Find a layer by its name, and a function that puts another in its place."""
+    *path, last = name.split(".")
+    parent = module
+    for word in path:
+        parent = parent[int(word)] if word.isdecimal() else getattr(parent, word)
+    if last.isdecimal():
+        return parent[int(last)], lambda layer: parent.__setitem__(int(last), layer)
+    return getattr(parent, last), lambda layer: setattr(parent, last, layer)
+
+
