@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         guidance,
         io,
         latents,
+        lora,
         losses,
         models,
         noises,
@@ -82,6 +83,7 @@ __all__ = [
     "plots",
     # text to image
     "text_to_image",
+    "lora",
     # training
     "consistency_fn",
     "denoiser_fn",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cmjax.io.folder import named_parts
@@ -11,7 +12,7 @@ from cmjax.io.parts import AUTOENCODER, TEXT_ENCODERS, TOKENIZERS, UNET
 from cmjax.io.pieces import of_variant
 from cmjax.models.families import FAMILIES, Family
 
-__all__ = ["download", "is_repo_id", "patterns", "whole_patterns"]
+__all__ = ["download", "download_file", "is_repo_id", "list_files", "patterns", "whole_patterns"]
 
 
 def patterns(variant: str | None = None, parts: Mapping[str, Family] | None = None) -> list[str]:
@@ -63,6 +64,35 @@ def is_repo_id(name: str) -> bool:
     return not odd and len(name) <= 96 and re.fullmatch(f"{word}/{word}", name, re.ASCII) is not None
 
 
+def list_files(repo_id: str, *, revision: str | None = None) -> list[str]:
+    """List the files of a repository; without a network, those in huggingface_hub's cache.
+
+    Raises:
+      ModuleNotFoundError, FileNotFoundError: as for `download`.
+    """
+    with _hub_errors(repo_id):
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        try:
+            return sorted(HfApi().list_repo_files(repo_id, revision=revision))
+        except (OfflineModeIsEnabled, ConnectionError):
+            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def download_file(repo_id: str, name: str, *, revision: str | None = None) -> Path:
+    """Download one file of a repository, or find it in huggingface_hub's cache.
+
+    Raises:
+      ModuleNotFoundError, FileNotFoundError: as for `download`.
+    """
+    with _hub_errors(repo_id):
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repo_id, name, revision=revision))
+
+
 def download(repo_id: str, *, variant: str | None = None, revision: str | None = None, whole: bool = False) -> Path:
     """Download a repository's model, or find it in huggingface_hub's cache.
 
@@ -79,14 +109,9 @@ def download(repo_id: str, *, variant: str | None = None, revision: str | None =
       ModuleNotFoundError: huggingface_hub is not installed.
       FileNotFoundError: the hub has no such repository, or it cannot be reached and nothing is cached.
     """
-    try:
+    with _hub_errors(repo_id):
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
-        ) from error
-    try:
+
         wanted = whole_patterns(variant) if whole else patterns(variant)
         path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
         if whole:
@@ -95,6 +120,19 @@ def download(repo_id: str, *, variant: str | None = None, revision: str | None =
         if odd:  # its model_index.json gives them other names
             snapshot_download(repo_id, revision=revision, allow_patterns=patterns(variant, odd))
         return path
+
+
+@contextlib.contextmanager
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """Say of the hub's errors what to do."""
+    try:
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"{repo_id} is not a folder here, and looking on the hub takes huggingface_hub: pip install 'cmjax[hub]'."
+        ) from error
+    try:
+        yield
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from cmjax.io.atomic import atomic_file
 
-__all__ = ["read_safetensors", "write_safetensors"]
+__all__ = ["read_metadata", "read_safetensors", "write_safetensors"]
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -69,6 +69,23 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     return _map(path, mmap.ACCESS_READ)
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the texts in the header of a safetensors file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}.")
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}).") from error
+
+
 def _map(path: Path, access: int) -> dict[str, np.ndarray]:
     """Show the tensors of a whole safetensors file where they lie."""
     with path.open("rb" if access == mmap.ACCESS_READ else "r+b") as file:
@@ -99,12 +116,15 @@ def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any], pa
         raise ValueError(f"tensor {name} of {path} has a shape that NumPy has not: {error}.") from error
 
 
-def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
+def write_safetensors(
+    tensors: Mapping[str, np.ndarray], path: str | Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a safetensors file.
 
     Args:
       tensors: the tensors by name, in any memory layout.
       path: the file; it is replaced in one step, so that tensors may be views of the same file.
+      metadata: texts for its header.
 
     Raises:
       TypeError: something that is not an array.
@@ -124,7 +144,9 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> No
     laid_out = {name: blank[: value.nbytes].view(value.dtype).reshape(value.shape) for name, value in tensors.items()}
     with atomic_file(path) as temporary:
         try:
-            save_file(laid_out, temporary, metadata={"format": "pt"})  # by which diffusers knows PyTorch's layout
+            save_file(
+                laid_out, temporary, metadata={**(metadata or {}), "format": "pt"}
+            )  # by which diffusers knows PyTorch's layout
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}.") from error
         for name, place in _map(temporary, mmap.ACCESS_WRITE).items():

@@ -19,6 +19,7 @@ from flax import nnx
 from cmjax.io.memory import forget_pages
 from cmjax.models.families import Family, family_of
 from cmjax.models.layers import Stored
+from cmjax.models.lora import Factor
 
 __all__ = ["Placement", "cast", "file_tensors", "load_weights", "some_of"]
 
@@ -62,11 +63,19 @@ def file_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
     Returns:
       The tensors by name: convolutions (out, in, H, W), linear layers (out, in). On a CPU they are views.
 
+    Raises:
+      ValueError: the module has LoRAs beside its weights.
+
     Example:
       >>> from cmjax.models.layers import Linear
       >>> sorted(file_tensors(Linear(3, 2, rngs=nnx.Rngs(0))).items())[1][1].shape
       (2, 3)
     """
+    if next(iter(nnx.to_flat_state(nnx.state(module, Factor))), None):
+        raise ValueError(
+            "the network has LoRAs beside its weights, which its file cannot hold: merge them (cmjax.lora.merge), or "
+            "write them to files of their own (cmjax.lora.attached, cmjax.lora.write)."
+        )
     return {
         leaf.name: leaf.stored.to_file(np.asarray(leaf.variable[...]))
         for leaf in _leaves(module, nnx.state(module, nnx.Param))

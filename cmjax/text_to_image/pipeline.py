@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from cmjax._numerics import f32
 from cmjax._struct import Struct, static
+from cmjax.io.parts import TEXT_ENCODERS, UNET
 from cmjax.models import Network
 from cmjax.models.text_cond import TextCond
 from cmjax.samplers.base import SamplerConfig
@@ -141,6 +142,30 @@ class TextToImage(Struct):
             context=_fit(empty.context, cond.context),
             pooled=None if cond.pooled is None or empty.pooled is None else _fit(empty.pooled, cond.pooled),
         )
+
+    # ---- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The networks that draw and read, by the names of their folders: `unet`, `text_encoder`, `text_encoder_2`.
+
+        Example:
+          >>> import cmjax
+          >>> list(cmjax.text_to_image.load("emoji").networks)
+          ['unet', 'text_encoder']
+        """
+        is_refiner = "XL" in self.pipeline and len(self.text_encoders) == 1  # its only encoder is XL's second
+        names = TEXT_ENCODERS[1:] if is_refiner else TEXT_ENCODERS
+        return {UNET: self.unet, **dict(zip(names, self.text_encoders, strict=False))}
+
+    def with_networks(self, networks: Mapping[str, Network]) -> TextToImage:
+        """Give a copy with other networks in the place of some.
+
+        Args:
+          networks: by the names of `networks`.
+        """
+        unet, *encoders = (self.networks | dict(networks)).values()
+        return self.replace(unet=unet, text_encoders=tuple(encoders))
 
     # ---- sizes ---------------------------------------------------------------------------------------------------
 

@@ -2,5 +2,6 @@
 
 from cmjax.models.lora.adapted import Factor, attach, attached, detach, kernels
 from cmjax.models.lora.factors import Factors, Hadamard, Kronecker, Product
+from cmjax.models.lora.lora import LoRA
 
-__all__ = ["Factor", "Factors", "Hadamard", "Kronecker", "Product", "attach", "attached", "detach", "kernels"]
+__all__ = ["Factor", "Factors", "Hadamard", "Kronecker", "LoRA", "Product", "attach", "attached", "detach", "kernels"]

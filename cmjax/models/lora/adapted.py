@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,10 +61,7 @@ class Change(nnx.Module):
         factors, dtype = self.factors, x.dtype
         if isinstance(factors.form, Product) and factors.magnitude is None:
             down, mid = factors.form.down, factors.form.mid
-            if mid is None:
-                h = apply(x, down.astype(dtype))
-            else:
-                h = apply(x @ down.astype(dtype), mid.astype(dtype))
+            h = apply(x, down.astype(dtype)) if mid is None else apply(x @ down.astype(dtype), mid.astype(dtype))
             y, scale = h @ factors.form.up.astype(dtype), f32(self.scale.get_value()) * factors.gain
         else:
             y, scale = apply(x, factors.delta(kernel).astype(dtype)), f32(self.scale.get_value())
@@ -123,7 +120,7 @@ class AdaptedConv(_Adapted, Conv):
 
     def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         def apply(x: Array, kernel: Array) -> Array:
-            return convolve(x, kernel, _pair(self.strides), self.padding)
+            return convolve(x, kernel, _pair(self.strides), _pads(self.padding))
 
         return self._changed(x, apply)
 
@@ -136,6 +133,10 @@ _ADAPTED = {Linear: AdaptedLinear, PixelLinear: AdaptedPixelLinear, Conv: Adapte
 
 def _pair(strides: Any) -> tuple[int, int]:
     return (strides, strides) if isinstance(strides, int) else tuple(strides)
+
+
+def _pads(padding: Any) -> Sequence[tuple[int, int]]:
+    return padding
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -165,8 +166,7 @@ def attach(network: Network, factors: Mapping[str, Factors], scale: Array) -> Ne
     for name, one in factors.items():
         layer, put = _layer(module, name)
         if type(layer) in _ADAPTED:
-            adapted = object.__new__(_ADAPTED[type(layer)])
-            vars(adapted).update(vars(layer))
+            adapted = _turned(layer, _ADAPTED[type(layer)])
             adapted.changes = nnx.List([Change(one, scale)])
             put(adapted)
         else:
@@ -189,15 +189,22 @@ def detach(network: Network) -> Network:
     module = network.module
     bare = {adapted: layer for layer, adapted in _ADAPTED.items()}
     for name, layer in _adapted(module):
-        plain = object.__new__(bare[type(layer)])
-        vars(plain).update({key: value for key, value in vars(layer).items() if key != "changes"})
-        _layer(module, name)[1](plain)
+        _layer(module, name)[1](_turned(layer, bare[type(layer)]))
     return from_nnx(module)
 
 
 def _adapted(module: Any) -> list[tuple[str, Any]]:
     layers = [(".".join(map(str, path)), one) for path, one in nnx.iter_modules(module) if isinstance(one, _Adapted)]
     return sorted(layers)
+
+
+def _turned(layer: Any, kind: type) -> Any:
+    """The same layer as one of another class, without changes; it shares the arrays."""
+    turned = object.__new__(kind)
+    vars(turned).update(vars(layer))
+    if isinstance(layer, _Adapted):
+        del turned.changes
+    return turned
 
 
 def _layer(module: Any, name: str) -> tuple[Any, Callable[[Any], None]]:
@@ -209,5 +216,3 @@ def _layer(module: Any, name: str) -> tuple[Any, Callable[[Any], None]]:
     if last.isdecimal():
         return parent[int(last)], lambda layer: parent.__setitem__(int(last), layer)
     return getattr(parent, last), lambda layer: setattr(parent, last, layer)
-
-

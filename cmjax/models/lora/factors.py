@@ -151,7 +151,7 @@ class Factors(Struct):
 
     @property
     def gain(self) -> Array:
-        """alpha / rank; 1 for factors without a rank."""
+        """The number alpha / rank; 1 for factors without a rank."""
         return jnp.ones(()) if self.rank is None else f32(self.alpha) / self.rank
 
     def delta(self, kernel: Array) -> Array:
@@ -201,7 +201,7 @@ def _matrix(value: Array) -> Array:
 def _window(value: Array, shape: tuple[int, ...]) -> Array:
     """Give a factor a kernel's window: files hold (c_in, H, W) as one axis, or a window of one pixel."""
     if value.ndim == 2 and len(shape) == 4 and value.shape[0] == math.prod(shape[:-1]):
-        height, width, c_in, last = shape
+        height, width, c_in = shape[:3]
         return value.reshape(c_in, height, width, -1).transpose(1, 2, 0, 3)
     if value.ndim == 4 and len(shape) == 2:
         return _matrix(value)
@@ -210,4 +210,6 @@ def _window(value: Array, shape: tuple[int, ...]) -> Array:
 
 def _ends(value: Array | Product) -> tuple[int, int]:
     """The channels in and out."""
-    return (value.down.shape[-2], value.up.shape[-1]) if isinstance(value, Product) else value.shape[-2:]
+    if isinstance(value, Product):
+        return value.down.shape[-2], value.up.shape[-1]
+    return value.shape[-2], value.shape[-1]

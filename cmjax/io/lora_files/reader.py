@@ -1,0 +1,150 @@
+"""Read a file of a LoRA, in any published form."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.io.configs import read_json
+from cmjax.io.lora_files.assemble import assemble
+from cmjax.io.lora_files.words import split
+from cmjax.io.safetensors_files import read_metadata, read_safetensors
+from cmjax.io.torch_files.reader import read_pt
+from cmjax.io.weights import some_of
+from cmjax.models.lora import LoRA
+
+__all__ = ["read_lora"]
+
+_LISTED = 20
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+# What other methods call their tensors.
+_OTHERS = {
+    "a whole difference of weights": (".diff", ".diff_b"),
+    "OFT": (".oft_blocks", ".oft_diag", ".oft_R.weight"),
+    "GLoRA": (".a1.weight", ".b1.weight"),
+    "(IA)^3": (".on_input", ".ia3_l"),
+    "norms trained whole": (".w_norm", ".b_norm"),
+}
+
+
+def read_lora(path: str | Path) -> LoRA:
+    """Read a file of a LoRA; the names of its modules stay as they are there.
+
+    Args:
+      path: a .safetensors file, or one of PyTorch's.
+
+    Returns:
+      The LoRA, its factors in the file's dtypes.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, holds no LoRA, or holds tensors that belong to none; all of a kind are in one message.
+    """
+    path = Path(path).expanduser()
+    is_pickle = path.suffix in _PICKLES
+    tensors = read_pt(path) if is_pickle else read_safetensors(path)
+    metadata = {} if is_pickle else read_metadata(path)
+    try:
+        return _lora(tensors, metadata, _alphas(path, metadata))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _lora(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], alphas: _Alphas) -> LoRA:
+    modules: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    unknown = []
+    for name, value in tensors.items():
+        found = split(name)
+        if found is None:
+            unknown.append(name)
+            continue
+        module, word = found
+        if word in modules[module]:
+            raise ValueError(f"it holds two tensors that are the {word} of {module}.")
+        _refuse_numbers(name, value)
+        modules[module][word] = value
+    if not modules:
+        raise ValueError(f"it holds no LoRA; its tensors are {some_of(list(tensors)) or 'none'}.{_other(unknown)}")
+    if unknown:
+        raise ValueError(f"it holds tensors that belong to no LoRA: {some_of(unknown, _LISTED)}.{_other(unknown)}")
+    factors, faults = {}, []
+    for module, values in modules.items():
+        try:
+            factors[module] = assemble(values, alphas(module))
+        except ValueError as error:
+            faults.append(f"{module}: {error}")
+    if faults:
+        raise ValueError(f"its factors are damaged: {'; '.join(faults[:_LISTED])}.")
+    return LoRA(factors, tuple(sorted(metadata.items())))
+
+
+def _refuse_numbers(name: str, value: np.ndarray) -> None:
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        if not name.endswith("alpha"):
+            raise ValueError(f"tensor {name} holds {value.dtype}, but factors are floats.")
+    elif not np.isfinite(value).all():
+        raise ValueError(f"tensor {name} holds NaN or infinity.")
+
+
+def _other(names: list[str]) -> str:
+    for method, ends in _OTHERS.items():
+        if any(name.endswith(ends) for name in names):
+            return f" That is {method}, which is not supported."
+    return ""
+
+
+# ---- the alphas that PEFT keeps beside the tensors -------------------------------------------------------------------
+
+
+class _Alphas:
+    """alpha by the name of a module, as a LoraConfig says it; None where nothing does."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Any]]):
+        self.parts = parts
+
+    def __call__(self, module: str) -> float | None:
+        for prefix, config in self.parts.items():
+            if module.startswith(prefix) and config.get("lora_alpha") is not None:
+                return self._of(module.removeprefix(prefix), config)
+        return None
+
+    def _of(self, module: str, config: Mapping[str, Any]) -> float:
+        alpha, rank = config["lora_alpha"], config.get("r", 1)
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            alpha = value if _matches(pattern, module) else alpha
+        for pattern, value in (config.get("rank_pattern") or {}).items():
+            rank = value if _matches(pattern, module) else rank
+        return float(alpha) * (float(rank) ** 0.5 if config.get("use_rslora") else 1.0)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Whether a key of PEFT's patterns is a module's: its name, or the end of it."""
+    return module == pattern or module.endswith(f".{pattern}")
+
+
+def _alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
+    """Read what stands in the header, or in adapter_config.json beside the file."""
+    try:
+        if (text := metadata.get("lora_adapter_metadata")) is not None:
+            return _Alphas(_by_part(json.loads(text)))
+        beside = path.with_name("adapter_config.json")
+        if path.stem == "adapter_model" and beside.is_file():
+            return _Alphas({"": dict(read_json(beside))})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: what it says of its LoRA's alpha is damaged ({error}).") from error
+    return _Alphas({})
+
+
+def _by_part(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Split names such as `unet.r`: {"unet.": {"r": ...}}."""
+    parts: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, value in config.items():
+        part, _, key = name.rpartition(".")
+        parts[f"{part}." if part else ""][key] = value
+    return dict(sorted(parts.items(), key=lambda item: -len(item[0])))

@@ -1,0 +1,28 @@
+"""LoRAs of every published form: read, merge into a model's weights, attach beside them, write, extract.
+
+pipe = cmjax.text_to_image.load("stabilityai/stable-diffusion-xl-base-1.0")
+pipe = cmjax.lora.merge(pipe, cmjax.lora.read("h1t/TCD-SDXL-LoRA"))
+"""
+
+from cmjax.lora.attach import attach, attached, detach
+from cmjax.lora.extract import extract
+from cmjax.lora.files import read, write
+from cmjax.lora.merge import merge
+from cmjax.lora.resolve import resolve
+from cmjax.models.lora import Factors, Hadamard, Kronecker, LoRA, Product
+
+__all__ = [
+    "Factors",
+    "Hadamard",
+    "Kronecker",
+    "LoRA",
+    "Product",
+    "attach",
+    "attached",
+    "detach",
+    "extract",
+    "merge",
+    "read",
+    "resolve",
+    "write",
+]

@@ -1,0 +1,84 @@
+"""Compute with a LoRA beside the frozen weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jax.typing import ArrayLike
+
+from cmjax.lora.parts import Model, Target, networks, with_networks
+from cmjax.lora.resolve import resolve
+from cmjax.lora.scales import pairs
+from cmjax.models import Network
+from cmjax.models import lora as layers
+from cmjax.models.lora import LoRA
+from cmjax.types import Array
+
+__all__ = ["attach", "attached", "detach"]
+
+
+def attach(target: Target, lora: LoRA | Sequence[LoRA], scale: ArrayLike | Sequence[ArrayLike] = 1.0) -> Target:
+    """Give a model a LoRA beside its frozen weights; factors and scale are leaves, to sweep, trace and train.
+
+    The function is that of `merge`. Another scale, or other factors of the same shapes, compile nothing anew.
+
+    Args:
+      target: a text-to-image model, or one of its networks. It may have LoRAs already.
+      lora: from `read`; or several.
+      scale: f[], or f[B] for one an image; or one of these for each of several LoRAs. 0 is the model itself.
+
+    Returns:
+      The model. Of each changed network the factors alone are what training changes (`cmjax.models.partition`); its
+      weights are the same arrays as before.
+
+    Raises:
+      ValueError: the LoRA does not fit (`resolve`), or a scale is not finite.
+      TypeError: target is no model, or a scale is no number.
+
+    Example:
+      >>> import cmjax, jax
+      >>> pipe = cmjax.text_to_image.load("emoji")
+      >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
+      >>> lora = cmjax.lora.extract(pipe.unet, tuned.unet, rank=4)
+      >>> state = cmjax.tcd.init(pipe.config, num_steps=2)
+      >>> cond = pipe.encode(pipe.tokenize(["a red apple"]))
+      >>> def render(scale):
+      ...     return cmjax.text_to_image.draw(cmjax.lora.attach(pipe, lora, scale), state, jax.random.key(0), cond)
+      >>> strip = jax.jit(jax.vmap(render))(jax.numpy.linspace(0.0, 1.0, 3))
+    """
+    for one, value in pairs(lora, scale):
+        resolved, changed = resolve(one, target), {}
+        for part, network in networks(target).items():
+            start = f"{part}."
+            chosen = {
+                name.removeprefix(start): factors
+                for name, factors in resolved.factors.items()
+                if name.startswith(start)
+            }
+            if chosen:
+                changed[part] = layers.attach(network, chosen, value)
+        target = with_networks(target, changed)
+    return target
+
+
+def attached(target: Network | Model) -> list[tuple[LoRA, Array]]:
+    """The LoRAs that a model has, first to last, with their scales: to `write` one after training.
+
+    Args:
+      target: from `attach`, or a model without LoRAs.
+
+    Returns:
+      Pairs of a LoRA and its scale.
+    """
+    found: list[tuple[dict, Array]] = []
+    for part, network in networks(target).items():
+        for i, modules in enumerate(layers.attached(network)):
+            if i == len(found):
+                found.append(({}, next(iter(modules.values()))[1]))
+            found[i][0].update({f"{part}.{name}": factors for name, (factors, _) in modules.items()})
+    return [(LoRA(dict(sorted(factors.items()))), scale) for factors, scale in found]
+
+
+def detach(target: Target) -> Target:
+    """The model without LoRAs: the one that `attach` began with."""
+    return with_networks(target, {part: layers.detach(network) for part, network in networks(target).items()})

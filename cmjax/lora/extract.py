@@ -1,0 +1,81 @@
+"""Find the LoRA that makes one model of another, as nearly as its rank allows."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax._numerics import whole
+from cmjax.lora.parts import Model, networks
+from cmjax.models import Network
+from cmjax.models.lora import Factors, LoRA, Product, kernels
+
+__all__ = ["extract"]
+
+
+def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
+    """Find the best LoRA of a rank between two models: the largest singular vectors of each kernel's difference.
+
+    Biases and norms are not part of a LoRA: what differs there is lost.
+
+    Args:
+      base: a text-to-image model, or one of its networks.
+      tuned: a model of the same shapes.
+      rank: of each kernel's factors, at most; less where a kernel has fewer channels.
+
+    Returns:
+      The LoRA, resolved, of all kernels that differ.
+
+    Raises:
+      ValueError: the models have other shapes, rank is not positive, or nothing differs.
+
+    Example:
+      >>> import cmjax, jax
+      >>> pipe = cmjax.text_to_image.load("emoji")
+      >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
+      >>> lora = extract(pipe, tuned, rank=4)
+      >>> lora.ranks
+      (3, 4)
+
+    References:
+      Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
+    """
+    rank = whole("rank", rank, least=1)
+    ours, theirs = networks(base), networks(tuned)
+    shapes = [{part: kernels(network) for part, network in one.items()} for one in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("base and tuned must be models of the same shapes, but their kernels differ.")
+    factors = {}
+    for part, network in ours.items():
+        old, new = network.leaves(), theirs[part].leaves()
+        for name in shapes[0][part]:
+            before, after = old[f"{name}.kernel"], new[f"{name}.kernel"]
+            if before is not after and (product := _product(np.asarray(before), np.asarray(after), rank)) is not None:
+                factors[f"{part}.{name}"] = Factors(product, jnp.asarray(product.rank, jnp.float32))
+    if not factors:
+        raise ValueError("base and tuned must differ, but all their kernels are the same.")
+    return LoRA(factors)
+
+
+def _product(before: np.ndarray, after: np.ndarray, rank: int) -> Product | None:
+    """Split the difference of two kernels; the singular values go to both factors alike."""
+    change = after.astype(np.float64) - before.astype(np.float64)
+    if not change.any():
+        return None
+    matrix = change.reshape(-1, change.shape[-1])
+    if len(matrix) < matrix.shape[1]:
+        up, values, down = _singular(matrix.T, rank)
+    else:
+        down, values, up = _singular(matrix, rank)
+    down, up = down * np.sqrt(values), up * np.sqrt(values)
+    return Product(jnp.asarray(down.reshape(*change.shape[:-1], -1), jnp.float32), jnp.asarray(up.T, jnp.float32))
+
+
+def _singular(tall: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest singular values of a tall matrix, and their vectors in columns, by its smaller Gram matrix."""
+    squares, right = np.linalg.eigh(tall.T @ tall)
+    order = np.argsort(squares)[::-1][:rank]
+    values, right = np.sqrt(np.maximum(squares[order], 0.0)), right[:, order]
+    is_there = values > values[0] * 1e-7
+    values, right = values[is_there], right[:, is_there]
+    return tall @ right / values, values, right
