@@ -40,11 +40,8 @@ def attach(target: Target, lora: LoRA | Sequence[LoRA], scale: ArrayLike | Seque
       >>> pipe = cmjax.text_to_image.load("emoji")
       >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
       >>> lora = cmjax.lora.extract(pipe.unet, tuned.unet, rank=4)
-      >>> state = cmjax.tcd.init(pipe.config, num_steps=2)
-      >>> cond = pipe.encode(pipe.tokenize(["a red apple"]))
-      >>> def render(scale):
-      ...     return cmjax.text_to_image.draw(cmjax.lora.attach(pipe, lora, scale), state, jax.random.key(0), cond)
-      >>> strip = jax.jit(jax.vmap(render))(jax.numpy.linspace(0.0, 1.0, 3))
+      >>> attach(pipe, lora, jax.numpy.array([0.0, 0.5, 1.0])).unet
+      Network(UNetCondition, 205,920 parameters)
     """
     for one, value in pairs(lora, scale):
         resolved, changed = resolve(one, target), {}

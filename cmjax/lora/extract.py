@@ -35,7 +35,7 @@ def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
       >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
       >>> lora = extract(pipe, tuned, rank=4)
       >>> lora.ranks
-      (3, 4)
+      (4,)
 
     References:
       Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
