@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torchfiles
-from torchfiles import Call, Raw, Tensor, write, write_legacy
+from torchfiles import Call, Raw, Tensor, damaged, write, write_legacy
 
 from cmjax.io import read_pt
 from cmjax.io.torch_files.pickles import LONGEST, read_pickle
@@ -146,6 +146,14 @@ HOSTILE = {
     "NEWOBJ_EX": (b"ccollections\nOrderedDict\n)}\x92.", "opcode NEWOBJ_EX"),
     "BUILD of a function": (b"ctorch\nSize\n}b.", "sets attributes"),
     "BUILD with what is not a dict": (b"}Nb.", "sets attributes"),
+    "NEWOBJ of a ParameterDict of something": (
+        b"ctorch.nn.modules.container\nParameterDict\n(Nt\x81.",
+        "opcode NEWOBJ",
+    ),
+    "a call of a ParameterDict": (b"ctorch.nn.modules.container\nParameterDict\n)R.", "calls what is not a function"),
+    "a set of something": (b"c__builtin__\nset\n](Ne\x85R.", "makes a set"),
+    "a module's source": (b"(X\6\0\0\0modulecos\nsystem\nNNtQ.", "asks for os.system"),
+    "another module's source": (b"(X\6\0\0\0modulectorch\nSize\nNNtQ.", "refers to data in a form"),
     "EXT1": (b"\x82\x01.", "opcode EXT1"),
     "EXT4": (b"\x84\x01\0\0\0.", "opcode EXT4"),
     "PERSID": (b"Pstorage\n.", "opcode PERSID"),
@@ -425,25 +433,6 @@ def test_legacy_files_that_lie(tmp_path):
     path.write_bytes(data[:-32] + b"\xff" * 8 + data[-24:])
     with pytest.raises(ValueError, match="damaged or truncated"):
         read_pt(path)
-
-
-def damaged(whole, rng):
-    """A file with one to five accidents."""
-    data = bytearray(whole)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        at = rng.randrange(len(data))
-        match rng.randrange(5):
-            case 0:
-                data[at] = rng.randrange(256)
-            case 1:
-                data[at] ^= 1 << rng.randrange(8)
-            case 2:
-                del data[at : at + rng.choice((1, 4, 50))]
-            case 3:
-                data[at:at] = rng.randbytes(rng.choice((1, 4)))
-            case _:
-                data[at : at + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"(.Rb"))
-    return bytes(data)
 
 
 MODEL = {"a.weight": array(), "b": array("bfloat16", (2, 2, 1, 1)), "c": Tensor(array(), (3, 2), (1, 3))}

@@ -125,3 +125,22 @@ def write_legacy(path, value, *, magic=LEGACY_MAGIC, version=1001, little=True):
         parts.append(struct.pack("<q", array.size) + np.ascontiguousarray(array).tobytes())
     path.write_bytes(b"".join(parts))
     return path
+
+
+def damaged(whole, rng):
+    """A file with one to five accidents."""
+    data = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at = rng.randrange(len(data))
+        match rng.randrange(5):
+            case 0:
+                data[at] = rng.randrange(256)
+            case 1:
+                data[at] ^= 1 << rng.randrange(8)
+            case 2:
+                del data[at : at + rng.choice((1, 4, 50))]
+            case 3:
+                data[at:at] = rng.randbytes(rng.choice((1, 4)))
+            case _:
+                data[at : at + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"(.Rb"))
+    return bytes(data)

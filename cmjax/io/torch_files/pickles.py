@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-__all__ = ["LONGEST", "Pickle", "Storage", "StridedTensor", "printable", "read_pickle"]
+__all__ = ["LONGEST", "ParameterDict", "Pickle", "Storage", "StridedTensor", "printable", "read_pickle"]
 
 LONGEST = 1 << 21  # bytes; the pickle of a network of 10,000 tensors is shorter
 _DEEPEST = 100
@@ -61,6 +61,13 @@ class StridedTensor:
         return size
 
 
+@dataclasses.dataclass(slots=True)
+class ParameterDict:
+    """torch's module of that name, in which old embeddings of texts keep their tensors: what its `_parameters` hold."""
+
+    parameters: Any = None
+
+
 class Pickle(NamedTuple):
     """What a pickle says: its value, the storages it names, and the position of the byte behind it."""
 
@@ -84,8 +91,8 @@ def read_pickle(data: bytes, at: int = 0) -> Pickle:
       at: where in `data` it begins. It must end within the first `LONGEST` bytes of `data`.
 
     Returns:
-      Its value, made of dicts, lists, tuples, texts, numbers, True, False, None, and the records `StridedTensor` and
-      `Storage`.
+      Its value, made of dicts, lists, tuples, texts, numbers, True, False, None, and the records `StridedTensor`,
+      `ParameterDict` and `Storage`.
 
     Raises:
       ValueError: it is damaged, too long, makes too many things, or asks for anything that a dict of tensors does not
@@ -195,8 +202,14 @@ class _Machine:
             case pickle.APPENDS:
                 self.extend(self.pop_mark())
             case pickle.BUILD:  # the attributes of a state dict, such as its version numbers: checked, and dropped
-                if type(self.pop()) is not dict or type(self.peek()) is not dict:
+                attributes, target = self.pop(), self.peek()
+                if type(attributes) is not dict or type(target) not in (dict, ParameterDict):
                     raise ValueError("the file sets attributes of something that is no dict of tensors.")
+                if type(target) is ParameterDict:
+                    target.parameters = attributes.get("_parameters")
+            case pickle.NEWOBJ if self.stack[-2:] == [_Global(_PARAMETER_DICT), ()]:
+                del self.stack[-2:]
+                push(self.made(ParameterDict()))
             case pickle.GLOBAL:
                 module = self.line()
                 push(_known(module, self.line()))
@@ -302,9 +315,14 @@ class _Machine:
             raise ValueError("the pickle appends to what is not a list; the file is damaged.")
         target.extend(items)
 
-    def storage(self, told: Any) -> Storage:
-        """Read ("storage", type, key, device, numel); files before torch 1.6 add None."""
+    def storage(self, told: Any) -> Storage | _Global:
+        """Read ("storage", type, key, device, numel); files before torch 1.6 add None.
+
+        Those also say of a module ("module", type, file, source), where newer ones have the type alone.
+        """
         parts = told if type(told) is tuple else ()
+        if len(parts) == 4 and parts[0] == "module" and parts[1] == _Global(_PARAMETER_DICT):
+            return parts[1]
         if parts[5:] == (None,):
             parts = parts[:5]
         if len(parts) != 5 or parts[0] != "storage" or type(parts[2]) is not str or not _is_size(parts[4]):
@@ -322,7 +340,7 @@ def _known(module: Any, name: Any) -> _Global:
     if type(module) is not str or type(name) is not str:
         raise ValueError("the file asks for a function or type whose name is not a text.")
     found = _Global(f"{module}.{name}")
-    if found.name not in _CALLS and found.name not in _STORAGES:
+    if found.name not in _CALLS and found.name not in _STORAGES and found.name != _PARAMETER_DICT:
         raise ValueError(
             f"the file asks for {printable(found.name)}, which is not part of a tensor; nothing of it was run."
         )
@@ -363,6 +381,13 @@ def _size(shape: Any) -> tuple[int, ...]:
     return shape
 
 
+def _no_hooks(names: Any) -> tuple[()]:
+    """Read a set, of which a ParameterDict has an empty one."""
+    if type(names) is not list or names:
+        raise ValueError("the file makes a set, which is not part of a dict of tensors.")
+    return ()
+
+
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
@@ -373,7 +398,9 @@ _CALLS = {
     "torch._utils._rebuild_parameter": (3, 3, _parameter),
     "torch.Size": (1, 1, _size),
     "collections.OrderedDict": (0, 0, dict),
+    "__builtin__.set": (1, 1, _no_hooks),
 }
+_PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
 
 _STORAGES = {
     "torch.DoubleStorage": np.dtype(np.float64),

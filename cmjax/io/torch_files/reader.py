@@ -14,16 +14,16 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cmjax.io.torch_files.archives import Record, stored_records
 from cmjax.io.torch_files.pickles import LONGEST, Storage, StridedTensor, printable, read_pickle
 
-__all__ = ["check_path", "read_pt"]
+__all__ = ["TorchFile", "check_path", "open_pt", "read_pt"]
 
 _NESTED = ("state_dict", "model", "ema")
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -34,6 +34,18 @@ _UNKNOWN_VERSION = "it is of a version of torch.save that is not known; load it 
 _MOST_SHARING = 16
 
 _Locate = Callable[[Storage], Record]
+
+
+class TorchFile(NamedTuple):
+    """What a file of torch.save holds.
+
+    Attributes:
+      value: as `read_pickle` gives it: tensors are records. Do not walk what is nested, which may hold itself.
+      arrays: from tensors by name to views of the file; it raises ValueError as `read_pt` does.
+    """
+
+    value: Any
+    arrays: Callable[[Mapping[str, StridedTensor]], dict[str, np.ndarray]]
 
 
 def read_pt(path: str | Path) -> dict[str, np.ndarray]:
@@ -61,6 +73,26 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
       Traceback (most recent call last):
       FileNotFoundError: there is no weights file cd_imagenet64_l2.pt.
     """
+    opened = open_pt(path)
+    try:
+        tensors = _state_dict(opened.value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return opened.arrays(tensors)
+
+
+def open_pt(path: str | Path) -> TorchFile:
+    """Read what a file of torch.save holds, whatever it is made of, and leave its tensors where they are.
+
+    Args:
+      path: as for `read_pt`.
+
+    Raises:
+      TypeError: path is no path.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, of another kind, asks for what no dict of tensors needs, or was written on a
+        big-endian machine.
+    """
     check_path(path)
     path = Path(path)
     if not path.is_file():
@@ -69,16 +101,22 @@ def read_pt(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is empty.")
     with path.open("rb") as opened:
         file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def arrays(tensors: Mapping[str, StridedTensor]) -> dict[str, np.ndarray]:
+        try:
+            if sum(tensor.nbytes for tensor in tensors.values()) > _MOST_SHARING * len(file):
+                raise ValueError(
+                    f"its tensors would take more than {_MOST_SHARING} times the file's size; save copies, not views."
+                )
+            return {name: _view(file, name, tensor, locate(tensor.storage)) for name, tensor in tensors.items()}
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
     try:
         top, locate = _read_zip(file) if file[:4] == b"PK\3\4" else _read_legacy(file)
-        tensors = _state_dict(top)
-        if sum(tensor.nbytes for tensor in tensors.values()) > _MOST_SHARING * len(file):
-            raise ValueError(
-                f"its tensors would take more than {_MOST_SHARING} times the file's size; save copies, not views."
-            )
-        return {name: _view(file, name, tensor, locate(tensor.storage)) for name, tensor in tensors.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return TorchFile(top, arrays)
 
 
 def check_path(path: str | Path) -> None:
