@@ -6,6 +6,7 @@ from cmjax.io.checkpoint import load, load_unet, save
 from cmjax.io.class_names import label_names
 from cmjax.io.configs import config_dict, read_config, write_config
 from cmjax.io.digests import digest
+from cmjax.io.embeddings import Embedding, read_embedding
 from cmjax.io.image_sets import ImageData, read_images
 from cmjax.io.images import grid, to_uint8, write_npz, write_png
 from cmjax.io.locate import embedded_models
@@ -17,6 +18,7 @@ from cmjax.io.torch_files.reader import read_pt
 __all__ = [
     "Captioned",
     "Checkpoint",
+    "Embedding",
     "ImageData",
     "Picture",
     "config_dict",
@@ -31,6 +33,7 @@ __all__ = [
     "on_white",
     "read_captions",
     "read_config",
+    "read_embedding",
     "read_images",
     "read_picture",
     "read_pt",

@@ -11,6 +11,7 @@ from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
 from cmjax.text_to_image.autoencoder_folder import load_autoencoder, save_autoencoder
 from cmjax.text_to_image.captioned import CaptionedBatches, captioned_batches
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
+from cmjax.text_to_image.embeddings import add_embedding
 from cmjax.text_to_image.export import for_export
 from cmjax.text_to_image.folders import is_text_model, load, save
 from cmjax.text_to_image.inpaint import inpaint_edit, inpainting
@@ -26,6 +27,7 @@ __all__ = [
     "TextToImage",
     "Tokenizer",
     "Tokens",
+    "add_embedding",
     "apply_weights",
     "captioned_batches",
     "compute_dtype",

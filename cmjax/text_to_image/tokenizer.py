@@ -148,9 +148,17 @@ class Tokenizer:
         return np.array(rows, np.int32)
 
     def pieces(self, text: str) -> tuple[list[int], list[int]]:
-        """Give the tokens of a text without those that begin, end and fill it, and where in the text each starts."""
+        """Give the tokens of a text without those that begin, end and fill it, and where in the text each starts.
+
+        An added token stands for all of its vectors, `token`, `token_1`, `token_2`, ..., where there are such.
+        """
         encoding = self._backend.encode(text, add_special_tokens=False)
-        return encoding.ids, [start for start, _ in encoding.offsets]
+        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+        if not self._of_several_vectors:
+            return ids, starts
+        groups = [self._of_several_vectors.get(i, (i,)) for i in ids]
+        starts = [start for start, group in zip(starts, groups, strict=True) for _ in group]
+        return [i for group in groups for i in group], starts
 
     def frame(self, ids: Sequence[int], length: int) -> list[int]:
         """Put the tokens that begin, end and fill a text around its own; at most length - 2 of them."""
@@ -171,6 +179,22 @@ class Tokenizer:
         if wrong := [i for i in ids if not 0 <= i < known]:
             raise ValueError(f"ids must be from 0 to {known - 1}, got {wrong[0]}.")
         return self._backend.decode(ids).replace("</w>", " ").strip()
+
+    def extended(self, tokens: Iterable[str]) -> Tokenizer:
+        """Give a copy with more tokens, whose ids follow the others'. Their case does not matter in a text.
+
+        Example:
+          >>> vocab = ["a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+          >>> tokenizer = Tokenizer(vocab, [("a", "b</w>")], max_length=6).extended(["<me>", "<me>_1"])
+          >>> tokenizer(["a <Me>"]).tolist()
+          [[5, 2, 7, 8, 6, 6]]
+        """
+        more = (AddedToken(token, normalized=True) for token in tokens)
+        return dataclasses.replace(self, added=(*self.added, *more))
+
+    def __contains__(self, token: str) -> bool:
+        """Whether there is such a token."""
+        return self._backend.token_to_id(token) is not None
 
     def __len__(self) -> int:
         """The number of tokens: every id is below it, and a text encoder needs as many rows."""
@@ -217,6 +241,18 @@ class Tokenizer:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
+    def _of_several_vectors(self) -> dict[int, tuple[int, ...]]:
+        """Of each added token that stands for several vectors, the ids of all."""
+        names, found = {one.content for one in self.added}, {}
+        for name in names:
+            group = [name]
+            while (following := f"{name}_{len(group)}") in names:
+                group.append(following)
+            if len(group) > 1:
+                found[self._backend.token_to_id(name)] = tuple(map(self._backend.token_to_id, group))
+        return found
+
+    @functools.cached_property
     def _backend(self) -> Any:
         """The `tokenizers` object: built from values, never from a program in a file."""
         import tokenizers
@@ -238,8 +274,10 @@ class Tokenizer:
         words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         backend.decoder = tokenizers.decoders.ByteLevel()
+        special = {getattr(self, name) for name in NAMED}
         for one in self.added:
-            backend.add_special_tokens([tokenizers.AddedToken(**one._asdict())])
+            add = backend.add_special_tokens if one.content in special else backend.add_tokens
+            add([tokenizers.AddedToken(**one._asdict())])
         ends: Any = ((token, backend.token_to_id(token)) for token in (self.eos_token, self.bos_token))
         # For those who read the file that is written; `frame` does it here.
         backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)

@@ -82,8 +82,10 @@ def write_folder(folder: Path, backend: Any, arguments: Mapping[str, Any]) -> No
     whole = json.loads(backend.to_str())
     whole["model"]["merges"] = merges  # as texts, which older versions read too
     ids = {one.content: backend.token_to_id(one.content) for one in arguments["added"]}
-    added = {str(ids[one.content]): {**one._asdict(), "special": True} for one in arguments["added"]}
     named = {name: arguments[name] for name in NAMED}
+    added = {
+        str(ids[one.content]): {**one._asdict(), "special": one.content in named.values()} for one in arguments["added"]
+    }
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": arguments["max_length"], **named}
     write_json({token: i for i, token in enumerate(arguments["vocab"])}, folder / "vocab.json")
     with atomic_file(folder / "merges.txt") as temporary:
