@@ -14,6 +14,7 @@ examples:
   cmjax sample --trajectory                       every step of every image, side by side
   cmjax sample --prompt "a fox on a purple background, fluent style"          four pictures of a text
   cmjax sample --prompt "two owls" --prompt "a small rocket at the left"      several, one row each
+  cmjax sample --model M --prompt "a <cat>" --embedding "cat.pt:<cat>"        with a word that a file teaches
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
   cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; rerun it to resume

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -120,6 +121,16 @@ def _size(text: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
+def _embedding(text: str) -> tuple[str, str | None]:
+    """Read `FILE` or `FILE:TOKEN`; a file whose name holds a colon is found."""
+    file, colon, token = text.rpartition(":")
+    if not colon or os.path.exists(os.path.expanduser(text)):
+        return _path(text), None
+    if not file or not token:
+        raise argparse.ArgumentTypeError(f"must be a FILE or FILE:TOKEN, got {text}.")
+    return file, token
+
+
 def _path(text: str) -> str:
     """Read a path, which is not empty."""
     if not text:
@@ -205,6 +216,14 @@ class TextOptions(Options):
         group=TEXT,
         type=_size,
         metavar="HxW",
+    )
+    embedding: tuple[tuple[str, str | None], ...] | None = option(
+        "a textual inversion embedding (.safetensors, .pt, .bin, or a hub id): its own name, or TOKEN, becomes a word "
+        "for prompts; give it several times for several",
+        group=TEXT,
+        type=_embedding,
+        action="append",
+        metavar="FILE[:TOKEN]",
     )
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.open_model import UnloadedModel
 from cmjax.cli.options import InpaintOptions, TextOptions
-from cmjax.io import Checkpoint
+from cmjax.io import Checkpoint, Embedding, read_embedding
 from cmjax.io.memory import return_freed_memory
 from cmjax.text_to_image import Prompt
 from cmjax.text_to_image.draw import check_preview
@@ -27,6 +27,7 @@ __all__ = [
     "open_prompts",
     "open_text_checkpoint",
     "open_text_model",
+    "read_embeddings",
     "read_prompts",
     "refuse_classes",
 ]
@@ -65,8 +66,8 @@ def read_prompts(options: TextOptions) -> tuple[str, ...]:
             raise UsageError(f"--prompts: {options.prompts} must hold one prompt a line, but it has none.")
         prompts += found
     if not prompts:
-        for name, value in (("negative", options.negative), ("guidance", options.guidance), ("size", options.size)):
-            if value is not None:
+        for name in ("negative", "guidance", "size", "embedding"):
+            if getattr(options, name) is not None:
                 raise UsageError(f"--{name} belongs to texts: give --prompt too.")
     return tuple(prompts)
 
@@ -124,6 +125,7 @@ def open_text_checkpoint(options: Any) -> UnloadedModel:
       UsageError: there is none, or it is damaged, or it does not draw pictures of that size.
     """
     name, dtype, variant = options.model, options.dtype, options.variant
+    embeddings = read_embeddings(options)
 
     def load(*, abstract: bool = False) -> Checkpoint:
         if not abstract:
@@ -132,6 +134,9 @@ def open_text_checkpoint(options: Any) -> UnloadedModel:
             pipe = cmjax.text_to_image.load(name, dtype=dtype, param_dtype=dtype, variant=variant, abstract=abstract)
         except MemoryError as error:
             raise UsageError(f"{error} On the command line: --dtype bfloat16.") from error
+        with bad_input("--embedding"):
+            for embedding in embeddings:
+                pipe = cmjax.text_to_image.add_embedding(pipe, embedding)
         return Checkpoint(pipe, pipe.config)  # pyright: ignore[reportArgumentType]
 
     with bad_input():
@@ -163,6 +168,16 @@ def open_preview(options: Any, pipe: Any) -> Callable[..., Any]:
     with bad_input("--preview-autoencoder"):
         check_preview(pipe, load(abstract=True))
     return load
+
+
+def read_embeddings(options: Any) -> tuple[Embedding, ...]:
+    """Read the files of --embedding; () for a command that has none.
+
+    Raises:
+      UsageError: there is no such file, or it is damaged or no embedding.
+    """
+    with bad_input("--embedding"):
+        return tuple(read_embedding(file, token) for file, token in getattr(options, "embedding", None) or ())
 
 
 def of_texts(name: str, variant: str | None) -> bool:

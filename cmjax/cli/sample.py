@@ -28,6 +28,7 @@ from cmjax.cli.prompts import (
     four_steps,
     open_preview,
     open_text_model,
+    read_embeddings,
     read_prompts,
     refuse_classes,
 )
@@ -158,6 +159,7 @@ def _plan(options: SampleOptions) -> _Plan:
 
 def _open_artifact(options: SampleOptions) -> OpenedArtifact:
     fixed = {"sampler": options.sampler, "variant": options.variant, "trajectory": options.trajectory or None}
+    fixed["embedding"] = options.embedding
     fixed["dtype"] = None if options.dtype == "float32" else options.dtype
     return open_artifact(str(options.artifact), options, fixed)
 
@@ -333,7 +335,11 @@ def _run(options: SampleOptions, plan: _Plan) -> dict[str, Any]:
         digest = cmjax.io.digest(
             options.artifact or options.model, variant=options.variant, whole=plan.text is not None
         )
-    text = {} if plan.text is None else {"negative": options.negative, "guidance": options.guidance}
+    text: dict[str, Any] = {}
+    if plan.text is not None:
+        text = {"negative": options.negative, "guidance": options.guidance}
+    if embeddings := read_embeddings(options):
+        text["embeddings"] = [[one.token, one.digest] for one in embeddings]
     return {
         **text,
         "cmjax": "samples",

@@ -29,6 +29,13 @@ def picture(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("embeddings") / "cat.safetensors"
+    cmjax.io.write_safetensors({"emb_params": np.ones((2, 8), np.float32)}, path)
+    return str(path)
+
+
 def draw(*words: str) -> None:
     assert main([*words]) == 0
 
@@ -45,6 +52,24 @@ def test_prompts_are_drawn_in_turn_and_as_by_the_library(model, tmp_path):
     keys = cmjax.image_keys(0, np.arange(3))
     by_hand = cmjax.text_to_image.draw_prompt(pipe, state, keys, pipe.latent_shape(3), prompt)
     assert np.abs(arrays["images"].astype(int) - cmjax.io.to_uint8(by_hand)).max() <= 1
+
+
+@pytest.mark.slow
+def test_words_of_embeddings(model, embedding, tmp_path):
+    words = ["--model", model, "--prompt", "a <Me>", "--num", "1", "--steps", "1"]
+    named = ["--embedding", f"{embedding}:<me>", "--embedding", embedding]
+    draw("sample", *words, *named, "--out", str(tmp_path / "a.npz"))
+    pipe = text_model()
+    for token in ("<me>", "cat"):
+        pipe = cmjax.text_to_image.add_embedding(pipe, np.ones((2, 8)), token)
+    prompt = Prompt(pipe.tokenize(["a <me>"]))
+    keys, state = cmjax.image_keys(0, np.arange(1)), cmjax.tcd.init(pipe.config, 1)
+    by_hand = cmjax.text_to_image.draw_prompt(pipe, state, keys, pipe.latent_shape(1), prompt)
+    drawn = np.load(tmp_path / "a.npz")["images"].astype(int)
+    assert np.abs(drawn - cmjax.io.to_uint8(by_hand)).max() <= 1
+    shards = ["sample", *words, "--shard-size", "1", "--out", str(tmp_path / "shards")]
+    draw(*shards, *named)
+    assert main([*shards, "--embedding", f"{embedding}:<me>"]) == 2  # another run
 
 
 @pytest.mark.slow
@@ -170,10 +195,14 @@ def test_an_artifact_draws_what_the_model_does(model, tmp_path, capsys):
             ["--model", "MODEL", "--prompt", "a", "--trajectory", "--preview-autoencoder", "emoji"],
             "--preview-autoencoder: preview must decode 4 channels of latents to 2 pixels a side",
         ),
+        (["--embedding", "x.pt"], "--embedding belongs to texts: give --prompt too"),
+        (["--model", "MODEL", "--prompt", "a", "--embedding", "x.pt:<x>"], "--embedding: there is no embedding x.pt"),
+        (["--model", "MODEL", "--prompt", "a", "--embedding", "EMBEDDING:a"], "--embedding: token must be a new one"),
+        (["--artifact", "x", "--prompt", "a", "--embedding", "EMBEDDING"], "--embedding: an artifact runs as it was"),
     ],
 )
-def test_what_does_not_suit_is_one_sentence(words, said, model, tmp_path, capsys):
-    words = [model if word == "MODEL" else word for word in words]
+def test_what_does_not_suit_is_one_sentence(words, said, model, embedding, tmp_path, capsys):
+    words = [model if word == "MODEL" else word.replace("EMBEDDING", embedding) for word in words]
     assert main(["sample", *words, "--out", str(tmp_path / "x.png")]) == 2
     shown = capsys.readouterr().err
     assert said in " ".join(shown.split()) and len(shown.strip().splitlines()) == 1
