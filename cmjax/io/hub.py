@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cmjax.io.folder import named_parts
 from cmjax.io.parts import AUTOENCODER, TEXT_ENCODERS, TOKENIZERS, UNET
 from cmjax.io.pieces import of_variant
 from cmjax.models.families import FAMILIES, Family
+
+_PARTS = (*TOKENIZERS, UNET, AUTOENCODER, *TEXT_ENCODERS)
 
 __all__ = ["download", "download_file", "is_repo_id", "list_files", "patterns", "whole_patterns"]
 
@@ -34,16 +36,21 @@ def patterns(variant: str | None = None, parts: Mapping[str, Family] | None = No
     return list(dict.fromkeys(found))
 
 
-def whole_patterns(variant: str | None = None) -> list[str]:
-    """List the files of a text-to-image model to download: of all parts, and of no other format.
+def whole_patterns(variant: str | None = None, parts: Sequence[str] = _PARTS) -> list[str]:
+    """List the files of a text-to-image model to download: of these parts, and of no other format.
+
+    Args:
+      variant: the variant of the weights.
+      parts: their names; all by default.
 
     Raises:
       ValueError: variant is not a word.
     """
     found = ["model_index.json", "scheduler/*.json"]
-    for part in TOKENIZERS:
-        found += [f"{part}/*.json", f"{part}/merges.txt"]
-    for part in (UNET, AUTOENCODER, *TEXT_ENCODERS):
+    for part in parts:
+        if part in TOKENIZERS:
+            found += [f"{part}/*.json", f"{part}/merges.txt"]
+            continue
         stem = of_variant("model" if part in TEXT_ENCODERS else "diffusion_pytorch_model", variant)
         found += [f"{part}/*.json", *(f"{part}/{stem}{end}" for end in _ENDS)]
     return found
@@ -93,14 +100,22 @@ def download_file(repo_id: str, name: str, *, revision: str | None = None) -> Pa
         return Path(hf_hub_download(repo_id, name, revision=revision))
 
 
-def download(repo_id: str, *, variant: str | None = None, revision: str | None = None, whole: bool = False) -> Path:
+def download(
+    repo_id: str,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    whole: bool = False,
+    parts: Sequence[str] = _PARTS,
+) -> Path:
     """Download a repository's model, or find it in huggingface_hub's cache.
 
     Args:
       repo_id: owner/name.
       variant: the variant of the weights.
       revision: a branch, tag or commit; None for the newest.
-      whole: whether to download all parts of a text-to-image model, and not only the network that draws.
+      whole: whether to download the parts of a text-to-image model, and not only the network that draws.
+      parts: which of them.
 
     Returns:
       The folder, in diffusers layout.
@@ -112,7 +127,7 @@ def download(repo_id: str, *, variant: str | None = None, revision: str | None =
     with _hub_errors(repo_id):
         from huggingface_hub import snapshot_download
 
-        wanted = whole_patterns(variant) if whole else patterns(variant)
+        wanted = whole_patterns(variant, parts) if whole else patterns(variant)
         path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
         if whole:
             return path

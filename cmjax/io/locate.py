@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmjax.io import hub
@@ -24,7 +25,12 @@ def embedded_models() -> tuple[str, ...]:
 
 
 def resolve(
-    path_or_name: str | Path, *, revision: str | None = None, variant: str | None = None, whole: bool = False
+    path_or_name: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    whole: bool = False,
+    parts: Sequence[str] | None = None,
 ) -> Path:
     """Find a model: a folder or file of that name, then a model in the package, then a repository on the hub.
 
@@ -32,7 +38,8 @@ def resolve(
       path_or_name: a path, a name of `embedded_models()`, or a hub id owner/name.
       revision: the revision of the hub's repository.
       variant: the variant of the weights to download.
-      whole: whether to download all parts of a text-to-image model, and not only the network that draws.
+      whole: whether to download the parts of a text-to-image model, and not only the network that draws.
+      parts: which of them; None for all.
 
     Returns:
       The folder, or the file.
@@ -59,7 +66,8 @@ def resolve(
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        return hub.download(name, variant=variant, revision=revision, whole=whole)
+        some = {} if parts is None else {"parts": parts}
+        return hub.download(name, variant=variant, revision=revision, whole=whole, **some)
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."

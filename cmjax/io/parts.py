@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.safetensors_files import write_safetensors
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 UNET, AUTOENCODER = "unet", "vae"
 TEXT_ENCODERS, TOKENIZERS = ("text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2")
 
-__all__ = ["AUTOENCODER", "TEXT_ENCODERS", "TOKENIZERS", "UNET", "family_of_part", "read_part_config", "save_part"]
+__all__ = [
+    "AUTOENCODER",
+    "TEXT_ENCODERS",
+    "TOKENIZERS",
+    "UNET",
+    "family_of_part",
+    "read_part_config",
+    "save_part",
+    "write_part",
+]
 
 
 def family_of_part(folder: Path) -> Family:
@@ -73,9 +83,23 @@ def save_part(network: Network, folder: Path, *, dtype: DTypeLike | None = None)
       ValueError: a weight is infinite in dtype.
     """
     module = network.module
-    family, tensors = family_of(module), file_tensors(module)
+    write_part(module.config, file_tensors(module), folder, dtype=dtype)
+
+
+def write_part(config: Any, tensors: Mapping[str, np.ndarray], folder: Path, *, dtype: DTypeLike | None = None) -> None:
+    """Write a config and tensors as a part, like `save_part`.
+
+    Args:
+      config: of a known family.
+      tensors: by the names of today.
+      folder: the part's; new or empty.
+      dtype: of the stored weights; None keeps theirs.
+
+    Raises:
+      ValueError: a weight is infinite in dtype.
+    """
     if dtype is not None:
         tensors = {name: cast(name, value, jnp.dtype(dtype)) for name, value in tensors.items()}
     folder.mkdir(exist_ok=True)
-    write_json(module.config.to_dict(), folder / "config.json")
-    write_safetensors(tensors, folder / f"{family.stem}.safetensors")
+    write_json(config.to_dict(), folder / "config.json")
+    write_safetensors(tensors, folder / f"{family_of(config).stem}.safetensors")

@@ -1,0 +1,49 @@
+"""Files that are no checkpoint of Stable Diffusion: what they are, by names that only they have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["kind_of"]
+
+# What each is called in a message, and a pattern that its names have. The first that fits holds, so that what is built
+# upon another (an adapter, a model of videos) comes before it.
+_KINDS = (
+    ("a LoRA", r"\.lora_(up|down|A|B|mid)\b|\.lora\.(up|down)\.|_lora\.(up|down)\.|\.(hada_w\d|lokr_w\d|dora_scale)"),
+    ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_[lg]|<[^>\n]+>)$"),
+    ("a ControlNet", r"^control_model\.|controlnet_|input_hint_block|^controlnet"),
+    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.(block1|in_conv|resnets\.\d+\.block1)"),
+    ("an IP-Adapter", r"^(ip_adapter|image_proj)\."),
+    ("a motion module of AnimateDiff", r"motion_modules\."),
+    ("Stable Video Diffusion", r"\.time_stack\.|temporal_transformer_blocks|\.time_mixer\."),
+    ("Flux", r"double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d+\.attn\.norm_q"),
+    ("Stable Diffusion 3", r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.attn\.add_q_proj"),
+    ("Wan", r"(^|\.)blocks\.\d+\.(cross_attn\.norm_k|cross_attn\.k_img)|condition_embedder\.text_embedder"),
+    ("Qwen-Image", r"transformer_blocks\.\d+\.img_mod\.|(^|\.)txt_norm\."),
+    ("HunyuanVideo", r"txt_in\.individual_token_refiner"),
+    ("Hunyuan-DiT", r"(^|\.)mlp_t5\."),
+    ("AuraFlow", r"double_layers\.\d+\.attn\.|(^|\.)joint_transformer_blocks\."),
+    ("Lumina or Z-Image", r"(^|\.)(cap_embedder|noise_refiner)\."),
+    ("PixArt, Sana or LTX", r"(^|\.)(adaln_single|adaLN_modulation|caption_projection|t_block|scale_shift_table)\b"),
+    ("Stable Cascade", r"(^|\.)(clip_txt_mapper|effnet_mapper|clip_mapper)\."),
+    (
+        "a tiny autoencoder (TAESD)",
+        r"^(taesd_)?(encoder|decoder)(\.layers)?\.\d+\.(conv\.\d|weight|bias)|^\d+\.conv\.\d",
+    ),
+    ("an upscaler", r"(^|\.)(conv_first|RRDB_trunk|rdb1\.conv1)|^model\.\d+\.(sub|weight)"),
+    ("a UNet of openai/guided-diffusion or consistency_models", r"(^|\.)(input|output)_blocks\.\d+\.1\.qkv\."),
+    ("the encoder of pictures of a CLIP", r"(^|\.)vision_model\.|^visual\."),
+    ("a text encoder of T5", r"(^|\.)encoder\.block\.\d+\.layer\.\d+\.(SelfAttention|DenseReluDense)"),
+)
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """Say what a file is that holds tensors of these names, if it is none of Stable Diffusion and known.
+
+    Example:
+      >>> kind_of(["double_blocks.0.img_attn.qkv.weight"])
+      'Flux'
+    """
+    lines = "\n".join(names)
+    return next((kind for kind, pattern in _KINDS if re.search(pattern, lines, re.MULTILINE)), None)
