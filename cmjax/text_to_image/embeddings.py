@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,13 @@ def _with_rows(encoder: Network, rows: np.ndarray, first: int) -> Network:
     else:
         rest = jnp.zeros((size - old.shape[0], old.shape[1]), old.dtype)
         table.set_value(jnp.concatenate([old, rest]).at[first : first + len(rows)].set(rows))
-    return from_nnx(module)
+    names = [name for name, is_one in zip(encoder.leaves(), encoder.is_trained, strict=True) if is_one]
+
+    def is_trained(path: tuple[Any, ...], _: Any) -> bool:
+        start = ".".join(map(str, path))
+        return any(name == start or name.startswith(f"{start}.") for name in names)
+
+    return from_nnx(module, trained=is_trained)
 
 
 def _listed(widths: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from texts import WIDTH, text_model
 
+import cmjax
 from cmjax import text_to_image
 from cmjax.io import write_safetensors
 from cmjax.text_to_image import add_embedding, tokenize_windows
@@ -79,6 +80,20 @@ def test_abstract_models_and_other_dtypes_and_spare_rows(tmp_path):
     half = text_to_image.load(tmp_path / "m", param_dtype="float16")
     with pytest.raises(ValueError, match="infinite in float16"), np.errstate(over="ignore"):
         add_embedding(half, 1e6 * THREE, "<cat>")
+
+
+def test_an_encoder_keeps_its_lora():
+    """Words and a LoRA, in either order: one model, of which the factors alone are trained."""
+    before = text_model()
+    tuned = before.replace(text_encoders=jax.tree.map(lambda leaf: 1.1 * leaf, before.text_encoders))
+    lora = cmjax.lora.extract(before.text_encoders[0], tuned.text_encoders[0], rank=2)
+    first, last = add_embedding(before, THREE, "<cat>"), cmjax.lora.attach(before, lora, 0.5)
+    one, other = cmjax.lora.attach(first, lora, 0.5), add_embedding(last, THREE, "<cat>")
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert 0 < sum(other.text_encoders[0].is_trained) == sum(last.text_encoders[0].is_trained)
+    tokens = one.tokenize(["red <cat>"])
+    assert np.abs(one.encode(tokens).context - first.encode(tokens).context).max() > 1e-3
 
 
 @pytest.mark.parametrize(
