@@ -51,7 +51,7 @@ def add_embedding(
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: it is a hub id, and huggingface_hub is not installed.
       ValueError: the file is damaged or no embedding, or it is one for another model; a number is not finite; the
-        token is one already, or would join another's.
+        token is a word already, or would join another's.
 
     Example:
       >>> import cmjax
@@ -110,7 +110,8 @@ def _check_tokens(tokenizer: Tokenizer, tokens: list[str]) -> None:
     """Refuse tokens that exist, and those that would be read as further vectors of a word."""
     known = {one.content.lower() for one in tokenizer.added}
     for token in (*tokens, f"{tokens[0]}_{len(tokens)}"):
-        if token in tokenizer or token.lower() in known:
+        low = token.lower()
+        if low in known or any(one in tokenizer for one in (token, low, f"{low}</w>")):
             other = f"<{tokens[0].strip('<>')}-2>"
             raise ValueError(
                 f"token must be a new one, but the model has {token!r} already: give another, such as {other!r}."

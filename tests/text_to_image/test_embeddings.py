@@ -106,6 +106,7 @@ def test_an_encoder_keeps_its_lora():
         (PAIR, "<cat>", "width 8 and 8, but the text encoders of this model read 8"),
         (np.zeros((9, WIDTH)), "<cat>", "has 9 vectors, but a prompt of this model has room for 8 tokens"),
         (THREE, "red</w>", r"the model has 'red</w>' already: give another, such as '<red</w-2>'"),
+        (THREE, "Red", "the model has 'Red' already: give another, such as '<Red-2>'"),
         (THREE, "<|ENDOFTEXT|>", "already"),
         (THREE, "<OLD>", "the model has '<OLD>' already"),
         (THREE, "<old>_1", "the model has '<old>_1' already"),
