@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax.io.assembly import assemble, check_dtype
 from cmjax.io.atomic import atomic_folder
 from cmjax.io.locate import resolve
 from cmjax.io.parts import AUTOENCODER, family_of_part, read_part_config, save_part
 from cmjax.io.pieces import read_weights
+from cmjax.io.single_files.stable_diffusion import read_autoencoder
 from cmjax.io.weights import Placement
 from cmjax.models.autoencoder_kl import AutoencoderConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTinyConfig
@@ -32,6 +35,7 @@ def load_autoencoder(
     revision: str | None = None,
     variant: str | None = None,
     abstract: bool = False,
+    scaling_factor: float | None = None,
 ) -> LatentCoder:
     """Load an autoencoder, such as one to put in place of a text-to-image model's own.
 
@@ -41,13 +45,16 @@ def load_autoencoder(
 
     Args:
       path_or_name: a folder or hub id whose config.json is for `AutoencoderKL` or `AutoencoderTiny`; or the folder of a
-        text-to-image model, for the one in it.
+        text-to-image model, for the one in it; or a file that holds an `AutoencoderKL`, alone or in a checkpoint of
+        Stable Diffusion.
       dtype: the dtype that it computes in, by `compute_dtype`.
       param_dtype: the dtype that its kernels are stored in; vectors (biases, norms) stay float32.
       sharding: where the weights go: a `jax.sharding.Sharding` for all, or a function of a weight's name and shape.
       revision: a branch, tag or commit of the hub's repository.
       variant: which weights to read: "fp16" reads a file that is half the size.
       abstract: check the files, but read no weights: each is a `jax.ShapeDtypeStruct`.
+      scaling_factor: for a file that holds an autoencoder alone, which does not say it: 0.18215 for Stable Diffusion 1
+        and 2, 0.13025 for XL.
 
     Returns:
       The coder. Its `network` is the autoencoder.
@@ -66,7 +73,23 @@ def load_autoencoder(
         check_dtype(name, value)
     path = resolve(path_or_name, revision=revision, variant=variant)
     if path.is_file():
-        raise ValueError(f"{path} is a file; load_autoencoder reads a folder with a config.json, alone or in vae/.")
+        config, tensors = read_autoencoder(path, scaling_factor=scaling_factor)
+    elif scaling_factor is not None:
+        raise ValueError(f"scaling_factor is for a file, but {path} is a folder, whose config.json says it.")
+    else:
+        config, tensors = _read_folder(path, variant)
+    network = assemble(
+        config,
+        tensors,
+        dtype=compute_dtype(config, dtype),
+        param_dtype=param_dtype,
+        sharding=sharding,
+        abstract=abstract,
+    )
+    return LatentCoder(network)
+
+
+def _read_folder(path: Path, variant: str | None) -> tuple[Any, Mapping[str, np.ndarray]]:
     folder = path / AUTOENCODER if (path / AUTOENCODER / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} has no config.json, and no {AUTOENCODER}/config.json.")
@@ -75,15 +98,7 @@ def load_autoencoder(
         raise ValueError(
             f"{folder} must hold an AutoencoderKL or AutoencoderTiny, but its config.json is for {family.class_name}."
         )
-    network = assemble(
-        config,
-        read_weights(folder, variant, stem=family.stem),
-        dtype=compute_dtype(config, dtype),
-        param_dtype=param_dtype,
-        sharding=sharding,
-        abstract=abstract,
-    )
-    return LatentCoder(network)
+    return config, read_weights(folder, variant, stem=family.stem)
 
 
 def save_autoencoder(coder: LatentCoder, path: str | Path, *, dtype: DTypeLike | None = None) -> None:

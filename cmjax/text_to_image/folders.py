@@ -116,7 +116,9 @@ def load(
         text_encoders=text_encoders,
         ema=ema,
     )
-    source = source.with_tokenizers(tokenizer).checked()
+    source.refuse_missing()
+    source = source.with_tokenizers(tokenizer)
+    source.check_fit()
     if not abstract and sharding is None:
         refuse_too_much(str(path_or_name), sum(_bytes(part.tensors, param_dtype) for part in source.parts.values()))
     return assemble_source(source, dtype=dtype, param_dtype=param_dtype, sharding=sharding, abstract=abstract)
@@ -247,9 +249,7 @@ def _part(folder: Path, variant: str | None, classes: tuple[str, ...]) -> Part:
         raise FileNotFoundError(f"{folder} has no config.json.")
     family, config = family_of_part(folder), read_part_config(folder)
     if family.class_name not in classes:
-        raise ValueError(
-            f"{folder} must hold a {' or '.join(classes)}, but its config.json is for {family.class_name}."
-        )
+        raise ValueError(f"{folder} must hold {' or '.join(classes)}, but its config.json is for {family.class_name}.")
     tensors = read_weights(folder, variant, stem=family.stem)
     return Part(family.adapted(config, tensors), tensors)
 

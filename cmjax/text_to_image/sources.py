@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from cmjax.io.locate import resolve
 from cmjax.io.parts import AUTOENCODER, TEXT_ENCODERS, TOKENIZERS, UNET
-from cmjax.io.single_files.kinds import KINDS, Kind
+from cmjax.io.single_files import kinds as known_kinds
+from cmjax.io.single_files.kinds import Kind
 from cmjax.io.single_files.stable_diffusion import (
     Original,
     Part,
@@ -116,7 +117,7 @@ class Source(NamedTuple):
             return self.original.kind
         unet = self.parts[UNET].config
         found = (unet.block_out_channels[0], unet.cross_attention_dim, unet.projection_class_embeddings_input_dim)
-        for kind in KINDS:
+        for kind in known_kinds.KINDS:
             if kind.widths == found:
                 return kind
         raise ValueError(
@@ -158,8 +159,8 @@ class Source(NamedTuple):
         pad = tokenizer.vocab[0] if maker == "openclip" else tokenizer.eos_token
         return dataclasses.replace(tokenizer, pad_token=pad)
 
-    def checked(self) -> Source:
-        """Refuse a model that lacks a part, or whose parts do not fit each other.
+    def refuse_missing(self) -> None:
+        """Refuse a model that lacks a part.
 
         Raises:
           ValueError: it does.
@@ -171,13 +172,19 @@ class Source(NamedTuple):
                 f"{self.where} has no {' and no '.join(missing)}: give the folder, hub id or file of the model that it "
                 "belongs to (base=, on the command line --base), from which the rest is taken."
             )
+
+    def check_fit(self) -> None:
+        """Refuse a model whose parts do not fit each other.
+
+        Raises:
+          ValueError: they do not.
+        """
         check_fit(
             self.parts[UNET].config,
             self.parts[AUTOENCODER].config,
             {name: self.parts[name].config for name in self.encoders},
             {_PAIRS[name]: self.tokenizers[_PAIRS[name]] for name in self.encoders if _PAIRS[name] in self.tokenizers},
         )
-        return self
 
     @property
     def sampler_config(self) -> SamplerConfig:

@@ -112,6 +112,21 @@ def test_ordered_dicts_of_every_protocol():
         assert read_pickle(pickle.dumps(ordered, protocol)).value == {"a": 1, "b": "two"}
 
 
+def test_what_a_training_run_keeps_beside_its_tensors_is_data_or_a_note():
+    # As Lightning writes checkpoints: callbacks under their class, numbers of NumPy among their values.
+    key = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
+    number = pickle.dumps(np.float64(0.25), 2)[2:-1]
+    read = read_pickle(
+        b"\x80\x02}X\x09\0\0\0callbacks}" + key + b"}X\4\0\0\0best" + number + b"sssX\1\0\0\0eK\1s."
+    ).value
+    (callbacks,) = read["callbacks"].values()
+    assert read["e"] == 1 and list(callbacks) == ["best"] and "0.25" not in repr(callbacks)
+    with pytest.raises(ValueError, match=r"the file asks for pytorch_lightning\.Trainer"):
+        read_pickle(b"}cpytorch_lightning\nTrainer\n")
+    with pytest.raises(ValueError, match="calls what is not a function"):
+        read_pickle(key + b")R.")
+
+
 # ---- hostile pickles -------------------------------------------------------------------------------------------------
 
 CANARY = "canary"

@@ -57,7 +57,7 @@ def test_what_is_no_autoencoder_is_refused(tmp_path):
         load_autoencoder(tmp_path / "unet")
     with pytest.raises(FileNotFoundError, match=r"has no config.json, and no vae/config.json"):
         load_autoencoder(tmp_path)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="must be a file of weights"):
         load_autoencoder(tmp_path / "unet" / "config.json")
     with pytest.raises(TypeError, match="dtype must be a float dtype"):
         load_autoencoder(tmp_path, dtype="int8")

@@ -314,6 +314,7 @@ def _refuse(groups: _Groups, wanted: str) -> None:
     found = [
         f"{word} ({len(group)} tensors)"
         for word, group in (
+            ("a UNet", groups.unet),
             ("an autoencoder", groups.autoencoder),
             ("a text encoder", groups.texts[0]),
             ("a second text encoder", groups.texts[1]),

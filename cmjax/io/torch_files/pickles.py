@@ -7,8 +7,9 @@ that a file names, only those of a table are known (`_CALLS`, `_STORAGES`), each
 fills in a record, and there is no opcode that imports. Everything else is refused by its name.
 
 The machine's work is bounded by the length of the pickle, which is bounded too (`LONGEST`): every opcode adds one thing
-to the stack at most, keys of dicts are texts and numbers (hashing nested tuples may take forever), and what is nested
-is never walked. Its memory is bounded by a count of what one byte can ask for: containers, and places in the memo.
+to the stack at most, keys of dicts are texts, numbers and names (hashing nested tuples may take forever), and what is
+nested is never walked. Its memory is bounded by a count of what one byte can ask for: containers, and places in the
+memo.
 
 References:
   The comments of Python's pickletools.py, which describe the machine and every opcode.
@@ -66,6 +67,11 @@ class ParameterDict:
     """torch's module of that name, in which old embeddings of texts keep their tensors: what its `_parameters` hold."""
 
     parameters: Any = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Note:
+    """A number or text of a training run that is no tensor, such as NumPy's: that there is one, and nothing of it."""
 
 
 class Pickle(NamedTuple):
@@ -203,6 +209,8 @@ class _Machine:
                 self.extend(self.pop_mark())
             case pickle.BUILD:  # the attributes of a state dict, such as its version numbers: checked, and dropped
                 attributes, target = self.pop(), self.peek()
+                if type(target) is _Note:
+                    return
                 if type(attributes) is not dict or type(target) not in (dict, ParameterDict):
                     raise ValueError("the file sets attributes of something that is no dict of tensors.")
                 if type(target) is ParameterDict:
@@ -305,7 +313,7 @@ class _Machine:
         if type(target) is not dict or len(items) % 2:
             raise ValueError("the pickle sets items of what is not a dict; the file is damaged.")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int):
+            if type(key) not in (str, int) and key not in _KEYS:
                 raise ValueError(f"a key of a dict is a {type(key).__name__}; those of tensors are texts.")
             target[key] = value
 
@@ -340,7 +348,8 @@ def _known(module: Any, name: Any) -> _Global:
     if type(module) is not str or type(name) is not str:
         raise ValueError("the file asks for a function or type whose name is not a text.")
     found = _Global(f"{module}.{name}")
-    if found.name not in _CALLS and found.name not in _STORAGES and found.name != _PARAMETER_DICT:
+    known = found.name in _CALLS or found.name in _STORAGES or found.name == _PARAMETER_DICT
+    if not known and found.name not in _NAMES:
         raise ValueError(
             f"the file asks for {printable(found.name)}, which is not part of a tensor; nothing of it was run."
         )
@@ -388,6 +397,10 @@ def _no_hooks(names: Any) -> tuple[()]:
     return ()
 
 
+def _note(*_: Any) -> _Note:
+    return _Note()
+
+
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
@@ -399,7 +412,18 @@ _CALLS = {
     "torch.Size": (1, 1, _size),
     "collections.OrderedDict": (0, 0, dict),
     "__builtin__.set": (1, 1, _no_hooks),
+    # Beside the tensors of a checkpoint, such as the best loss so far.
+    "numpy.core.multiarray.scalar": (2, 2, _note),
+    "numpy._core.multiarray.scalar": (2, 2, _note),
+    "numpy.dtype": (1, 3, _note),
+    "_codecs.encode": (2, 2, _note),
 }
+# Classes that a training run keeps its callbacks under: names, which are keys and nothing else.
+_NAMES = {
+    f"{package}.callbacks.model_checkpoint.ModelCheckpoint"
+    for package in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning")
+}
+_KEYS = tuple(map(_Global, sorted(_NAMES)))
 _PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
 
 _STORAGES = {
