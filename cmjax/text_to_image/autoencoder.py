@@ -1,4 +1,4 @@
-"""Between pictures and the latents that a diffusion network sees: an autoencoder, with its scale, for any memory."""
+"""From pictures to the latents that a diffusion network sees, and back: an autoencoder with its scale."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def compute_dtype(config: Any, dtype: DTypeLike) -> DTypeLike:
 
 
 class LatentCoder(Struct):
-    """Codes pictures as the latents that a diffusion network sees, and these as pictures; a pytree.
+    """An autoencoder between pictures and the latents that a diffusion network sees, as a pytree.
 
     With m the autoencoder's `latents_mean` (else its `shift_factor`, else 0), s its `latents_std` (else 1) and c its
     `scaling_factor`, a diffusion network sees (z - m) c / s for latents z.
@@ -58,10 +58,10 @@ class LatentCoder(Struct):
       quarter of a tile. A tile's norms and attention see nothing of the others, so colours can differ from those of
       the whole picture. Take the size that the network is for, such as 64, or a larger one.
 
-    What decoding takes beside weights and pictures, by Stable Diffusion's autoencoder in float32 (XLA's own count, of
-    the program for a CPU): 0.75 GiB for one picture of 512 pixels a side, 3 GiB for one of 1024. A batch takes that for
-    each of its pictures, but one by one that of a single picture; in tiles of 64 latents a picture of any size takes
-    about that of 512 pixels. A tiny autoencoder takes a quarter, 0.2 and 0.75 GiB.
+    Beside weights and pictures, Stable Diffusion's autoencoder in float32 takes 0.75 GiB to decode one picture of 512
+    pixels a side, and 3 GiB for one of 1024 (XLA's own count, of the program for a CPU). A batch takes that for each
+    picture, or once with `one_by_one`. In tiles of 64 latents, a picture of any size takes about as much as one of 512
+    pixels. A tiny autoencoder takes a quarter: 0.2 and 0.75 GiB.
 
     Attributes:
       network: the autoencoder: an `Autoencoder` or `AutoencoderTiny`, wrapped by `from_nnx`.

@@ -1,4 +1,4 @@
-"""An autoencoder alone: a folder's, or one in place of a model's own; read and written."""
+"""Load and save an autoencoder alone, such as one to put in place of a model's own."""
 
 from __future__ import annotations
 

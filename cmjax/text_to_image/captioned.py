@@ -1,4 +1,4 @@
-"""Batches of captioned pictures, as a text-to-image network is trained on them: latents, and what texts say."""
+"""Batches of captioned pictures to train a text-to-image network on: latents, and encoded captions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AT_ONCE = 16  # pictures that are encoded in one call
 
 
 class _Recipe(Protocol):
-    """What of a `training.Recipe` decides batches."""
+    """The fields of a `training.Recipe` that decide the batches."""
 
     @property
     def seed(self) -> int: ...
@@ -48,12 +48,12 @@ def captioned_batches(pipe: TextToImage, data: Captioned, recipe: _Recipe, *, dr
       drop: the share of captions to drop, in [0, 1]. Give 0 for distillation, whose teacher is guided already.
 
     Returns:
-      An iterable without an end of (latents f32[B, h, w, c], `TextCond`) for `training.train`. The batch of a step
+      An endless iterable of (latents f32[B, h, w, c], `TextCond`) for `training.train`. The batch of a step
       depends on the recipe's seed and on the step alone, so that a run resumes to the same bits, and at once.
 
     Raises:
-      ValueError: drop is outside of [0, 1], there is not one or more captions for each picture, there are fewer
-        pictures than a batch has, their size does not fit the autoencoder, or the recipe has flip.
+      ValueError: drop is outside of [0, 1], a picture has no caption, there are fewer pictures than a batch has, their
+        size does not fit the autoencoder, or the recipe has flip.
 
     Example:
       >>> import cmjax
@@ -116,7 +116,7 @@ def _told(pipe: TextToImage, tokens: PromptTokens, is_dropped: Array, size: Arra
 
 
 def _latents(coder: LatentCoder, images: np.ndarray) -> np.ndarray:
-    """Encode pictures, so many at once that one program serves all parts: f32[N, h, w, c]."""
+    """Encode pictures in parts of one size, which one program serves: f32[N, h, w, c]."""
     parts = []
     for start in range(0, len(images), _AT_ONCE):
         part = images[start : start + _AT_ONCE]

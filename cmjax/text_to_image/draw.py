@@ -52,7 +52,7 @@ def draw(
       rescale: the share of the contrast that guidance adds to take away again, f[] or f[B]; None for none.
 
     Returns:
-      f32[B, H, W, 3], in [-1, 1] but for what overshoots.
+      f32[B, H, W, 3], meant to lie in [-1, 1], but not clipped.
 
     Raises:
       ValueError: the size does not divide, the state has already stepped, or there is a negative or a rescale without
@@ -88,11 +88,11 @@ def _draw(
 
 
 class Prompt(Struct):
-    """What is asked for, as arrays with the batch first: what `draw_prompt` draws of, before it is encoded.
+    """What to draw, as arrays with the batch first, before it is encoded: what `draw_prompt` takes.
 
     Attributes:
       tokens: i32[B, L] for each text encoder, from `pipe.tokenize`.
-      negative: the same for what guidance leads away from; None for no text.
+      negative: tokens of what guidance leads away from; None for no text.
       guidance: f32[B], the scale of classifier-free guidance; None for none.
       told: f32[B], the guidance that the network is told (latent consistency models); None for none.
       sizes: f32[B, 6], as for `pipe.encode`; None for those of an uncropped picture of the size that is drawn.
@@ -127,7 +127,7 @@ def draw_prompt(
     keep_steps: bool = False,
     preview: LatentCoder | None = None,
 ) -> Array | Trajectory:
-    """Draw from tokens: encode, `draw`, in the form of `cmjax.generate`, whose place it can take.
+    """Encode tokens and `draw`, with the signature of `cmjax.generate`, which it can replace.
 
     Args:
       pipe: the text-to-image model.
@@ -208,7 +208,7 @@ def redraw(
     """Draw pictures again, from where the path begins: image to image.
 
     The pictures' latents (the means that the autoencoder gives) are noised to the first level of the path, and the path
-    is walked from there. How much changes is the path's to say, in either of two ways:
+    is walked from there. The path decides how much changes, in one of two ways:
 
     - `cmjax.skip(cmjax.tcd.init(config, n), k)` leaves out the first k of n steps, as diffusers' `strength` does;
     - `cmjax.tcd.init(config, n, strength=0.5)` takes all n steps within the cleaner part of the grid.

@@ -63,9 +63,9 @@ def inpainting(pipe: TextToImage, cond: TextCond, images: ArrayLike, holes: Arra
 def inpaint_edit(pipe: TextToImage, images: ArrayLike, holes: ArrayLike) -> editing.Inpaint:
     """Make the edit that fills a hole with any network: the latents outside of the hole are put back at every step.
 
-    That is `editing.inpaint` of `pipe.autoencoder.encode(images)`, where a latent is free if any of its pixels is in
-    the hole. The autoencoder decodes the latents together, so that pixels around the hole may change a little, and what
-    is in the hole acts on the latents at its border: fill it beforehand with something like its surroundings.
+    This is `editing.inpaint` of `pipe.autoencoder.encode(images)`, where a latent is free if any of its pixels is in
+    the hole. The autoencoder decodes latents together, so that pixels around the hole may change a little. The pixels
+    in the hole act on the latents at its border: fill them beforehand with something like their surroundings.
 
     Args:
       pipe: the text-to-image model.
@@ -104,13 +104,13 @@ def inpaint_edit(pipe: TextToImage, images: ArrayLike, holes: ArrayLike) -> edit
 
 
 def _checked(pipe: TextToImage, images: ArrayLike, holes: ArrayLike) -> tuple[Array, Array]:
-    """Hold pictures and holes to each other, and to sizes that have latents."""
+    """Refuse pictures and holes that do not fit each other, or have no latents."""
     images, holes = f32(floating("images", images)), as_array("holes", holes, "a boolean array")
     if holes.dtype != jnp.bool:
         raise TypeError(f"holes must be boolean, True where pixels are to be drawn, got {holes.dtype}: write > 0.5.")
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must have shape (batch, height, width, 3), got {images.shape}.")
-    alike = len(holes) == len(images) or 1 in (len(holes), len(images)) if holes.ndim == 3 else False
+    alike = holes.ndim == 3 and (len(holes) == len(images) or 1 in (len(holes), len(images)))
     if not alike or holes.shape[1:] != images.shape[1:3]:
         raise ValueError(
             f"holes must have shape (batch, height, width) for images of shape {images.shape}, got {holes.shape}."
