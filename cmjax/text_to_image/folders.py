@@ -381,6 +381,11 @@ def save(pipe: TextToImage, path: str | Path, *, dtype: DTypeLike | None = None)
 def write_source(source: Source, path: Path, *, dtype: DTypeLike | None = None) -> None:
     """Write the parts of a model, as `save` does; each tensor as it is where dtype is None."""
     if path.suffix == ".safetensors":
+        if words := [word for tokenizer in source.tokenizers.values() for word in tokenizer.words]:
+            raise ValueError(
+                f"a file in one piece has no place for the words that a model was taught, such as {words[0]!r:.60}: "
+                "save a folder, or the model without its embeddings."
+            )
         write_stable_diffusion(
             path,
             unet=source.parts[UNET],

@@ -192,6 +192,12 @@ class Tokenizer:
         more = (AddedToken(token, normalized=True) for token in tokens)
         return dataclasses.replace(self, added=(*self.added, *more))
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The tokens behind those of the vocabulary, but for special ones: those of textual inversion."""
+        others = {*self.vocab, *(getattr(self, name) for name in NAMED)}
+        return tuple(one.content for one in self.added if one.content not in others)
+
     def __contains__(self, token: str) -> bool:
         """Whether there is such a token."""
         return self._backend.token_to_id(token) is not None

@@ -64,6 +64,14 @@ def test_a_folder_holds_the_words(options, tmp_path):
     assert len(again.tokenizers[0]) == len(text_model().tokenizers[0]) + 4
 
 
+def test_a_file_in_one_piece_would_lose_the_words(tmp_path):
+    assert text_model().tokenizers[0].words == ()
+    assert taught().tokenizers[0].words == ("<cat>", "<cat>_1", "<cat>_2")
+    with pytest.raises(ValueError, match="no place for the words that a model was taught, such as '<cat>'"):
+        text_to_image.save(taught(), tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_abstract_models_and_other_dtypes_and_spare_rows(tmp_path):
     text_to_image.save(text_model(), tmp_path / "m")
     write_safetensors({"<cat>": THREE}, tmp_path / "cat.safetensors")
