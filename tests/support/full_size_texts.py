@@ -1,7 +1,7 @@
 """Text-to-image models in their published sizes, without weights or with random ones: for benchmarks and lowering.
 
-"sd15" is Stable Diffusion 1.5, "sdxl" is Stable Diffusion XL; "tiny" and "tiny-xl" have the same parts, and compile in
-seconds.
+"sd15" is Stable Diffusion 1.5, "sd21" is 2.1 for pictures of 768 pixels, "sdxl" is Stable Diffusion XL; "tiny" and
+"tiny-xl" have the same parts, and compile in seconds.
 """
 
 from __future__ import annotations
@@ -71,6 +71,17 @@ MODELS = {
         (_encoder(768, 12, 12, "quick_gelu"),),
         _autoencoder(0.18215),
         859_520_964,
+    ),
+    "sd21": FullSize(
+        UNetConditionConfig(
+            sample_size=96,
+            attention_head_dim=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+            use_linear_projection=True,
+        ),
+        (_encoder(1024, 23, 16, "gelu"),),
+        _autoencoder(0.18215),
+        865_910_724,
     ),
     "sdxl": FullSize(
         UNetConditionConfig(
