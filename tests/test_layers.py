@@ -70,7 +70,7 @@ FLOORS = {
     "io/torch_files": ("pickles", "archives", "reader"),
     "artifact": ("program", "drawer", "files"),
     "drawing": ("batches devices hosts", "grids shards"),
-    "lora": ("parts scales", "resolve", "attach extract files merge"),
+    "lora": ("parts published scales", "resolve", "attach extract files merge"),
     "recipes": (),
     "text_to_image": (
         "tiles tokenizer_files",
@@ -85,11 +85,12 @@ FLOORS = {
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
+        "loras",
         "draw labels open_model output parser run_config sampler_path",
         "open_artifact prompts training_run",
         "train_autoencoder",
         "open_text_artifact",
-        "convert edit evaluate export inspect sample train",
+        "convert edit evaluate export inspect lora sample train",
     ),
     "cli/edit": ("inputs interpolate outputs", "tasks", "walks"),
     "cli/evaluate": ("inputs", "measure report"),

@@ -1,4 +1,4 @@
-"""The examples and notes at the end of `--help`, for each command and each task of `cmjax edit`."""
+"""The examples and notes at the end of `--help`, for each command and each task of one."""
 
 from cmjax import recipes
 
@@ -14,6 +14,7 @@ examples:
   cmjax sample --trajectory                       every step of every image, side by side
   cmjax sample --prompt "a fox on a purple background, fluent style"          four pictures of a text
   cmjax sample --prompt "two owls" --prompt "a small rocket at the left"      several, one row each
+  cmjax sample --model M --lora tcd.safetensors --lora style.safetensors:0.6 --prompt "a red fox"
   cmjax sample --model M --prompt "a <cat>" --embedding "cat.pt:<cat>"        with a word that a file teaches
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
@@ -39,7 +40,7 @@ sampler works, and nothing is trained. Pictures must have the model's size (--re
 them). They may be PNG or JPEG files of any colour mode.
 """
 
-TASKS = {
+_EDITS = {
     "inpaint": (
         "Fill holes in pictures; every other pixel stays as it is",
         """\
@@ -111,6 +112,51 @@ picture (with two texts, that of the first), unless --labels names several class
 """,
     ),
 }
+
+_LORA = """\
+examples:
+  cmjax lora inspect style.safetensors                 its form, ranks and scales, and what it was made for
+  cmjax lora inspect style.safetensors --model M       whether it fits a model
+  cmjax lora merge M merged --lora tcd.safetensors --lora style.safetensors:0.6
+  cmjax lora extract M tuned tuned.safetensors --rank 32
+  cmjax sample --model M --lora h1t/TCD-SDXL-LoRA --prompt "a red fox"     draw with one, in its published settings
+"""
+
+_LORAS = {
+    "inspect": (
+        "Show what a LoRA file holds",
+        """\
+examples:
+  cmjax lora inspect style.safetensors
+  cmjax lora inspect h1t/TCD-SDXL-LoRA --model sdxl/
+
+Nothing in a file is executed. A scale is alpha / rank, by which a module's factors are multiplied.
+""",
+    ),
+    "merge": (
+        "Add LoRAs to a model's weights, and write it as a folder",
+        """\
+examples:
+  cmjax lora merge sdxl fast --lora tcd.safetensors
+  cmjax lora merge sdxl both --lora tcd.safetensors --lora style.safetensors:0.6 --dtype float16
+
+Sums are made in float32 and rounded once. OUT is a folder in diffusers' layout, which cmjax and
+diffusers load; it is written completely or not at all.
+""",
+    ),
+    "extract": (
+        "Find the LoRA between two models",
+        """\
+examples:
+  cmjax lora extract sd15 my-finetune style.safetensors --rank 32
+  cmjax lora extract sd15 my-finetune style.safetensors --style kohya
+
+Each kernel's difference is cut to its largest singular values. What differs in biases and norms is lost.
+""",
+    ),
+}
+
+TASKS = {"edit": _EDITS, "lora": _LORAS}
 
 _EVALUATE = """\
 examples:
@@ -200,5 +246,5 @@ def of(command: str) -> str:
     """What `cmjax COMMAND --help` ends with."""
     if command == "train":
         return _TRAIN.format(recipes="\n".join(f"  {name:<11} {about}" for name, about in recipes.built_in().items()))
-    texts = {"sample": _SAMPLE, "edit": _EDIT, "evaluate": _EVALUATE}
+    texts = {"sample": _SAMPLE, "edit": _EDIT, "lora": _LORA, "evaluate": _EVALUATE}
     return {**texts, "export": _EXPORT, "inspect": _INSPECT, "convert": _CONVERT}[command]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,13 @@ __all__ = [
     "EditOptions",
     "EvaluateOptions",
     "ExportOptions",
+    "ExtractLoRAOptions",
     "InpaintOptions",
+    "InspectLoRAOptions",
     "InspectOptions",
     "InterpolateOptions",
+    "LoRAOptions",
+    "MergeLoRAOptions",
     "Options",
     "PathOptions",
     "PictureOptions",
@@ -119,6 +124,18 @@ def _size(text: str) -> tuple[int, int]:
             f"must be a height and a width up to {_LARGEST}, such as 512x768, or one number, got {text}."
         )
     return numbers[0], numbers[-1]
+
+
+def _lora(text: str) -> tuple[str, float | None]:
+    """Read `style.safetensors:0.6`, or a name alone."""
+    name, colon, said = text.rpartition(":")
+    try:
+        scale = float(said) if colon else None
+    except ValueError:  # a colon of the name's own
+        return _path(text), None
+    if scale is not None and not math.isfinite(scale):
+        raise argparse.ArgumentTypeError(f"must have a finite scale, got {text}.")
+    return _path(name if colon else text), scale
 
 
 def _embedding(text: str) -> tuple[str, str | None]:
@@ -224,6 +241,14 @@ class TextOptions(Options):
         type=_embedding,
         action="append",
         metavar="FILE[:TOKEN]",
+    )
+    lora: tuple[tuple[str, float | None], ...] | None = option(
+        "a LoRA for the model, a file or a hub id, and its scale (default 1); give it several times for several. One "
+        "that was published for few steps brings its sampler and path along",
+        group=TEXT,
+        action="append",
+        type=_lora,
+        metavar="FILE[:SCALE]",
     )
 
     def __post_init__(self):
@@ -603,6 +628,83 @@ class EvaluateOptions(PathOptions, ModelOptions):
     )
     json: str | None = option("also write all figures to this file", group=OUTPUT, type=_path, metavar="FILE")
     batch: int | None = option("images computed at once (default: up to 128)", group=SPEED, type=_count, metavar="B")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAOptions(Options):
+    """What every task of `cmjax lora` shares."""
+
+    command = "lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectLoRAOptions(LoRAOptions):
+    """`cmjax lora inspect`."""
+
+    program = "lora inspect"
+    file: str = option(
+        "a file, a folder, or a hub id", default=dataclasses.MISSING, positional=True, type=_path, metavar="FILE"
+    )
+    model: str | None = option(f"also check that it fits a model of texts: {_MODEL}", group=MODEL, metavar="M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLoRAOptions(LoRAOptions):
+    """`cmjax lora merge`."""
+
+    program = "lora merge"
+    model: str = option(
+        f"a model of texts: {_MODEL}", default=dataclasses.MISSING, positional=True, type=_path, metavar="MODEL"
+    )
+    out: str = option("the folder to write", default=dataclasses.MISSING, positional=True, type=_path, metavar="OUT")
+    lora: tuple[tuple[str, float | None], ...] = option(
+        "a file or a hub id, and its scale (default 1); give it several times for several",
+        default=dataclasses.MISSING,
+        group=INPUT,
+        action="append",
+        type=_lora,
+        metavar="FILE[:SCALE]",
+    )
+    variant: str | None = option("which of the model's weights to read, such as fp16", group=MODEL, metavar="V")
+    dtype: str = option(
+        "the dtype that weights are stored in (default %(default)s)", default="float32", group=OUTPUT, choices=_DTYPES
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractLoRAOptions(LoRAOptions):
+    """`cmjax lora extract`."""
+
+    program = "lora extract"
+    base: str = option(
+        f"a model of texts: {_MODEL}", default=dataclasses.MISSING, positional=True, type=_path, metavar="BASE"
+    )
+    tuned: str = option(
+        "the model to make of it, of the same shapes",
+        default=dataclasses.MISSING,
+        positional=True,
+        type=_path,
+        metavar="TUNED",
+    )
+    out: str = option(
+        "the .safetensors file to write", default=dataclasses.MISSING, positional=True, type=_path, metavar="OUT"
+    )
+    rank: int = option(
+        "of each module's factors; more is nearer, and larger (default %(default)s)",
+        default=16,
+        group=OUTPUT,
+        type=_count,
+        metavar="R",
+    )
+    style: str = option(
+        "how the file names things (default %(default)s, as diffusers writes today)",
+        default="peft",
+        group=OUTPUT,
+        choices=("peft", "kohya"),
+    )
+    dtype: str = option(
+        "the dtype that factors are stored in (default %(default)s)", default="float16", group=OUTPUT, choices=_DTYPES
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

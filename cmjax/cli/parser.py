@@ -20,9 +20,10 @@ _COMMANDS: dict[str, tuple[type[Options], str]] = {
     "evaluate": (options.EvaluateOptions, "Measure how good a model's images are, beside real ones"),
     "export": (options.ExportOptions, "Compile a model and its sampler into one portable program"),
     "inspect": (options.InspectOptions, "Show a model's configs, its size, and the path that a sampler takes"),
+    "lora": (options.LoRAOptions, "Look into LoRA files, merge them into models, extract them"),
     "convert": (options.ConvertOptions, "Convert PyTorch weights (.pt, .bin) to a model's folder"),
 }
-_TASKS: dict[str, type[Options]] = {
+_EDITS: dict[str, type[Options]] = {
     "inpaint": options.InpaintOptions,
     "colorize": options.ColorizeOptions,
     "upscale": options.UpscaleOptions,
@@ -30,6 +31,12 @@ _TASKS: dict[str, type[Options]] = {
     "stroke": options.StrokeOptions,
     "interpolate": options.InterpolateOptions,
 }
+_LORAS: dict[str, type[Options]] = {
+    "inspect": options.InspectLoRAOptions,
+    "merge": options.MergeLoRAOptions,
+    "extract": options.ExtractLoRAOptions,
+}
+_TASKS = {"edit": _EDITS, "lora": _LORAS}
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -96,13 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=about, description=f"{about}.", epilog=examples, formatter_class=formatter
         )
-        if name != "edit":
+        if name not in _TASKS:
             _add_options(command, kind)
             continue
         tasks = command.add_subparsers(dest="task", metavar="TASK", required=True, parser_class=_Parser)
-        for task, (text, shown) in help_texts.TASKS.items():
+        for task, (text, shown) in help_texts.TASKS[name].items():
             added = tasks.add_parser(task, help=text, description=f"{text}.", epilog=shown, formatter_class=formatter)
-            _add_options(added, _TASKS[task])
+            _add_options(added, _TASKS[name][task])
     return top
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.loras import merged, read_loras
 from cmjax.cli.open_model import UnloadedModel
 from cmjax.cli.options import InpaintOptions, TextOptions
 from cmjax.io import Checkpoint, Embedding, read_embedding
@@ -66,7 +67,7 @@ def read_prompts(options: TextOptions) -> tuple[str, ...]:
             raise UsageError(f"--prompts: {options.prompts} must hold one prompt a line, but it has none.")
         prompts += found
     if not prompts:
-        for name in ("negative", "guidance", "size", "embedding"):
+        for name in ("negative", "guidance", "size", "embedding", "lora"):
             if getattr(options, name) is not None:
                 raise UsageError(f"--{name} belongs to texts: give --prompt too.")
     return tuple(prompts)
@@ -125,7 +126,7 @@ def open_text_checkpoint(options: Any) -> UnloadedModel:
       UsageError: there is none, or it is damaged, or it does not draw pictures of that size.
     """
     name, dtype, variant = options.model, options.dtype, options.variant
-    embeddings = read_embeddings(options)
+    embeddings, loras = read_embeddings(options), read_loras(options)
 
     def load(*, abstract: bool = False) -> Checkpoint:
         if not abstract:
@@ -137,6 +138,7 @@ def open_text_checkpoint(options: Any) -> UnloadedModel:
         with bad_input("--embedding"):
             for embedding in embeddings:
                 pipe = cmjax.text_to_image.add_embedding(pipe, embedding)
+        pipe = merged(pipe, loras, abstract=abstract)
         return Checkpoint(pipe, pipe.config)  # pyright: ignore[reportArgumentType]
 
     with bad_input():

@@ -18,6 +18,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw, get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import class_names, class_numbers
+from cmjax.cli.loras import published_settings, read_loras
 from cmjax.cli.open_artifact import OpenedArtifact, open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.open_text_artifact import open_text_artifact
@@ -65,6 +66,7 @@ _MOST = 1 << 16  # images that a device may draw at once
 
 def run(options: SampleOptions) -> None:
     """Draw the images that were asked for, write them, and print what was done."""
+    options, note = published_settings(options)
     if options.sharded:  # many batches: 1.4 times as fast on two cores (`benchmarks/scaling.py`)
         use_cores_as_devices()
     with contextlib.ExitStack() as stack:
@@ -76,6 +78,7 @@ def run(options: SampleOptions) -> None:
         if options.compile_cache:
             compile_cache.enable()
         plan = _plan(options)
+        plan = plan._replace(setup=plan.setup._replace(note=note or plan.setup.note))
         channels = plan.opened.shape[-1]
         in_arrays = options.shard_format != "png" if options.sharded else kind == ".npz"
         if channels not in (1, 3) and not in_arrays:
@@ -159,7 +162,7 @@ def _plan(options: SampleOptions) -> _Plan:
 
 def _open_artifact(options: SampleOptions) -> OpenedArtifact:
     fixed = {"sampler": options.sampler, "variant": options.variant, "trajectory": options.trajectory or None}
-    fixed["embedding"] = options.embedding
+    fixed |= {"embedding": options.embedding, "lora": options.lora}
     fixed["dtype"] = None if options.dtype == "float32" else options.dtype
     return open_artifact(str(options.artifact), options, fixed)
 
@@ -340,6 +343,8 @@ def _run(options: SampleOptions, plan: _Plan) -> dict[str, Any]:
         text = {"negative": options.negative, "guidance": options.guidance}
     if embeddings := read_embeddings(options):
         text["embeddings"] = [[one.token, one.digest] for one in embeddings]
+    if loras := read_loras(options):
+        text["loras"] = [[one.digest, one.scale] for one in loras]
     return {
         **text,
         "cmjax": "samples",

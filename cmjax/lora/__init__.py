@@ -8,20 +8,25 @@ from cmjax.lora.attach import attach, attached, detach
 from cmjax.lora.extract import extract
 from cmjax.lora.files import read, write
 from cmjax.lora.merge import merge
-from cmjax.lora.resolve import resolve
+from cmjax.lora.published import PUBLISHED, Published, published
+from cmjax.lora.resolve import base_of, resolve
 from cmjax.models.lora import Factors, Hadamard, Kronecker, LoRA, Product
 
 __all__ = [
+    "PUBLISHED",
     "Factors",
     "Hadamard",
     "Kronecker",
     "LoRA",
     "Product",
+    "Published",
     "attach",
     "attached",
+    "base_of",
     "detach",
     "extract",
     "merge",
+    "published",
     "read",
     "resolve",
     "write",

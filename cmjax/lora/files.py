@@ -19,7 +19,7 @@ def read(path_or_repo_id: str | Path, weight_name: str | None = None, *, revisio
     """Read a LoRA, in any published form.
 
     Args:
-      path_or_repo_id: a file, a folder, or a hub id.
+      path_or_repo_id: a file, a folder, a hub id (owner/name), or a file of one (owner/name/file.safetensors).
       weight_name: the file in the folder or repository; None for its only one.
       revision: a branch, tag or commit of the hub's repository.
 
@@ -67,6 +67,10 @@ def _locate(path_or_repo_id: str | Path, weight_name: str | None, revision: str 
     name = str(path_or_repo_id)
     if path.is_dir():
         return path / _choose(name, [one.name for one in sorted(path.iterdir()) if one.is_file()], weight_name)
+    owner, _, rest = name.partition("/")
+    repo, _, inside = rest.partition("/")
+    if inside and weight_name is None and hub.is_repo_id(f"{owner}/{repo}") and not path.parent.is_dir():
+        name, weight_name = f"{owner}/{repo}", inside
     if hub.is_repo_id(name) and not path.parent.is_dir():
         chosen = weight_name or _choose(name, hub.list_files(name, revision=revision), None)
         return hub.download_file(name, chosen, revision=revision)

@@ -14,7 +14,7 @@ from cmjax.models.lora import Factors, LoRA, kernels
 from cmjax.models.original_names import unet_modules
 from cmjax.models.unet2d_condition import UNetConditionConfig
 
-__all__ = ["resolve"]
+__all__ = ["base_of", "resolve"]
 
 _LISTED = 12
 # How the names of a part's modules begin in files.
@@ -123,7 +123,7 @@ def _refusal(
         )
     if misfits:
         said.append(f"factors do not fit: {some_of(misfits, _LISTED)}")
-    base = _base(lora)
+    base = base_of(lora)
     if base:
         said.append(f"the LoRA seems to be for {base}")
     elif "unet" in parts and len(parts) == 1 and all(_is_of_text(module) for module in unknown):
@@ -140,8 +140,15 @@ def _is_of_text(module: str) -> bool:
     return module.startswith(("lora_te", "text_", "lycoris_te"))
 
 
-def _base(lora: LoRA) -> str | None:
-    """For which kind of model a LoRA seems to be, by the names of its modules and the width of the text they read."""
+def base_of(lora: LoRA) -> str | None:
+    """Tell for which kind of model a LoRA seems to be: by names, and by the width of the text that it reads.
+
+    Args:
+      lora: from `read`.
+
+    Returns:
+      Such as "Stable Diffusion XL"; None where nothing says.
+    """
     for kind, words in _OTHERS.items():
         if any(word in module for module in lora.factors for word in words):
             return kind

@@ -17,6 +17,7 @@ from cmjax.cli.edit.tasks import prepare_task
 from cmjax.cli.edit.walks import compile_edits
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
+from cmjax.cli.loras import published_settings
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import (
     ColorizeOptions,
@@ -44,6 +45,7 @@ def run(options: EditOptions) -> None:
     if isinstance(options, InterpolateOptions):
         return interpolate.run(options)
     assert isinstance(options, PictureOptions)
+    options, note = published_settings(options, path=False)
     is_file = check_out(Path(options.out), (".png",))
     given = read_pictures(options.images)
     files = [Path(options.out)] if is_file else name_files(Path(options.out), given.paths, options.num)
@@ -57,6 +59,7 @@ def run(options: EditOptions) -> None:
     if isinstance(options, ColorizeOptions) and channels != 3:
         raise UsageError("--model must be one that makes colour pictures, but this one makes grey ones.")
     setup = choose_sampler(opened.checkpoint, options.model, options, _planner(options))
+    setup = setup._replace(note=note or setup.note)
     cond_of = _classes(options.labels, opened, len(given.paths)) if text is None else text.prompt_of
     task = prepare_task(options, opened.shape, given)
 

@@ -15,6 +15,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
+from cmjax.cli.loras import published_settings
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import InterpolateOptions
 from cmjax.cli.output import check_out, report
@@ -29,6 +30,7 @@ __all__ = ["run"]
 
 def run(options: InterpolateOptions) -> None:
     """Draw the way from seed to seed or from class to class, write it, and print what was done."""
+    options, note = published_settings(options)
     is_file = check_out(Path(options.out), (".png",))
     rows, columns = _layout(options)
     if options.compile_cache:
@@ -44,6 +46,7 @@ def run(options: InterpolateOptions) -> None:
             "--prompt A --prompt B."
         )
     setup = choose_sampler(opened.checkpoint, options.model, options, two_steps if text is None else four_steps)
+    setup = setup._replace(note=note or setup.note)
     shape = opened.shape if text is None else text.latents
 
     count = rows * columns
