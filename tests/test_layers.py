@@ -77,7 +77,8 @@ FLOORS = {
         "autoencoder tokenizer",
         "autoencoder_folder clip_vocabulary fit windows",
         "pipeline sources",
-        "captioned draw embeddings folders inpaint",
+        "captioned draw embeddings inpaint opening",
+        "folders",
         "export",
     ),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
@@ -85,7 +86,7 @@ FLOORS = {
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
-        "loras",
+        "loras model_parts",
         "draw labels open_model output parser run_config sampler_path",
         "open_artifact prompts training_run",
         "train_autoencoder",

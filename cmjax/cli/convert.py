@@ -1,4 +1,4 @@
-"""`cmjax convert`: weights of PyTorch in, a model's folder in diffusers' layout out."""
+"""`cmjax convert`: weights of PyTorch, or one file, in; a model's folder in diffusers' layout, or one file, out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 import cmjax
-from cmjax.cli.errors import bad_input
+from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.model_parts import given_parts, refuse_parts
 from cmjax.cli.options import ConvertOptions
+from cmjax.cli.prompts import of_texts
 from cmjax.io import Checkpoint, other_folders, read_config
+from cmjax.io.atomic import check_writable
 from cmjax.io.single_files.consistency_models import load_original
 from cmjax.io.single_files.published import published
 from cmjax.models import Network, UNetConfig
@@ -39,6 +42,9 @@ class _Source(NamedTuple):
 def run(options: ConvertOptions) -> None:
     """Read the weights, write the folder, and print what was done."""
     source, out = Path(options.source).expanduser(), Path(options.out).expanduser()
+    if of_texts(options.source, None):
+        return _run_text(options, out)
+    refuse_parts(options, "is for models of texts, and this is none")
     with bad_input("OUT"):
         other_folders.check_target(out)
     console = Console(stderr=True)
@@ -54,7 +60,34 @@ def run(options: ConvertOptions) -> None:
             else:
                 checkpoint = Checkpoint(found.network, found.sampler)
                 cmjax.save(checkpoint, out, label_names=found.names, dtype=options.dtype)
-    _report(options, found, out)
+    return _report(options, found, out)
+
+
+def _run_text(options: ConvertOptions, out: Path) -> None:
+    """Convert a text-to-image model: a file to a folder, or a folder to one file."""
+    for name in _FILE_ONLY:
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for a .pt file of another model.")
+    to_file = out.suffix == ".safetensors"
+    with bad_input("OUT"):
+        check_writable(out) if to_file else other_folders.check_target(out)
+    console = Console(stderr=True)
+    with console.status(f"reading {escape(options.source)}"), jax.default_device(jax.devices("cpu")[0]), bad_input():
+        written = cmjax.text_to_image.convert(options.source, out, dtype=options.dtype, **given_parts(options))
+    files = [out] if to_file else [*out.rglob("*.safetensors")]
+    size = sum(file.stat().st_size for file in files)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    said = written.original.said if written.original else written.pipeline
+    count = sum(tensor.size for part in written.parts.values() for tensor in part.tensors.values())
+    table.add_row("read", f"{escape(options.source)}: {escape(said)}, {count:,} parameters")
+    table.add_row("predicts", escape(str(getattr(written.sampler_config, "prediction_type", ""))))
+    table.add_row(
+        "written", f"{escape(options.out)}: {size / 2**20:.1f} MiB{f' of {options.dtype}' if options.dtype else ''}"
+    )
+    table.add_row("try", escape(f"cmjax sample --model {shlex.quote(options.out)} --prompt TEXT"))
+    Console(highlight=False).print(table)
 
 
 def _read_file(source: Path, options: ConvertOptions) -> _Source:

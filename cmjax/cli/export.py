@@ -8,6 +8,7 @@ from pathlib import Path
 import cmjax
 from cmjax import artifact
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.model_parts import refuse_parts
 from cmjax.cli.open_artifact import notes_of
 from cmjax.cli.open_model import open_model
 from cmjax.cli.options import ExportOptions
@@ -33,6 +34,8 @@ def run(options: ExportOptions) -> None:
     is_text = of_texts(options.model, options.variant)
     if not is_text and (options.size is not None or options.guided):
         raise UsageError(f"--{'guided' if options.guided else 'size'} is for models of texts, and this is none.")
+    if not is_text:
+        refuse_parts(options, "is for models of texts, and this is none")
     opened = (
         open_text_checkpoint(options)
         if is_text

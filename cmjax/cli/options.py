@@ -31,6 +31,7 @@ __all__ = [
     "LoRAOptions",
     "MergeLoRAOptions",
     "Options",
+    "PartsOptions",
     "PathOptions",
     "PictureOptions",
     "SampleOptions",
@@ -43,7 +44,7 @@ __all__ = [
 DEFAULT_MODEL, DEFAULT_TEXT_MODEL = "fashion-mnist-cm", "emoji"
 _LARGEST = 16384  # pixels a side
 _DTYPES = ("float32", "bfloat16", "float16")
-_MODEL = "a folder, a model of the package, or a hub id"
+_MODEL = "a folder, a model of the package, a hub id, or a file of Stable Diffusion"
 
 # The groups of --help, in order.
 INPUT, DRAW, TEXT, SAMPLER, MODEL, TRAINING, OUTPUT, SPEED, SHARDS, PT = (
@@ -205,7 +206,40 @@ class PathOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(Options):
+class PartsOptions(Options):
+    """What a text-to-image model takes from elsewhere."""
+
+    base: str | None = option(
+        "for a file in one piece that holds less than a model: the folder, hub id or file of the model that gives the "
+        "rest",
+        group=MODEL,
+        type=_path,
+        metavar="B",
+    )
+    vae: str | None = option(
+        "another autoencoder for a model of texts: a folder, hub id or file", group=MODEL, type=_path, metavar="A"
+    )
+    text_encoder: tuple[str, ...] | None = option(
+        "another text encoder for a model of texts, a folder or a file; give it twice for both of Stable Diffusion XL",
+        group=MODEL,
+        type=_path,
+        action="append",
+        metavar="E",
+    )
+    tokenizer: str | None = option(
+        "for a file in one piece: a tokenizer's folder, or the folder or hub id of a model with the same one (default: "
+        "an installed package's, if one carries CLIP's vocabulary)",
+        group=MODEL,
+        type=_path,
+        metavar="T",
+    )
+    ema: bool = option(
+        "for a file in one piece: take the averages of its weights", default=False, group=MODEL, action="store_true"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(PartsOptions):
     """What a text-to-image model is asked for."""
 
     model: str = option(
@@ -708,7 +742,7 @@ class ExtractLoRAOptions(LoRAOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(PathOptions, ModelOptions):
+class ExportOptions(PathOptions, ModelOptions, PartsOptions):
     """`cmjax export`."""
 
     command = program = "export"
@@ -751,7 +785,7 @@ class ExportOptions(PathOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(PathOptions):
+class InspectOptions(PathOptions, PartsOptions):
     """`cmjax inspect`."""
 
     command = program = "inspect"
@@ -764,18 +798,27 @@ class InspectOptions(PathOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(Options):
+class ConvertOptions(PartsOptions):
     """`cmjax convert`."""
 
     command = program = "convert"
     source: str = option(
-        "a .pt file of openai/consistency_models, or a diffusers folder",
+        "a .pt file of openai/consistency_models, a diffusers folder, or a file of Stable Diffusion in one piece",
         default=dataclasses.MISSING,
         positional=True,
         metavar="IN",
     )
-    out: str = option("the folder to write", default=dataclasses.MISSING, positional=True, metavar="OUT")
-    dtype: str | None = option("the dtype that weights are stored in (default float32)", group=OUTPUT, choices=_DTYPES)
+    out: str = option(
+        "the folder to write; or of a model of texts, one file that ends in .safetensors",
+        default=dataclasses.MISSING,
+        positional=True,
+        metavar="OUT",
+    )
+    dtype: str | None = option(
+        "the dtype that weights are stored in (default float32; of a model of texts, as they are)",
+        group=OUTPUT,
+        choices=_DTYPES,
+    )
     num_train_timesteps: int | None = option(
         "the number of noise levels of the grid (default: as published with a file of that name, else 40)",
         group=PT,

@@ -12,6 +12,7 @@ import numpy as np
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.loras import merged, read_loras
+from cmjax.cli.model_parts import given_parts, refuse_parts
 from cmjax.cli.open_model import UnloadedModel
 from cmjax.cli.options import InpaintOptions, TextOptions
 from cmjax.io import Checkpoint, Embedding, read_embedding
@@ -70,6 +71,7 @@ def read_prompts(options: TextOptions) -> tuple[str, ...]:
         for name in ("negative", "guidance", "size", "embedding", "lora"):
             if getattr(options, name) is not None:
                 raise UsageError(f"--{name} belongs to texts: give --prompt too.")
+        refuse_parts(options, "belongs to texts: give --prompt too")
     return tuple(prompts)
 
 
@@ -126,13 +128,15 @@ def open_text_checkpoint(options: Any) -> UnloadedModel:
       UsageError: there is none, or it is damaged, or it does not draw pictures of that size.
     """
     name, dtype, variant = options.model, options.dtype, options.variant
-    embeddings, loras = read_embeddings(options), read_loras(options)
+    embeddings, loras, parts = read_embeddings(options), read_loras(options), given_parts(options)
 
     def load(*, abstract: bool = False) -> Checkpoint:
         if not abstract:
             return_freed_memory()  # the compiler's, for the weights
         try:
-            pipe = cmjax.text_to_image.load(name, dtype=dtype, param_dtype=dtype, variant=variant, abstract=abstract)
+            pipe = cmjax.text_to_image.load(
+                name, dtype=dtype, param_dtype=dtype, variant=variant, abstract=abstract, **parts
+            )
         except MemoryError as error:
             raise UsageError(f"{error} On the command line: --dtype bfloat16.") from error
         with bad_input("--embedding"):

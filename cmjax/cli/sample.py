@@ -19,6 +19,7 @@ from cmjax.cli.draw import draw, get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import class_names, class_numbers
 from cmjax.cli.loras import published_settings, read_loras
+from cmjax.cli.model_parts import digests_of_parts, options_of_parts
 from cmjax.cli.open_artifact import OpenedArtifact, open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.open_text_artifact import open_text_artifact
@@ -163,6 +164,7 @@ def _plan(options: SampleOptions) -> _Plan:
 def _open_artifact(options: SampleOptions) -> OpenedArtifact:
     fixed = {"sampler": options.sampler, "variant": options.variant, "trajectory": options.trajectory or None}
     fixed |= {"embedding": options.embedding, "lora": options.lora}
+    fixed |= options_of_parts(options)
     fixed["dtype"] = None if options.dtype == "float32" else options.dtype
     return open_artifact(str(options.artifact), options, fixed)
 
@@ -345,6 +347,8 @@ def _run(options: SampleOptions, plan: _Plan) -> dict[str, Any]:
         text["embeddings"] = [[one.token, one.digest] for one in embeddings]
     if loras := read_loras(options):
         text["loras"] = [[one.digest, one.scale] for one in loras]
+    if parts := digests_of_parts(options):
+        text["parts"] = parts
     return {
         **text,
         "cmjax": "samples",

@@ -13,7 +13,7 @@ from cmjax.text_to_image.captioned import CaptionedBatches, captioned_batches
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
 from cmjax.text_to_image.embeddings import add_embedding
 from cmjax.text_to_image.export import for_export
-from cmjax.text_to_image.folders import is_text_model, load, save
+from cmjax.text_to_image.folders import convert, is_text_model, load, save
 from cmjax.text_to_image.inpaint import inpaint_edit, inpainting
 from cmjax.text_to_image.pipeline import TextToImage
 from cmjax.text_to_image.tokenizer import Tokenizer
@@ -31,6 +31,7 @@ __all__ = [
     "apply_weights",
     "captioned_batches",
     "compute_dtype",
+    "convert",
     "draw",
     "draw_prompt",
     "for_export",

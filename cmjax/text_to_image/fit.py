@@ -17,7 +17,7 @@ def check_fit(unet: Any, autoencoder: Any, encoders: Mapping[str, Any], tokenize
       unet: the network's config.
       autoencoder: its config.
       encoders: the configs of the text encoders, by the parts' names.
-      tokenizers: in the order of the encoders, by the parts' names.
+      tokenizers: in the order of the encoders, by the parts' names; or none, which are not checked.
 
     Raises:
       ValueError: the text's width is not what cross-attention reads, latents have another number of channels, or a
@@ -39,7 +39,7 @@ def check_fit(unet: Any, autoencoder: Any, encoders: Mapping[str, Any], tokenize
         _check_pooled(unet, encoders)
     elif len(encoders) != 1:
         raise ValueError(f"unet/ reads one text encoder, but there are {_names(encoders)}.")
-    for (name, config), (part, tokenizer) in zip(encoders.items(), tokenizers.items(), strict=True):
+    for (name, config), (part, tokenizer) in zip(encoders.items(), tokenizers.items(), strict=bool(tokenizers)):
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
                 f"{part}/ has {len(tokenizer)} tokens, but {name}/ knows {config.vocab_size}: it is the tokenizer of "

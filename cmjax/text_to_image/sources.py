@@ -179,11 +179,12 @@ class Source(NamedTuple):
         Raises:
           ValueError: they do not.
         """
+        pairs = [_PAIRS[name] for name in self.encoders]
         check_fit(
             self.parts[UNET].config,
             self.parts[AUTOENCODER].config,
             {name: self.parts[name].config for name in self.encoders},
-            {_PAIRS[name]: self.tokenizers[_PAIRS[name]] for name in self.encoders if _PAIRS[name] in self.tokenizers},
+            {name: self.tokenizers[name] for name in pairs} if set(pairs) <= set(self.tokenizers) else {},
         )
 
     @property

@@ -13,7 +13,8 @@ from cmjax import text_to_image
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.single_files.stable_diffusion import Part
 from cmjax.samplers.lcm import LCMConfig
-from cmjax.text_to_image.folders import open_source, write_source
+from cmjax.text_to_image.folders import write_source
+from cmjax.text_to_image.opening import open_source
 
 SD, XL, REFINER = "stable-diffusion-v1-5", "stable-diffusion-xl-base-1.0", "stable-diffusion-xl-refiner-1.0"
 SD2, LCM = "stable-diffusion-2-1", "LCM_Dreamshaper_v7"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["kind_of"]
+__all__ = ["GUIDED_DIFFUSION", "kind_of"]
+
+GUIDED_DIFFUSION = "a UNet of openai/guided-diffusion or consistency_models"
 
 # What each is called in a message, and a pattern that its names have. The first that fits holds, so that what is built
 # upon another (an adapter, a model of videos) comes before it.
@@ -32,7 +34,7 @@ _KINDS = (
         r"^(taesd_)?(encoder|decoder)(\.layers)?\.\d+\.(conv\.\d|weight|bias)|^\d+\.conv\.\d",
     ),
     ("an upscaler", r"(^|\.)(conv_first|RRDB_trunk|rdb1\.conv1)|^model\.\d+\.(sub|weight)"),
-    ("a UNet of openai/guided-diffusion or consistency_models", r"(^|\.)(input|output)_blocks\.\d+\.1\.qkv\."),
+    (GUIDED_DIFFUSION, r"(^|\.)(input|output)_blocks\.\d+\.1\.qkv\."),
     ("the encoder of pictures of a CLIP", r"(^|\.)vision_model\.|^visual\."),
     ("a text encoder of T5", r"(^|\.)encoder\.block\.\d+\.layer\.\d+\.(SelfAttention|DenseReluDense)"),
 )

@@ -18,7 +18,7 @@ from cmjax.io.weights import cast
 from cmjax.models.families import family_of
 from cmjax.models.original_names import autoencoder_modules, openclip_tensors, unet_modules
 
-__all__ = ["check_sampler", "write_stable_diffusion"]
+__all__ = ["check_sampler", "current_part", "write_stable_diffusion"]
 
 _OPENAI = "transformer."
 _OPENCLIP = "model."
@@ -77,7 +77,7 @@ def write_stable_diffusion(
         by its shapes, or has other heads, norms or noise levels than those; or a tensor is infinite in dtype.
       OSError: it cannot be written.
     """
-    parts = [_current(part) for part in (unet, autoencoder, *text_encoders)]
+    parts = [current_part(part) for part in (unet, autoencoder, *text_encoders)]
     unet, autoencoder, *texts = parts
     kind = _kind(unet, autoencoder, texts)
     check_sampler(sampler)
@@ -96,7 +96,7 @@ def write_stable_diffusion(
     return kind
 
 
-def _current(part: Part) -> Part:
+def current_part(part: Part) -> Part:
     """Give a part's tensors the names that they have today."""
     family = family_of(part.config)
     named = ((family.current(name), value) for name, value in part.tensors.items())
