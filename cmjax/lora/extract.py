@@ -8,7 +8,7 @@ import numpy as np
 from cmjax._numerics import whole
 from cmjax.lora.parts import Model, networks
 from cmjax.models import Network
-from cmjax.models.lora import Factors, LoRA, Product, kernels
+from cmjax.models.lora import Factors, LoRA, Product, kernels, pixel_layers
 
 __all__ = ["extract"]
 
@@ -47,11 +47,13 @@ def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
         raise ValueError("base and tuned must be models of the same shapes, but their kernels differ.")
     factors = {}
     for part, network in ours.items():
+        of_pixels = pixel_layers(network)
         old, new = network.leaves(), theirs[part].leaves()
         for name in shapes[0][part]:
             before, after = old[f"{name}.kernel"], new[f"{name}.kernel"]
             if before is not after and (product := _product(np.asarray(before), np.asarray(after), rank)) is not None:
-                factors[f"{part}.{name}"] = Factors(product, jnp.asarray(product.rank, jnp.float32))
+                alpha = jnp.asarray(product.rank, jnp.float32)
+                factors[f"{part}.{name}"] = Factors(product, alpha, of_pixels=name in of_pixels)
     if not factors:
         raise ValueError("base and tuned must differ, but all their kernels are the same.")
     return LoRA(factors)

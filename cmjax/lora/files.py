@@ -53,7 +53,7 @@ def write(lora: LoRA, path: str | Path, style: str = "peft", *, metadata: Mappin
       OSError: it cannot be written.
 
     Differs from diffusers: each alpha is written as the rank, with alpha / rank in the second factor, since several
-    programs read only one alpha a file.
+    programs read only one alpha a file. Where ranks differ, "kohya" has no alphas, which all take for the ranks.
     """
     write_lora(lora, path, style=style, metadata=metadata)
 

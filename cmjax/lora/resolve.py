@@ -10,7 +10,7 @@ from cmjax.io.weights import some_of
 from cmjax.lora.parts import Model, networks
 from cmjax.models import Network
 from cmjax.models.clip import TextConfig
-from cmjax.models.lora import Factors, LoRA, kernels
+from cmjax.models.lora import Factors, LoRA, kernels, pixel_layers
 from cmjax.models.original_names import unet_modules
 from cmjax.models.unet2d_condition import UNetConditionConfig
 
@@ -61,6 +61,7 @@ def resolve(lora: LoRA, target: Network | Model) -> LoRA:
         raise TypeError(f"lora must be a LoRA, as cmjax.lora.read returns it, got a {type(lora).__name__}.")
     parts = networks(target)
     shapes = {f"{part}.{name}": shape for part, network in parts.items() for name, shape in kernels(network).items()}
+    of_pixels = {f"{part}.{name}" for part, network in parts.items() for name in pixel_layers(network)}
     known = _names(parts)
     found: dict[str, Factors] = {}
     unknown, misfits = [], []
@@ -73,7 +74,7 @@ def resolve(lora: LoRA, target: Network | Model) -> LoRA:
         if name in found:
             raise ValueError(f"the LoRA changes {name} twice, once as {module}.")
         try:
-            found[name] = factors.fit(shapes[name])
+            found[name] = factors.fit(shapes[name]).replace(of_pixels=name in of_pixels)
         except ValueError as error:
             misfits.append(f"{module} changes a kernel of shape {shapes[name]}, but {error}")
     if unknown or misfits:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,17 +118,45 @@ class _Alphas:
         return None
 
     def _of(self, module: str, config: Mapping[str, Any]) -> float:
-        alpha, rank = config["lora_alpha"], config.get("r", 1)
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            alpha = value if _matches(pattern, module) else alpha
-        for pattern, value in (config.get("rank_pattern") or {}).items():
-            rank = value if _matches(pattern, module) else rank
-        return float(alpha) * (float(rank) ** 0.5 if config.get("use_rslora") else 1.0)
+        try:
+            alpha = float(_first(config.get("alpha_pattern"), module, config["lora_alpha"]))
+            rank = float(_first(config.get("rank_pattern"), module, config.get("r", 1)))
+            alpha *= math.sqrt(rank) if config.get("use_rslora") else 1.0
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise ValueError(f"what the file says of its alpha is damaged ({error})") from error
+        if not math.isfinite(alpha):
+            raise ValueError(f"its alpha must be finite, got {alpha}")
+        return alpha
+
+
+def _first(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
+    """The value of the first of PEFT's patterns that is a module's name, or the end of it from a dot on."""
+    return next((value for key, value in (patterns or {}).items() if _matches(key, module)), otherwise)
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """Whether a key of PEFT's patterns is a module's: its name, or the end of it."""
-    return module == pattern or module.endswith(f".{pattern}")
+    if _PLAIN.fullmatch(pattern):
+        return module == pattern or module.endswith(f".{pattern}")
+    return _expression(pattern).fullmatch(module) is not None
+
+
+_PLAIN = re.compile(r"[\w.-]*")
+_REPEATS = re.compile(r"(?<!\\)[*+{]")
+
+
+@functools.lru_cache(maxsize=1024)
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression whose matching takes no long time, whoever wrote it.
+
+    Raises:
+      ValueError: it is none, or could take long.
+    """
+    if len(pattern) > 500 or len(_REPEATS.findall(pattern)) > 3 or re.search(r"\)[*+{]|\\\d|\(\?[^:]", pattern):
+        raise ValueError(f"the pattern {pattern:.80} is longer or more nested than cmjax reads")
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{pattern})")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"the pattern {pattern:.80} is no regular expression: {error}") from error
 
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:

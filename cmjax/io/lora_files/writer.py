@@ -22,7 +22,7 @@ def write_lora(lora: LoRA, path: str | Path, *, style: str = "peft", metadata: M
     """Write a resolved LoRA.
 
     Each alpha becomes the rank, with the difference in the second factor, since several programs read only one alpha a
-    file, or none.
+    file, or none. Where ranks differ, plain LoRAs have no alpha, which all programs take for the rank.
 
     Args:
       lora: whose modules are named `unet.…`, `text_encoder.…` or `text_encoder_2.…`.
@@ -37,6 +37,7 @@ def write_lora(lora: LoRA, path: str | Path, *, style: str = "peft", metadata: M
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}.")
     has_two = any(module.startswith("text_encoder_2.") for module in lora.factors)
+    has_alpha = style == "kohya" and len({factors.rank for factors in lora.factors.values()}) == 1
     tensors: dict[str, np.ndarray] = {}
     for module, factors in lora.factors.items():
         part, _, name = module.partition(".")
@@ -48,24 +49,24 @@ def write_lora(lora: LoRA, path: str | Path, *, style: str = "peft", metadata: M
         if style == "kohya":
             first = "lora_te1" if part == "text_encoder" and has_two else _KOHYA[part]
             module = f"{first}_{name.replace('.', '_')}"
-        tensors |= {f"{module}.{word}": value for word, value in _words(factors, style, module).items()}
+        tensors |= {f"{module}.{word}": value for word, value in _words(factors, style, module, has_alpha).items()}
     write_safetensors(tensors, Path(path).expanduser(), metadata=metadata)
 
 
-def _words(factors: Factors, style: str, module: str) -> dict[str, np.ndarray]:
+def _words(factors: Factors, style: str, module: str, has_alpha: bool) -> dict[str, np.ndarray]:
     form = factors.form
     if style == "peft" and (not isinstance(form, Product) or form.mid is not None):
         raise ValueError(f'style="peft" has no {type(form).__name__} with these factors ({module}): take "kohya".')
     if isinstance(form, Product):
         down, up = _DOWN_UP[style]
-        words = {down: _to_file(form.down), up: _like(_scaled(form.up, factors), form.down)}
+        axes = _axes(factors)
+        words = {down: _window(_to_file(form.down), axes), up: _window(_scaled(form.up, factors), axes)}
         if form.mid is not None:
-            words = {name: _like(value, form.mid) for name, value in words.items()}
             words["lora_mid.weight"] = _to_file(form.mid)
-        if style == "kohya":
+        if has_alpha:
             words["alpha"] = np.asarray(form.rank, np.float32)
     else:
-        words = _hadamard(form) if isinstance(form, Hadamard) else _kronecker(form)
+        words = _hadamard(form) if isinstance(form, Hadamard) else _kronecker(form, _axes(factors))
         words["alpha"] = np.asarray(factors.alpha, np.float32)
     return words | _magnitude(factors, style)
 
@@ -75,21 +76,24 @@ def _magnitude(factors: Factors, style: str) -> dict[str, np.ndarray]:
         return {}
     value = np.asarray(factors.magnitude)
     if style == "kohya":
-        ones = (1,) * (_axes(factors.form) - 2)
+        ones = (1,) * (_axes(factors) - 2)
         return {"dora_scale": value.reshape((-1, 1, *ones) if value.ndim == 1 else (1, -1, *ones))}
     if value.ndim == 2:
         raise ValueError('style="peft" has magnitudes of the channels that go out only: take "kohya".')
-    return {"lora_magnitude_vector.weight": value if _axes(factors.form) == 2 else value.reshape(1, -1, 1, 1)}
+    return {"lora_magnitude_vector.weight": value if _axes(factors) == 2 else value.reshape(1, -1, 1, 1)}
 
 
-def _axes(form: Product | Hadamard | Kronecker) -> int:
+def _axes(factors: Factors) -> int:
+    """How many axes files give the kernel."""
+    return 4 if factors.of_pixels else _axes_of(factors.form)
+
+
+def _axes_of(form: Product | Hadamard | Kronecker | Array) -> int:
     if isinstance(form, Product):
         return max(np.ndim(form.down), 0 if form.mid is None else np.ndim(form.mid))
-    return _axes(form.one) if isinstance(form, Hadamard) else np.ndim(_some(form.inner))
-
-
-def _some(value: Product | Array) -> Array:
-    return value.down if isinstance(value, Product) else value
+    if isinstance(form, Hadamard | Kronecker):
+        return _axes_of(form.one if isinstance(form, Hadamard) else form.inner)
+    return np.ndim(form)
 
 
 def _hadamard(form: Hadamard) -> dict[str, np.ndarray]:
@@ -99,10 +103,11 @@ def _hadamard(form: Hadamard) -> dict[str, np.ndarray]:
     return words
 
 
-def _kronecker(form: Kronecker) -> dict[str, np.ndarray]:
+def _kronecker(form: Kronecker, axes: int) -> dict[str, np.ndarray]:
     words = {}
     for word, core, one in (("lokr_w1", "lokr_t1", form.outer), ("lokr_w2", "lokr_t2", form.inner)):
-        words |= _pair(one, word, core) if isinstance(one, Product) else {word: _to_file(one)}
+        whole = {} if isinstance(one, Product) else {word: _window(_to_file(one), axes if word == "lokr_w2" else 2)}
+        words |= _pair(one, word, core) if isinstance(one, Product) else whole
     return words
 
 
@@ -125,6 +130,6 @@ def _to_file(value: object) -> np.ndarray:
     return np.ascontiguousarray(array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1))
 
 
-def _like(value: np.ndarray, other: object) -> np.ndarray:
-    """Give a matrix a window of one pixel where the other factor has a window."""
-    return value.reshape(*value.shape, 1, 1) if np.ndim(other) == 4 and value.ndim == 2 else value  # pyright: ignore[reportArgumentType]
+def _window(value: np.ndarray, axes: int) -> np.ndarray:
+    """Give a matrix a window of one pixel where files hold a convolution."""
+    return value.reshape(*value.shape, *(1,) * (axes - value.ndim))

@@ -16,7 +16,7 @@ from cmjax.models.lora.factors import Factors, Product
 from cmjax.models.network import Network, from_nnx
 from cmjax.types import Array
 
-__all__ = ["Factor", "attach", "attached", "detach", "kernels"]
+__all__ = ["Factor", "attach", "attached", "detach", "kernels", "pixel_layers"]
 
 Apply = Callable[[Array, Array], Array]
 
@@ -128,6 +128,7 @@ class AdaptedConv(_Adapted, Conv):
         return self._changed(x, convolve_doubled)
 
 
+_OF_PIXELS = (PixelLinear, AdaptedPixelLinear)
 _ADAPTED = {Linear: AdaptedLinear, PixelLinear: AdaptedPixelLinear, Conv: AdaptedConv}
 
 
@@ -145,6 +146,12 @@ def _pads(padding: Any) -> Sequence[tuple[int, int]]:
 def kernels(network: Network) -> dict[str, tuple[int, ...]]:
     """The shapes of all kernels that a LoRA can change, by the names of their layers."""
     return {name.removesuffix(".kernel"): leaf.shape for name, leaf in network.leaves().items() if _is_kernel(name)}
+
+
+def pixel_layers(network: Network) -> frozenset[str]:
+    """The linear layers that files hold as 1x1 convolutions, by their names."""
+    modules = nnx.iter_modules(network.module)
+    return frozenset(".".join(map(str, path)) for path, one in modules if isinstance(one, _OF_PIXELS))
 
 
 def _is_kernel(name: str) -> bool:
@@ -180,7 +187,8 @@ def attached(network: Network) -> list[dict[str, tuple[Factors, Array]]]:
     for name, layer in _adapted(network.module):
         for i, change in enumerate(layer.changes):
             found += [{}] if i == len(found) else []
-            found[i][name] = (change.factors, change.scale.get_value())
+            factors = change.factors.replace(of_pixels=isinstance(layer, _OF_PIXELS))
+            found[i][name] = (factors, change.scale.get_value())
     return found
 
 

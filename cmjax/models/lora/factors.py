@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax._numerics import f32
-from cmjax._struct import Struct
+from cmjax._struct import Struct, static
 from cmjax.types import Array
 
 __all__ = ["Factors", "Hadamard", "Kronecker", "Product"]
@@ -133,6 +133,7 @@ class Factors(Struct):
       form: a `Product` (LoRA, LoCon), `Hadamard` (LoHa) or `Kronecker` (LoKr).
       alpha: f[].
       magnitude: of the changed kernel (DoRA), f[c_out] or, of each channel that goes in, f[c_in, 1]. None for none.
+      of_pixels: whether files hold the kernel, a linear layer's here, as that of a 1x1 convolution. Static.
 
     Example:
       >>> factors = Factors(Product(jnp.ones((3, 2)), jnp.ones((2, 4))), alpha=jnp.array(1.0))
@@ -143,6 +144,7 @@ class Factors(Struct):
     form: Product | Hadamard | Kronecker
     alpha: Array
     magnitude: Array | None = None
+    of_pixels: bool = static(default=False)
 
     @property
     def rank(self) -> int | None:
