@@ -203,4 +203,9 @@ def _count(names: list[str], what: str) -> str:
 def some_of(names: list[str], most: int = 5) -> str:
     """List some names in a message, and the number of others."""
     more = f" (and {len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(_shown, names[:most])) + more
+
+
+def _shown(name: str) -> str:
+    """A name from a file, made fit for a message: without control characters, and cut where it is very long."""
+    return name[:200] if name.isprintable() else name[:200].encode("unicode_escape").decode("ascii")
