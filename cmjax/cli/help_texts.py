@@ -16,6 +16,7 @@ examples:
   cmjax sample --prompt "two owls" --prompt "a small rocket at the left"      several, one row each
   cmjax sample --model M --lora tcd.safetensors --lora style.safetensors:0.6 --prompt "a red fox"
   cmjax sample --model M --prompt "a <cat>" --embedding "cat.pt:<cat>"        with a word that a file teaches
+  cmjax sample --model sd.safetensors --prompt "a fox" --dtype bfloat16       Stable Diffusion in one file
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
   cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; rerun it to resume
@@ -221,6 +222,7 @@ _INSPECT = """\
 examples:
   cmjax inspect                                     the model inside the package
   cmjax inspect checkpoints/mine --steps 4          its configs, parameters, and the path of four steps
+  cmjax inspect model.safetensors                   what a file of Stable Diffusion is
   cmjax inspect --sampler tcd --steps 4 --eta 0.3   the landing of TCD at each step
 """
 
@@ -232,11 +234,14 @@ examples:
   cmjax convert downloads/old new                      a diffusers folder with .bin weights, as safetensors
   cmjax convert downloads/old small --dtype float16    half the size
   cmjax convert ddpm-cifar10-32 teacher                a network of another sampler, for cmjax.io.load_unet
+  cmjax convert model.safetensors sd --tokenizer T     Stable Diffusion in one file, as a folder
+  cmjax convert sd model.safetensors                   and back, for user interfaces
   cmjax sample --model cd-imagenet64                   draw from what was converted
 
 Nothing in a .pt or .bin file is executed, and PyTorch is not needed. A .pt file has no config, so the
 network is inferred from the shapes of its tensors, and N from the name of a published file. OUT is a
 folder in diffusers' layout, which cmjax and diffusers can load; it is written completely or not at all.
+Of a model of texts, OUT may be one .safetensors file; T is a folder or hub id that holds its tokenizer.
 If cmjax has no sampler for a folder's scheduler, the scheduler's config is kept, and cmjax.io.load_unet
 loads the network.
 """
