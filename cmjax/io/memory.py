@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-__all__ = ["forget_pages", "refuse_too_much", "return_freed_memory"]
+__all__ = ["forget_pages", "forget_written_pages", "refuse_too_much", "return_freed_memory"]
 
 # With a page the system maps what lies around it, up to the largest piece that it caches files in.
 _AROUND = 2 << 20
@@ -61,11 +61,29 @@ def forget_pages(view: np.ndarray) -> None:
     Args:
       view: an array over a read-only map, directly or through other views. Other arrays are left alone.
     """
+    whole, base = _origin(view)
+    if not whole.flags.writeable:  # what was written to a private map is nowhere else
+        _drop(view, base)
+
+
+def forget_written_pages(view: np.ndarray) -> None:
+    """Drop the pages under an array that was written; the system keeps what is written until the file has it.
+
+    Args:
+      view: an array over a map that is shared with its file, directly or through other views. It is not checked.
+    """
+    _drop(view, _origin(view)[1])
+
+
+def _origin(view: np.ndarray) -> tuple[np.ndarray, object]:
+    """Find the array that was made over a map, and the map."""
     whole, base = view, view.base
     while isinstance(base, np.ndarray):
         whole, base = base, base.base
-    if whole.flags.writeable:  # what was written to a private map is nowhere else
-        return
+    return whole, base
+
+
+def _drop(view: np.ndarray, base: object) -> None:
     if isinstance(base, mmap.mmap) and hasattr(base, "madvise") and view.size:
         origin = np.frombuffer(base, np.uint8).ctypes.data
         start, end = (bound - origin for bound in byte_bounds(view))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cmjax.io.atomic import atomic_file
+from cmjax.io.memory import forget_pages, forget_written_pages
 
 __all__ = ["read_metadata", "read_safetensors", "write_safetensors"]
 
@@ -151,3 +152,5 @@ def write_safetensors(
             raise OSError(f"cannot write {path}: {error}.") from error
         for name, place in _map(temporary, mmap.ACCESS_WRITE).items():
             place[...] = tensors[name]
+            forget_pages(tensors[name])
+            forget_written_pages(place)
