@@ -6,6 +6,7 @@ Tables are computed in double precision, and cast once to float32 by the sampler
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
@@ -14,12 +15,14 @@ import numpy as np
 __all__ = [
     "BETA_SCHEDULES",
     "DEFAULT_ETA",
+    "SPACINGS",
     "alphas_cumprod",
     "betas",
     "boundary_scalings",
     "karras_sigmas",
     "landing",
     "rates",
+    "respaced",
     "sigma_to_timestep",
     "spread",
     "training_grid",
@@ -82,6 +85,46 @@ def karras_sigmas(
     ramp = np.asarray(indices, np.float64) / max(num_levels - 1, 1)
     lowest, highest = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (highest + ramp * (lowest - highest)) ** rho
+
+
+SPACINGS = ("karras", "exponential", "beta")
+
+
+def respaced(spacing: str, highest: float, lowest: float, num_levels: int) -> Table:
+    """Space noise levels anew between two ends, from the highest.
+
+    Args:
+      spacing: `"karras"`, even in σ^(1/7); `"exponential"`, even in ln σ; or `"beta"`, the quantiles of a beta
+        distribution with both parameters 0.6, which is dense at both ends.
+      highest: the first level.
+      lowest: the last level, above 0.
+      num_levels: n; one level is the highest.
+
+    Returns:
+      f64[n].
+
+    Raises:
+      ValueError: spacing is another one.
+
+    Example:
+      >>> respaced("exponential", 1.0, 0.01, 3)
+      array([1.  , 0.1 , 0.01])
+
+    References:
+      Karras et al. 2022, equation 5; Lee et al. 2024, "Beta Sampling is All You Need".
+    """
+    ramp = np.linspace(0.0, 1.0, num_levels)
+    match spacing:
+        case "karras":
+            first, last = highest ** (1 / 7.0), lowest ** (1 / 7.0)
+            return (first + ramp * (last - first)) ** 7.0
+        case "exponential":
+            return np.exp(np.linspace(math.log(highest), math.log(lowest), num_levels))
+        case "beta":
+            from scipy.special import betaincinv  # only here, since it takes a second to import
+
+            return lowest + betaincinv(0.6, 0.6, 1.0 - ramp) * (highest - lowest)
+    raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}.")
 
 
 def sigma_to_timestep(sigma: float | Table) -> Table:
