@@ -3,7 +3,8 @@
     state = cmjax.cm.init(config, num_steps=2)
     images = jax.jit(cmjax.generate, static_argnames="shape")(model, state, key, shape=(16, 28, 28, 1), cond=labels)
 
-Samplers: `cm` (consistency models), `tcd` (trajectory consistency distillation), `lcm` (latent consistency models).
+Samplers: `cm` (consistency models), `tcd` (trajectory consistency distillation), `lcm` (latent consistency models),
+`flow` (flow matching, by Euler or noised anew), `scm` (continuous-time consistency models, in angles).
 Everything loads on first use, so that `import cmjax` costs nothing, and samplers never import flax or optax.
 """
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from cmjax._random import image_keys, split
     from cmjax.io import Checkpoint, load, save
     from cmjax.parameterization import consistency_fn, denoiser_fn
-    from cmjax.samplers import cm, lcm, tcd
+    from cmjax.samplers import cm, flow, lcm, scm, tcd
     from cmjax.samplers.base import Prediction, step
     from cmjax.sampling import Trajectory, add_noise, generate, model_input, pad, prior, sample, skip, trajectory
     from cmjax.search import search_timesteps
@@ -49,6 +50,8 @@ __all__ = [
     "cm",
     "tcd",
     "lcm",
+    "flow",
+    "scm",
     "samplers",
     "schedules",
     # the loop
@@ -99,7 +102,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "samplers": ("cm", "tcd", "lcm"),
+    "samplers": ("cm", "tcd", "lcm", "flow", "scm"),
     "samplers.base": ("Prediction", "step"),
     "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "pad", "sample", "trajectory", "generate"),
     "_random": ("image_keys", "split"),

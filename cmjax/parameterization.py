@@ -31,6 +31,7 @@ __all__ = [
     "denoiser_fn",
     "from_trigflow",
     "trigflow_fn",
+    "trigflow_of_flow",
     "model_out",
     "x0_eps",
 ]
@@ -298,6 +299,53 @@ def from_trigflow(net: ModelFn, config: _KarrasConfig) -> FromTrigFlow:
       sigma_min / σ, and 2 sigma_min σ / (σ² + σ_d²) in c_skip.
     """
     return FromTrigFlow(net, config.sigma_data)
+
+
+class TrigFlowOfFlow(Struct):
+    """A flow network that is called with angles; see `trigflow_of_flow`."""
+
+    model: ModelFn
+    scale: float = static(default=1000.0)
+
+    def __call__(self, x: Array, t: Array | float, cond: Cond = None, **options: Any) -> Array:
+        """F(x / σ_d, t), f[B, *S], for the angle t of f32[] or f32[B]."""
+        t = f32(t)
+        sin, cos = jnp.sin(t), jnp.cos(t)
+        length = expand_like(cos + sin, x)
+        x_in = (f32(x) / length).astype(x.dtype)
+        out = self.model(x_in, self.scale * sin / (cos + sin), cond, **options)
+        return ((f32(out) + expand_like(cos - sin, x) * f32(x)) / length).astype(out.dtype)
+
+
+def trigflow_of_flow(model: ModelFn, scale: float = 1000.0) -> TrigFlowOfFlow:
+    """Present a network of straight flows as a TrigFlow network, so that `scm` samples it, without any error.
+
+    A flow's samples are y = (1 - s) x0 + s ε, and its network predicts v = ε - x0. The point x = cos t x0 + sin t ε of
+    the circle lies on the ray of y with s = sin t / (cos t + sin t): y = x / (cos t + sin t), and so
+
+        F(x, t) = (v(y, s) + (cos t - sin t) x) / (cos t + sin t).
+
+    SANA-Sprint and rCM are such networks, trained as flows and then distilled in angles.
+
+    Args:
+      model: a callable pytree `model(y, time, cond)` that returns v; options as `key=` are passed on.
+      scale: the time that it is told at s = 1: 1000 for rCM and most flows, 1 for SANA-Sprint.
+
+    Returns:
+      F(x_scaled, t, cond=None), for x_scaled = x / σ_d of f[B, *S] and angles t in [0, π/2], f32[] or f32[B]. A pytree:
+      its leaves are the model's.
+
+    Example:
+      >>> net = trigflow_of_flow(lambda y, time, cond: 0.5 * y)
+      >>> x, t = jnp.ones((1, 2)), jnp.float32(jnp.pi / 4)  # s = 1/2, y = x / √2
+      >>> x0 = jnp.cos(t) * x - jnp.sin(t) * net(x, t)
+      >>> (x0 - (1 - 0.5 * 0.5) * x / jnp.sqrt(2)).round(5)
+      Array([[0., 0.]], dtype=float32)
+
+    References:
+      Chen et al. 2025 (SANA-Sprint), section 3.1; Zheng et al. 2025 (rCM), section 2.
+    """
+    return TrigFlowOfFlow(model, scale)
 
 
 # ---- consistency trajectory models: from any level to any lower one --------------------------------------------------

@@ -26,7 +26,7 @@ PAGES = {  # path in the repository -> page
         for name in ("fashion-mnist-cm", "fashion-mnist-tcd", "emoji", "fashion-mnist-classifier")
     },
 }
-SAMPLERS = ("cm", "tcd", "lcm")
+SAMPLERS = ("cm", "tcd", "lcm", "flow", "scm")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 

@@ -11,14 +11,14 @@ from typing import Any, TypeVar, overload
 
 from cmjax._typed import thawed
 from cmjax.io.atomic import atomic_file
-from cmjax.samplers import ALL
+from cmjax.samplers import CONFIGS
 from cmjax.samplers.base import SamplerConfig
 
 __all__ = ["config_dict", "read_config", "read_json", "write_config", "write_json"]
 
 _C = TypeVar("_C", bound=SamplerConfig)
 _FILE = "scheduler_config.json"
-_CLASSES: dict[str, type[SamplerConfig]] = {sampler.Config.scheduler: sampler.Config for sampler in ALL}
+_CLASSES: dict[str, type[SamplerConfig]] = {config.scheduler: config for config in CONFIGS}
 
 
 @overload

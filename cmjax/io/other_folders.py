@@ -24,7 +24,7 @@ from cmjax.io.pieces import read_pieces
 from cmjax.io.torch_files.reader import read_pt
 from cmjax.models import Network
 from cmjax.models.families import family_of, read_network_config
-from cmjax.samplers import ALL
+from cmjax.samplers import CONFIGS
 from cmjax.samplers.cm import CMConfig
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["check_target", "other_scheduler", "read_bin", "read_network", "save_network", "scheduler_file"]
 
 _SCHEDULER = "scheduler_config.json"
-_OURS = {sampler.Config.scheduler for sampler in ALL}
+_OURS = {config.scheduler for config in CONFIGS}
 
 
 def check_target(path: Path) -> None:

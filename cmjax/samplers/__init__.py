@@ -2,14 +2,30 @@
 
 from types import ModuleType
 
-from cmjax.samplers import cm, lcm, tcd
+from cmjax.samplers import cm, flow, lcm, scm, tcd
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, step
 
-__all__ = ["ALL", "Prediction", "SamplerConfig", "SamplerState", "cm", "lcm", "sampler_of", "step", "tcd"]
+__all__ = [
+    "ALL",
+    "CONFIGS",
+    "Prediction",
+    "SamplerConfig",
+    "SamplerState",
+    "cm",
+    "flow",
+    "lcm",
+    "sampler_of",
+    "scm",
+    "step",
+    "tcd",
+]
 
-ALL = (cm, tcd, lcm)
+ALL = (cm, tcd, lcm, flow, scm)
+CONFIGS: dict[type[SamplerConfig], ModuleType] = {  # a sampler whose files have several classes lists them in CONFIGS
+    config: sampler for sampler in ALL for config in getattr(sampler, "CONFIGS", (sampler.Config,))
+}
 
 
 def sampler_of(config: SamplerConfig) -> ModuleType:
-    """Find the sampler that a config belongs to: `cm`, `tcd` or `lcm`."""
-    return next(sampler for sampler in ALL if type(config) is sampler.Config)
+    """Find the sampler that a config belongs to, such as `tcd`."""
+    return CONFIGS[type(config)]

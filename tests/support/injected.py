@@ -36,7 +36,7 @@ class Step(NamedTuple):
 def init(sampler: str, config: dict[str, Any], options: dict[str, Any], begin: int = 0) -> Any:
     """Make the state of `cmjax.<sampler>` for a config's keyword arguments, started at step `begin`."""
     module = getattr(cmjax, sampler)
-    state = module.init(getattr(module, f"{sampler.upper()}Config")(**config), **options)
+    state = module.init(module.Config(**config), **options)
     return cmjax.skip(state, begin) if begin else state
 
 

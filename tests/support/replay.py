@@ -12,6 +12,8 @@ References:
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, Eq. 5.
     Zheng et al., "Trajectory Consistency Distillation", 2024, Algorithm 4.
     Luo et al., "Latent Consistency Models", 2023, Algorithm 3.
+    Liu et al., "Flow Straight and Fast", 2023, Algorithm 1.
+    Lu & Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2024, Section 3.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ __all__ = [
     "cm_path",
     "cm_step",
     "distance",
+    "flow_step",
     "karras_sigmas",
     "landing",
     "lcm_step",
+    "scm_step",
     "tcd_step",
     "vp_timesteps",
     "x0_eps",
@@ -111,6 +115,23 @@ def cm_step(
     if clip:
         x0 = np.clip(x0, -1, 1)
     return x0 + s_noise * np.sqrt(np.maximum(sigma_next**2 - sigma_min**2, 0)) * z, x0
+
+
+# --- flows and angles -------------------------------------------------------------------------------------------------
+
+
+def flow_step(m: Array, x: Array, z: Array, s: Any, s_next: Any, eta: float) -> tuple[Array, Array]:
+    """Take one step of a flow from level s, m = eps - x0: returns (x at s_next, x0)."""
+    x0, eps = x - s * m, x + (1 - s) * m
+    r = (1 - eta) * s_next
+    kept = (1 - s_next) / (1 - r)
+    return kept * ((1 - r) * x0 + r * eps) + np.sqrt(np.maximum(s_next**2 - (kept * r) ** 2, 0)) * z, x0
+
+
+def scm_step(m: Array, x: Array, z: Array, angle: Any, angle_next: Any, sigma_data: float) -> tuple[Array, Array]:
+    """Take one step of a consistency model in angles: returns (x at the next angle, x0)."""
+    x0 = np.cos(angle) * x - np.sin(angle) * sigma_data * m
+    return np.cos(angle_next) * x0 + np.sin(angle_next) * sigma_data * z, x0
 
 
 # --- variance preserving: tables ------------------------------------------------------------------------------------
