@@ -179,7 +179,9 @@ class PathOptions(Options):
     """Which sampler takes which path."""
 
     sampler: str | None = option(
-        "the sampler (default: the one the model was made for)", group=SAMPLER, choices=("cm", "tcd", "lcm")
+        "the sampler (default: the one the model was made for)",
+        group=SAMPLER,
+        choices=("cm", "tcd", "lcm", "flow", "scm"),
     )
     steps: int | None = option(
         "model calls for each image (default 2; for texts 4)",
@@ -189,7 +191,8 @@ class PathOptions(Options):
         metavar="N",
     )
     timesteps: tuple[float, ...] | None = option(
-        "the path by hand, strictly decreasing; for cm, indices of the grid of noise levels (0 is the noisiest)",
+        "the path by hand, strictly decreasing; for cm, indices of the grid of noise levels (0 is the noisiest); for "
+        "scm, angles",
         group=SAMPLER,
         exclusive="path",
         type=_numbers,
@@ -197,7 +200,8 @@ class PathOptions(Options):
         metavar="T",
     )
     eta: float | None = option(
-        f"for tcd: how much fresh noise each step adds, from 0 (deterministic) to 1 (default {DEFAULT_ETA})",
+        "for tcd and flow: how much fresh noise each step adds, from 0 (deterministic) to 1 (default for tcd "
+        f"{DEFAULT_ETA}; for flow as its file says)",
         group=SAMPLER,
         type=float,
         metavar="E",

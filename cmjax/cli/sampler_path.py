@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,12 @@ from cmjax.samplers._vp import rate_tables
 from cmjax.schedules import karras_sigmas
 
 __all__ = ["SamplerSetup", "choose_sampler", "own_path", "two_steps"]
+
+_NEEDS = {  # models that no other one can be shown as
+    "cm": "a sigma-space consistency model",
+    "flow": "a flow",
+    "scm": "a consistency model in angles",
+}
 
 
 class SamplerSetup(NamedTuple):
@@ -72,10 +80,15 @@ def choose_sampler(
     if _is_denoiser(config):
         with bad_input():
             return _of_denoiser(checkpoint, path, plan)
-    if path.eta is not None and sampler != "tcd":
-        raise UsageError(f"--eta belongs to the sampler tcd, but the sampler is {sampler}.")
-    if sampler != own and sampler == "cm":
-        raise UsageError(f"the sampler cm needs a sigma-space consistency model, but this model was made for {own}.")
+    for name in ("eta", "sigmas"):
+        takers = [module for module in cmjax.samplers.ALL if name in inspect.signature(module.init).parameters]
+        names = [_short(module) for module in takers]
+        if getattr(path, name) is not None and sampler not in names:
+            raise UsageError(f"--{name} is for the samplers {' and '.join(names)}, but the sampler is {sampler}.")
+    if sampler != own and sampler in _NEEDS:
+        raise UsageError(f"the sampler {sampler} needs {_NEEDS[sampler]}, but this model was made for {own}.")
+    if sampler != own and own in ("flow", "scm"):
+        raise UsageError(f"the model is {_NEEDS[own]}, which {sampler} cannot sample: leave out --sampler {sampler}.")
     module = getattr(cmjax, sampler)
     with bad_input():
         if isinstance(config, cmjax.cm.CMConfig) and sampler != "cm":
@@ -84,8 +97,6 @@ def choose_sampler(
         elif own != sampler:
             config = cmjax.io.read_config(cmjax.io.config_dict(config), as_=module.Config)
         asked = _asked(path)
-        if "sigmas" in asked and sampler != "cm":
-            raise UsageError(f"--sigmas belongs to the sampler cm, but the sampler is {sampler}.")
         planned = plan(sampler, config, asked)
         note = ""
         if sampler == own == "cm" and (found := _published_path(name, config, planned)):
@@ -171,4 +182,8 @@ def _published_path(name: str, config: Any, path: dict[str, Any]) -> tuple[int, 
 
 def _name(config: Any) -> str:
     """Name the sampler that a config belongs to, as the package does."""
-    return cmjax.samplers.sampler_of(config).__name__.rpartition(".")[2]
+    return _short(cmjax.samplers.sampler_of(config))
+
+
+def _short(sampler: ModuleType) -> str:
+    return sampler.__name__.rpartition(".")[2]

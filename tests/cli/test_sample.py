@@ -13,6 +13,9 @@ from PIL import Image
 
 import cmjax
 from cmjax.cli import compile_cache, main
+from cmjax.cli.errors import UsageError
+from cmjax.cli.options import PathOptions
+from cmjax.cli.sampler_path import choose_sampler
 from cmjax.io import read_images
 
 NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
@@ -187,7 +190,7 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
         (["--timesteps", "20", "30"], ": --timesteps must be strictly decreasing, but timesteps[1] = 30 follows 20."),
         (["--timesteps", "x"], "argument --timesteps: must be numbers, got x."),
         (["--sampler", "tcd", "--eta", "1.3"], ": --eta must lie in [0, 1], got 1.3. (The TCD paper calls it gamma.)"),
-        (["--eta", "0.3"], "--eta belongs to the sampler tcd, but the sampler is cm."),
+        (["--eta", "0.3"], "--eta is for the samplers tcd and flow, but the sampler is cm."),
         (["--sampler", "ddim"], "argument --sampler: invalid choice: 'ddim'"),
         (
             ["--labels", "Ankle boots"],
@@ -206,6 +209,26 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
 def test_a_mistake_is_one_sentence_and_status_2(options, message, model, capsys):
     argv = ["sample", *([] if "--model" in options else ["--model", model]), *options]
     assert message in complaint(capsys, *argv)
+
+
+def test_flows_and_angles_are_sampled_by_their_own_samplers():
+    def chosen(config, **asked):
+        checkpoint = cmjax.Checkpoint(cmjax.models.from_function(lambda x, t, cond: x), config)
+        return choose_sampler(checkpoint, "m", PathOptions(**asked))
+
+    of_flow, in_angles = cmjax.flow.FlowConfig(), cmjax.scm.SCMConfig()
+    assert chosen(of_flow).state.etas.tolist() == [0.0, 0.0]
+    assert chosen(of_flow, steps=4, eta=0.5).state.etas.tolist() == [0.5] * 4
+    assert chosen(of_flow, sigmas=(0.75, 0.5)).state.timesteps.tolist() == [750.0, 500.0]
+    assert chosen(cmjax.flow.FlowLCMConfig()).sampler == "flow"
+    assert chosen(in_angles, timesteps=(1.5, 1.0)).state.timesteps.tolist() == [1.5, 1.0]
+    for config, asked, message in (
+        (of_flow, {"sampler": "tcd"}, "the model is a flow, which tcd cannot sample: leave out --sampler tcd."),
+        (in_angles, {"sampler": "flow"}, "the sampler flow needs a flow, but this model was made for scm."),
+        (in_angles, {"eta": 0.3}, "--eta is for the samplers tcd and flow, but the sampler is scm."),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            chosen(config, **asked)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody may write")
