@@ -16,6 +16,8 @@ A UNet counts its blocks there through all levels, `input_blocks.5.1`, where we 
 | `middle_block.0`, `.1`, `.2` | `mid_block.resnets.0`, `attentions.0`, `resnets.1` |
 | `output_blocks.{i (L + 1) + j}.0`, `.1` | `up_blocks.{i}.resnets.{j}`, `attentions.{j}` |
 | the last part of `output_blocks.{i (L + 1) + L}`, `.conv` | `up_blocks.{i}.upsamplers.0.conv`, but for the last |
+
+No repository of those has a network that is told the guidance scale; what embeds it is `time_embed.cond_proj` here.
 """
 
 from __future__ import annotations

@@ -57,6 +57,8 @@ def test_inspect_says_what_a_file_is(capsys):
     other = {"double_blocks.0.img_attn.qkv.weight": np.zeros((2, 2), np.float32)}
     cmjax.io.write_safetensors(other, "flux.safetensors")
     assert "it holds no UNetModel, but Flux" in complaint(capsys, "inspect", "flux.safetensors")
+    model(XL).file("vae.safetensors", "vae")
+    assert "an autoencoder alone: load it with" in complaint(capsys, "inspect", "vae.safetensors")
     assert "no averages of its weights" in complaint(capsys, "inspect", "unet.safetensors", "--ema")
 
 

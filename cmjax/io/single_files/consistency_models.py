@@ -331,6 +331,10 @@ def _check_kind(tensors: Mapping[str, np.ndarray]) -> None:
             "it holds Stable Diffusion, which draws what a text says: load it with cmjax.text_to_image.load, or draw "
             "with cmjax sample --prompt TEXT."
         )
+    if {"encoder.conv_in.weight", "decoder.conv_in.weight"} <= {
+        name.removeprefix("first_stage_model.") for name in tensors
+    }:
+        raise ValueError("it holds an autoencoder alone: load it with cmjax.text_to_image.load_autoencoder.")
     if "input_blocks.0.0.weight" not in tensors:
         if (kind := kind_of(tensors)) not in (None, GUIDED_DIFFUSION):
             raise ValueError(f"it holds no UNetModel, but {kind}.")

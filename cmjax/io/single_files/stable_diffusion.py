@@ -366,10 +366,9 @@ def _renamed(tensors: Tensors, modules: Mapping[str, str], part: str) -> Tensors
     Raises:
       ValueError: it is not so; all that are amiss are listed (of very many, the first).
     """
-    if not set(modules.values()).isdisjoint(name.rpartition(".")[0] for name in tensors if "." in name) and not any(
-        theirs in modules and theirs != modules[theirs] for theirs in (name.rpartition(".")[0] for name in tensors)
-    ):
-        return tensors  # they have ours
+    theirs_alone = {theirs for theirs, ours in modules.items() if theirs != ours}
+    if not any(name.rpartition(".")[0] in theirs_alone for name in tensors):
+        return tensors  # they have ours; a gap among them is found when they are loaded
     renamed, left = {}, []
     for name, value in tensors.items():
         theirs, _, word = name.rpartition(".")

@@ -61,6 +61,9 @@ def write_stable_diffusion(
 ) -> Kind:
     """Write one file that `read_stable_diffusion` reads as the same model.
 
+    Of Stable Diffusion 2's text encoder, the last layer and the projection, which nothing is drawn from, are in no
+    folder, and so not in the file.
+
     Args:
       path: the file; it is replaced in one step.
       unet: its config and its tensors, by our names.
