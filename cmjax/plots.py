@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmjax.io.images import to_uint8
+from cmjax.samplers import ALL, Prediction
 from cmjax.sampling import Trajectory, skip
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from cmjax.samplers.base import SamplerState
 
-__all__ = ["eta_strip", "sigma_ladder", "training_curves", "trajectory_strip"]
+__all__ = ["eta_strip", "sampler_map", "sigma_ladder", "training_curves", "trajectory_strip"]
 
 
 def sigma_ladder(states: dict[str, SamplerState]) -> Figure:
@@ -51,6 +52,62 @@ def sigma_ladder(states: dict[str, SamplerState]) -> Figure:
         for level in levels:
             axes.annotate(f"{level:.3g}", (column, level), (16, 0), textcoords="offset points", va="center", size=8)
     axes.set_xlim(-0.6, len(states) - 0.2)
+    return figure
+
+
+def sampler_map(states: Mapping[str, SamplerState] | None = None) -> Figure:
+    """Draw the steps of several samplers on one axis: the level, where the step lands, and the fresh noise on top.
+
+    A level is the angle arctan(σ / α) of x = α x0 + σ ε: 90° is noise alone and 0° is data, whatever the sampler's own
+    variables are. A step of x' = α' x0 + κ ε + ζ z lands at arctan(κ / α'); the rest of the next level is fresh noise.
+
+    Args:
+      states: paths at index 0, by the name to write above each; None for four steps of every sampler, as its default
+        config says.
+
+    Returns:
+      A figure with one column a path.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+      ValueError: there are no paths.
+
+    Example:
+      >>> import cmjax
+      >>> config = cmjax.flow.FlowConfig()
+      >>> paths = {f"flow, η = {eta}": cmjax.flow.init(config, 3, eta=eta) for eta in (0.0, 0.5, 1.0)}
+      >>> [text.get_text() for text in sampler_map(paths).axes[0].get_xticklabels()]
+      ['flow, η = 0.0', 'flow, η = 0.5', 'flow, η = 1.0']
+    """
+    if states is None:
+        states = {sampler.__name__.rpartition(".")[2]: sampler.init(sampler.Config(), 4) for sampler in ALL}
+    if not states:
+        raise ValueError("states must hold at least one path.")
+    figure = _figure(1.5 + 1.3 * len(states), 4.5)
+    axes = figure.add_subplot(ylabel="share of noise, arctan(σ / α)", xticks=range(len(states)))
+    axes.set_xticklabels(list(states))
+    axes.set_yticks([0, 30, 60, 90], ["0° data", "30°", "60°", "90° noise"])
+    axes.tick_params(length=0)
+    axes.grid(axis="y", alpha=0.3)
+    arrow: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0, "lw": 1.6}
+    for column, state in enumerate(states.values()):
+        steps = _levels_and_landings(state)
+        gap = 0.8 / len(steps)
+        for k, (level, landing, following) in enumerate(steps):
+            place = column - 0.4 + gap * (k + 0.3)
+            axes.plot(place, level, "o", color="C0", markersize=5, clip_on=False)
+            if level - landing > 1.0:
+                axes.annotate("", (place, landing), (place, level), arrowprops={**arrow, "color": "C0"})
+            if following - landing > 1.0:
+                dashed = {**arrow, "color": "C1", "linestyle": (0, (2, 1.5))}
+                axes.annotate("", (place + gap, following), (place, landing), arrowprops=dashed)
+            elif k + 1 < len(steps):
+                axes.plot([place, place + gap], [landing, following], color="0.75", linewidth=1)
+    axes.set_xlim(-0.6, len(states) - 0.4)
+    axes.set_ylim(-3, 93)
+    axes.plot([], [], "o-", color="C0", label="the network's jump")
+    axes.plot([], [], color="C1", linestyle=(0, (2, 1.5)), label="fresh noise")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -111,6 +168,19 @@ def _noise_levels(state: SamplerState) -> np.ndarray:
     alpha, sigma = np.array([skip(state, k).rates() for k in range(state.num_steps)], np.float64).T
     with np.errstate(divide="ignore"):
         return sigma / alpha
+
+
+def _levels_and_landings(state: SamplerState) -> list[tuple[float, float, float]]:
+    """The angles, in degrees, of each step's level, of its landing, and of the level after it."""
+    probe = np.eye(3, dtype=np.float32)  # x0, ε and z in turn: a step is linear in them
+    steps = []
+    for k in range(state.num_steps):
+        now = skip(state, k)
+        alpha, kept, fresh = np.asarray(now.renoise(Prediction(*probe[:2]), probe[2]), np.float64)
+        before, after = now.rates()
+        angles = np.arctan2([after, abs(kept), np.hypot(kept, fresh)], [before, alpha, alpha])
+        steps.append(tuple(np.degrees(angles).tolist()))
+    return steps
 
 
 def _table(images: np.ndarray, titles: Sequence[str]) -> Figure:

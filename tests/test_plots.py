@@ -23,6 +23,19 @@ def test_the_ladder_shows_the_levels_of_each_path(tmp_path):
     assert (tmp_path / "ladder.png").stat().st_size > 1000
 
 
+def test_the_map_shows_where_each_step_lands_and_what_is_added():
+    config = cmjax.flow.FlowConfig()
+    states = {str(eta): cmjax.flow.init(config, sigmas=[1.0, 0.5], eta=eta) for eta in (0.0, 0.5, 1.0)}
+    steps = [cmjax.plots._levels_and_landings(state) for state in states.values()]
+    lands = np.degrees(np.arctan([1.0, 1 / 3, 0.0]))  # at s = 0.5, 0.25 and 0
+    np.testing.assert_allclose(steps, [[(90, landing, 45), (45, 0, 0)] for landing in lands], atol=1e-4)
+    assert len(cmjax.plots.sampler_map(states).axes[0].texts) == 6 + 2  # two steps fresh, where eta is above 0
+    with pytest.raises(ValueError, match="at least one path"):
+        cmjax.plots.sampler_map({})
+    names = [text.get_text() for text in cmjax.plots.sampler_map().axes[0].get_xticklabels()]
+    assert names == [sampler.__name__.rpartition(".")[2] for sampler in cmjax.samplers.ALL]
+
+
 def test_strips_put_each_image_in_its_place():
     images = np.linspace(-1, 1, 6).reshape(3, 2, 1, 1, 1) * np.ones((3, 2, 4, 4, 1))
     figure = cmjax.plots.eta_strip(images, [0, 0.5, 1])
