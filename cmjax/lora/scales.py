@@ -21,10 +21,12 @@ def pairs(lora: LoRA | Sequence[LoRA], scale: ArrayLike | Sequence[ArrayLike]) -
 
     Raises:
       ValueError: there is not one scale for each, or a scale is no finite number.
-      TypeError: a scale is no number.
+      TypeError: lora is neither a LoRA nor a list, or a scale is no number.
     """
     if isinstance(lora, LoRA):
         return [(lora, _scale(scale))]
+    if not isinstance(lora, list | tuple):
+        raise TypeError(f"lora must be a LoRA, as cmjax.lora.read returns it, or a list, got a {type(lora).__name__}.")
     loras = list(lora)
     scales: list[Any] = list(scale) if isinstance(scale, list | tuple) else [scale] * len(loras)
     if len(scales) != len(loras):

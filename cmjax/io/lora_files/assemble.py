@@ -33,7 +33,9 @@ def assemble(tensors: Tensors, alpha: float | None) -> Factors:
         raise ValueError(f"it has {', '.join(rest)} beside the factors of {type(form).__name__}")
     if given is not None and given.size != 1:
         raise ValueError(f"its alpha has shape {given.shape}, and it must be one number")
-    number = alpha if given is None else float(given.reshape(()))
+    number = (alpha or 0.0) if given is None else float(given.reshape(()))
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"its alpha must be a finite float32, got {number}")
     if not number:  # missing, or 0 as older tools write it for "none"
         number = form.rank or 1
     return Factors(form, jnp.asarray(number, jnp.float32), magnitude)

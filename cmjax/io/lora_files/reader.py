@@ -18,13 +18,14 @@ from cmjax.io.configs import read_json
 from cmjax.io.lora_files.assemble import assemble
 from cmjax.io.lora_files.words import split
 from cmjax.io.safetensors_files import read_metadata, read_safetensors
+from cmjax.io.torch_files.pickles import printable
 from cmjax.io.torch_files.reader import read_pt
 from cmjax.io.weights import some_of
 from cmjax.models.lora import LoRA
 
 __all__ = ["read_lora"]
 
-_LISTED = 20
+_LISTED, _LONGEST = 20, 300
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # What other methods call their tensors.
 _OTHERS = {
@@ -63,6 +64,8 @@ def _lora(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], alphas
     modules: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     unknown = []
     for name, value in tensors.items():
+        if len(name) > _LONGEST or not name.isprintable():
+            raise ValueError(f"its names must be at most {_LONGEST} printable characters, got {printable(name)}.")
         found = split(name)
         if found is None:
             unknown.append(name)
@@ -91,7 +94,10 @@ def _refuse_numbers(name: str, value: np.ndarray) -> None:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         if not name.endswith("alpha"):
             raise ValueError(f"tensor {name} holds {value.dtype}, but factors are floats.")
-    elif not np.isfinite(value).all():
+        return
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(value.astype(np.float32) if value.dtype == np.float64 else value).all()
+    if not is_finite:
         raise ValueError(f"tensor {name} holds NaN or infinity.")
 
 
@@ -167,7 +173,7 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
         beside = path.with_name("adapter_config.json")
         if path.stem == "adapter_model" and beside.is_file():
             return _Alphas({"": dict(read_json(beside))})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: what it says of its LoRA's alpha is damaged ({error}).") from error
     return _Alphas({})
 

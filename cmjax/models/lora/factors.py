@@ -41,6 +41,13 @@ class Product(Struct):
         """The number of columns of `down`."""
         return self.down.shape[-1]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel that they make."""
+        if self.mid is None:
+            return (*self.down.shape[:-1], self.up.shape[-1])
+        return (*self.mid.shape[:-2], self.down.shape[-2], self.up.shape[-1])
+
     def kernel(self) -> Array:
         """Multiply the factors, in float32."""
         down, up = f32(self.down), f32(self.up)
@@ -58,6 +65,9 @@ class Product(Struct):
             fitted = Product(_matrix(self.down), self.up, _window(self.mid, (*shape[:-2], self.rank, self.rank)))
         else:
             fitted = Product(_window(self.down, (*shape[:-1], self.rank)), self.up)
+        axes = len(shape) if fitted.mid is None else fitted.mid.ndim
+        if axes != len(shape) or fitted.down.ndim != (axes if fitted.mid is None else 2):
+            raise ValueError(f"their shapes are {', '.join(str(one.shape) for one in jax.tree.leaves(self))}")
         if fitted.up.shape != (self.rank, shape[-1]) or fitted.down.shape[-2] != shape[-2]:
             raise ValueError(f"they make {self.down.shape[-2]} channels to {self.up.shape[-1]}")
         return fitted
@@ -78,13 +88,21 @@ class Hadamard(Struct):
         """Of one of the two."""
         return self.one.rank
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel that they make."""
+        return self.one.shape
+
     def kernel(self) -> Array:
         """Multiply, in float32."""
         return self.one.kernel() * self.other.kernel()
 
     def fit(self, shape: tuple[int, ...]) -> Hadamard:
         """As for `Product.fit`."""
-        return Hadamard(self.one.fit(shape), self.other.fit(shape))
+        fitted = Hadamard(self.one.fit(shape), self.other.fit(shape))
+        if fitted.one.shape != fitted.other.shape:
+            raise ValueError(f"they make kernels of the shapes {fitted.one.shape} and {fitted.other.shape}")
+        return fitted
 
 
 class Kronecker(Struct):
@@ -107,6 +125,12 @@ class Kronecker(Struct):
         ranks = [one.rank for one in (self.outer, self.inner) if isinstance(one, Product)]
         return ranks[-1] if ranks else None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel that they make."""
+        (a, b), inner = self.outer.shape[-2:], self.inner.shape
+        return (*inner[:-2], a * inner[-2], b * inner[-1])
+
     def kernel(self) -> Array:
         """Multiply, in float32."""
         outer, inner = (one.kernel() if isinstance(one, Product) else f32(one) for one in (self.outer, self.inner))
@@ -115,13 +139,15 @@ class Kronecker(Struct):
 
     def fit(self, shape: tuple[int, ...]) -> Kronecker:
         """As for `Product.fit`."""
-        c_in, c_out = _ends(self.outer)
-        if shape[-2] % c_in or shape[-1] % c_out:
+        c_in, c_out = self.outer.shape[-2:]
+        if not c_in or not c_out or shape[-2] % c_in or shape[-1] % c_out:
             raise ValueError(f"their outer factor makes {c_in} channels to {c_out}")
         within = (*shape[:-2], shape[-2] // c_in, shape[-1] // c_out)
         outer = self.outer.fit((c_in, c_out)) if isinstance(self.outer, Product) else _matrix(self.outer)
         inner = self.inner.fit(within) if isinstance(self.inner, Product) else _window(self.inner, within)
-        if not isinstance(inner, Product) and inner.shape != within:
+        if outer.shape != (c_in, c_out):
+            raise ValueError(f"their outer factor has shape {outer.shape}, and it must be a matrix")
+        if inner.shape != within:
             raise ValueError(f"their inner factor has shape {inner.shape}, and it must be {within}")
         return Kronecker(outer, inner)
 
@@ -183,9 +209,8 @@ class Factors(Struct):
           ValueError: they do not make a kernel of that shape; the message says what they make.
         """
         fitted = self.replace(form=self.form.fit(shape))
-        made = jax.eval_shape(lambda one: one.form.kernel(), fitted).shape
-        if made != shape:
-            raise ValueError(f"they make a kernel of shape {made}")
+        if fitted.form.shape != shape:
+            raise ValueError(f"they make a kernel of shape {fitted.form.shape}")
         if self.magnitude is not None and self.magnitude.shape not in ((shape[-1],), (shape[-2], 1)):
             raise ValueError(f"their magnitude has shape {self.magnitude.shape}")
         return fitted
@@ -208,10 +233,3 @@ def _window(value: Array, shape: tuple[int, ...]) -> Array:
     if value.ndim == 4 and len(shape) == 2:
         return _matrix(value)
     return value
-
-
-def _ends(value: Array | Product) -> tuple[int, int]:
-    """The channels in and out."""
-    if isinstance(value, Product):
-        return value.down.shape[-2], value.up.shape[-1]
-    return value.shape[-2], value.shape[-1]
