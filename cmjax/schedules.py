@@ -19,6 +19,7 @@ __all__ = [
     "alphas_cumprod",
     "betas",
     "boundary_scalings",
+    "flux2_mu",
     "karras_sigmas",
     "landing",
     "rates",
@@ -125,6 +126,30 @@ def respaced(spacing: str, highest: float, lowest: float, num_levels: int) -> Ta
 
             return lowest + betaincinv(0.6, 0.6, 1.0 - ramp) * (highest - lowest)
     raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}.")
+
+
+def flux2_mu(image_seq_len: int, num_steps: int) -> float:
+    """Compute the mu of FLUX.2's pipelines, which fits the shift of a flow to the size of the picture and the steps.
+
+    It is linear in the steps, between a line in the tokens at 10 steps and one at 200. Above 4300 tokens it is the
+    latter, whatever the steps. Other models have `image_seq_len` of `flow.init`.
+
+    Args:
+      image_seq_len: the number of tokens that the network makes of a picture.
+      num_steps: of the path.
+
+    Returns:
+      mu, for `flow.init(config, num_steps, spacing="trailing", mu=mu)`.
+
+    Example:
+      >>> round(flux2_mu(4096, 4), 4), round(flux2_mu(4096, 200), 4)
+      (2.2912, 1.15)
+    """
+    at_200 = 1.6927e-4 * image_seq_len + 0.45666666
+    if image_seq_len > 4300:
+        return at_200
+    at_10 = 8.73809524e-5 * image_seq_len + 1.89833333
+    return at_200 + (200 - num_steps) / 190 * (at_10 - at_200)
 
 
 def sigma_to_timestep(sigma: float | Table) -> Table:

@@ -111,7 +111,7 @@ def model_input(state: SamplerState, x: Array) -> tuple[Array, Array]:
       x: f[B, *S], the noisy sample.
 
     Returns:
-      The pair (x_in, t): x, scaled if the sampler says so, f[B, *S], and the timestep, f32[], of tcd and lcm, i32[].
+      The pair (x_in, t): x, scaled if the sampler says so, f[B, *S], and the timestep, f32[] (i32[] for tcd and lcm).
 
     Example:
       >>> import cmjax

@@ -125,6 +125,15 @@ def torch_noised(reference: Any, x0: np.ndarray[Any, Any], z: np.ndarray[Any, An
     return reference.scale_noise(torch.from_numpy(x0), times, torch.from_numpy(z)).numpy()
 
 
+def test_mu_of_flux2() -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    for tokens in (64, 1024, 4300, 4301, 16384):
+        for steps in (1, 4, 50, 200):
+            expected = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
+            assert cmjax.schedules.flux2_mu(tokens, steps) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("number_of_steps", [1, 2, 4, 8])
 def test_published_settings(number_of_steps: int) -> None:
     """The configs of few-step models, as their files have them, on the levels of their pipelines."""

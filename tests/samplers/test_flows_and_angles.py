@@ -52,6 +52,30 @@ def test_levels_are_shifted_stretched_and_spaced() -> None:
     assert flow.init(FLOW, sigmas=[0.9, 0.6]).init_noise_sigma == np.float32(0.9)
 
 
+# Levels that diffusers 0.42.1 prints for four steps
+RECORDED: list[tuple[dict[str, Any], dict[str, Any], list[float]]] = [
+    ({"shift": 3.0}, {}, [1.0, 0.857692301, 0.602150559, 0.00892857183]),
+    ({"shift": 3.0, "use_karras_sigmas": True}, {}, [1.0, 0.286693931, 0.0625886321, 0.00892857183]),
+    ({"shift": 3.0, "use_beta_sigmas": True}, {}, [1.0, 0.727045774, 0.281882823, 0.00892857183]),
+    (
+        {"shift_terminal": 0.1, "use_exponential_sigmas": True},
+        {},
+        [1.0, 0.464158893, 0.215443462, 0.100000001],
+    ),
+    (
+        {"use_dynamic_shifting": True},
+        {"spacing": "trailing", "image_seq_len": 1024},
+        [1.0, 0.849234819, 0.652489424, 0.384944737],
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "expected"), RECORDED)
+def test_levels_are_the_references_bit_by_bit(config: Any, options: Any, expected: list[float]) -> None:
+    state = flow.init(flow.FlowConfig(**config), 4, **options)
+    np.testing.assert_array_equal(np.asarray(state.sigmas), np.float32([*expected, 0.0]))
+
+
 def test_the_size_of_the_picture_gives_mu() -> None:
     def same(one: Any, other: Any) -> None:
         np.testing.assert_allclose(flow.init(DYNAMIC, 5, **one).sigmas, flow.init(DYNAMIC, 5, **other).sigmas)

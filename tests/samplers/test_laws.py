@@ -31,7 +31,6 @@ KINDS = [
     pytest.param("tcd", {"prediction_type": "sample"}, {"eta": 1.0}, id="tcd-sample-eta1"),
     pytest.param("lcm", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, id="lcm-v-zero-snr"),
     pytest.param("flow", {"shift": 3.0, "invert_sigmas": True}, {"eta": 0.3}, id="flow-inverted-eta.3"),
-    pytest.param("flow", {"stochastic_sampling": True}, {"spacing": "trailing"}, id="flow-renoised"),
 ]
 each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
 each_kind = pytest.mark.parametrize(("name", "config", "options"), KINDS)
