@@ -200,6 +200,7 @@ def test_4_no_value_recompiles(sampler: ModuleType) -> None:
         (cmjax.cm, "sigmas", [[80.0, 2.0], [70.0, 1.0], [10.0, 0.5]]),
         (cmjax.tcd, "eta", [0.0, 0.3, 1.0]),
         (cmjax.tcd, "eta", [[0.0, 0.3], [0.3, 0.0], [1.0, 0.5]]),
+        (cmjax.flow, "eta", [0.0, 0.3, 1.0]),
     ],
 )
 def test_4_knobs_of_init_may_be_traced_and_swept(sampler: ModuleType, knob: str, values: list[Any]) -> None:
