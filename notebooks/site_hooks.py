@@ -23,7 +23,7 @@ PAGES = {  # path in the repository -> page
     "benchmarks/README.md": "benchmarks.md",
     **{
         f"cmjax/pretrained/{name}/README.md": f"cards/{name}.md"
-        for name in ("fashion-mnist-cm", "fashion-mnist-tcd", "emoji", "fashion-mnist-classifier")
+        for name in ("fashion-mnist-cm", "fashion-mnist-tcd", "emoji", "emoji-ink", "fashion-mnist-classifier")
     },
 }
 SAMPLERS = ("cm", "tcd", "lcm", "flow", "scm")

@@ -9,8 +9,9 @@ from cmjax.io import hub
 from cmjax.io.atomic import recover_folder
 from cmjax.io.pieces import of_variant
 
-__all__ = ["embedded_models", "resolve"]
+__all__ = ["LORA_FILE", "embedded_folder", "embedded_loras", "embedded_models", "resolve"]
 
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names the only one of a folder
 _PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
 
@@ -22,6 +23,21 @@ def embedded_models() -> tuple[str, ...]:
       False
     """
     return tuple(sorted(p.parent.name for p in _PRETRAINED.glob("*/model_index.json")))
+
+
+def embedded_loras() -> tuple[str, ...]:
+    """List the LoRAs in the package.
+
+    Example:
+      >>> embedded_loras()
+      ('emoji-ink',)
+    """
+    return tuple(sorted(p.parent.name for p in _PRETRAINED.glob(f"*/{LORA_FILE}")))
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of a model or a LoRA in the package."""
+    return _PRETRAINED / name
 
 
 def resolve(

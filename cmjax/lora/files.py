@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cmjax.io import hub
+from cmjax.io.locate import LORA_FILE, embedded_folder, embedded_loras
 from cmjax.io.lora_files import read_lora, write_lora
 from cmjax.models.lora import LoRA
 
 __all__ = ["read", "write"]
 
 # What programs call the one file of a repository or folder, the likeliest first.
-_USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.bin")
+_USUAL = (LORA_FILE, "adapter_model.safetensors", "pytorch_lora_weights.bin")
 
 
 def read(path_or_repo_id: str | Path, weight_name: str | None = None, *, revision: str | None = None) -> LoRA:
     """Read a LoRA, in any published form.
 
     Args:
-      path_or_repo_id: a file, a folder, a hub id (owner/name), or a file of one (owner/name/file.safetensors).
+      path_or_repo_id: a file, a folder, a LoRA of the package (`"emoji-ink"`), a hub id (owner/name), or a file of one
+        (owner/name/file.safetensors).
       weight_name: the file in the folder or repository; None for its only one.
       revision: a branch, tag or commit of the hub's repository.
 
@@ -32,6 +34,8 @@ def read(path_or_repo_id: str | Path, weight_name: str | None = None, *, revisio
       ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
 
     Example:
+      >>> read("emoji-ink").ranks
+      (4,)
       >>> read("style.safetensors")
       Traceback (most recent call last):
       FileNotFoundError: there is no LoRA style.safetensors: give a file, a folder, or a hub id (owner/name).
@@ -65,6 +69,8 @@ def _locate(path_or_repo_id: str | Path, weight_name: str | None, revision: str 
             raise ValueError(f"{path} is a file, and weight_name names one in a folder or repository.")
         return path
     name = str(path_or_repo_id)
+    if not path.exists() and name in embedded_loras():
+        path = embedded_folder(name)
     if path.is_dir():
         return path / _choose(name, [one.name for one in sorted(path.iterdir()) if one.is_file()], weight_name)
     owner, _, rest = name.partition("/")
