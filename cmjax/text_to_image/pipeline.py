@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -137,7 +138,12 @@ class TextToImage(Struct):
         if tokens is None and self.zeros_for_empty:
             pooled = None if cond.pooled is None else jnp.zeros_like(cond.pooled)
             return cond.replace(context=jnp.zeros_like(cond.context), pooled=pooled)
-        empty = self._read(self.tokenize([""]) if tokens is None else tokens, clip_skip)
+        batch = cond.context.shape[0]
+        each = (
+            self.tokenize([""]) if tokens is None else tokens
+        )  # read once an image, whose LoRA may have its own scale
+        each = jax.tree.map(lambda one: jnp.repeat(one, batch, 0) if len(one) == 1 else one, each)
+        empty = self._read(each, clip_skip)
         return cond.replace(
             context=_fit(empty.context, cond.context),
             pooled=None if cond.pooled is None or empty.pooled is None else _fit(empty.pooled, cond.pooled),
@@ -280,15 +286,15 @@ def _one_each(name: str, value: ArrayLike | None, batch: int) -> Array | None:
 
 
 def _fit(row: Array, like: Array) -> Array:
-    """Repeat a negative prompt's rows for the batch, and its windows of tokens for a longer prompt's."""
+    """Repeat a negative prompt's windows of tokens for a longer prompt's."""
     if row.ndim == 3 and row.shape[1] != like.shape[1] and like.shape[1] % row.shape[1] == 0:
         row = jnp.tile(row, (1, like.shape[1] // row.shape[1], 1))
-    if row.shape[0] not in (1, like.shape[0]) or row.shape[1:] != like.shape[1:]:
+    if row.shape != like.shape:
         raise ValueError(
             f"the negative prompt's tokens must be one row or {like.shape[0]}, of the length of the prompt's, got a "
             f"context of shape {row.shape} for {like.shape}."
         )
-    return jnp.broadcast_to(row, like.shape).astype(like.dtype)
+    return row.astype(like.dtype)
 
 
 def _nearest(length: int, factor: int) -> int:

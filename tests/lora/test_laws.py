@@ -81,6 +81,22 @@ def test_weights_are_linear_in_the_scale(form: str, loras: dict[str, Any]) -> No
         close(two[name] - leaf, -2.0 * (one[name] - leaf), 1e-6)
 
 
+def test_one_scale_an_image_of_the_text_encoder_too(tmp_path: Path) -> None:
+    made = lora_files.make(PIPE, "kohya", alphas="all", one_in=3)
+    write_safetensors(made.tensors, tmp_path / "a.safetensors")
+    lora, state = cmjax.lora.read(tmp_path / "a.safetensors"), cmjax.tcd.init(PIPE.config, 1)
+
+    def drawn(scale: Any) -> Any:
+        pipe, keys = cmjax.lora.attach(PIPE, lora, scale), cmjax.image_keys(0, np.arange(2))
+        cond = pipe.encode(pipe.tokenize(["a", "a"]))
+        return cmjax.text_to_image.draw(pipe, state, keys, cond, guidance=3.0)
+
+    draw = jax.jit(drawn)
+    each = draw(jnp.array([0.0, 0.2]))
+    for i, scale in enumerate((0.0, 0.2)):
+        close(each[i], draw(jnp.float32(scale))[i])
+
+
 def test_loras_commute_and_come_off_again(loras: dict[str, Any]) -> None:
     a, b = loras["lora"], loras["dora_out"]
     one = cmjax.lora.attach(cmjax.lora.attach(PIPE.unet, a, 0.2), b, 0.3)
