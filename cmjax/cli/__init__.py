@@ -1,4 +1,4 @@
-"""The command `cmjax sample | edit | train | evaluate | export | inspect | lora | convert`, and what it says of mistakes.
+"""The command `cmjax sample | edit | train | evaluate | export | inspect | lora | convert`, and how it takes mistakes.
 
 `options` declares the options of every command, `parser` reads them, and the module of a command's name runs it.
 Options are read before JAX is imported, so that `--help` and mistakes are answered at once.
