@@ -111,7 +111,7 @@ def main() -> None:
         if i % 40 < STEPS:
             print(f"step {i}  loss {float(loss):.4f}  {time.perf_counter() - start:.0f} s", flush=True)
         if i % 100 == 99 or i == options.steps - 1:
-            learned = cmjax.lora.attached(pipe.replace(unet=combine(trained, rest)))[0][0]
+            learned = cmjax.lora.resolve(cmjax.lora.attached(combine(trained, rest))[0][0], pipe)
             half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16) if leaf.ndim else leaf, learned)
             cmjax.lora.write(half, options.out, metadata={"cmjax": "ink, a style of the pictogram model"})
 
