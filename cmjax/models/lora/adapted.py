@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -44,10 +45,15 @@ class Change(nnx.Module):
         magnitude = None if self.magnitude is None else self.magnitude.get_value()
         return Factors(self.form.get_value(), self.alpha.get_value(), magnitude)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a product of factors alone, whose change does not depend on the kernel."""
+        return isinstance(self.form.get_value(), Product) and self.magnitude is None
+
     def adds_within(self, kernel: Array, pixels: int) -> bool:
         """Whether to add the change to the kernel: where all images share it, and it is less work than two layers."""
         form, is_shared = self.form.get_value(), self.scale.get_value().ndim == 0
-        if not isinstance(form, Product) or self.magnitude is not None:
+        if not self.is_plain:
             return is_shared
         numbers = form.down.size + form.up.size + (0 if form.mid is None else form.mid.size)
         return is_shared and kernel.size * form.rank < pixels * numbers
@@ -58,14 +64,62 @@ class Change(nnx.Module):
 
     def beside(self, x: Array, kernel: Array, apply: Apply) -> Array:
         """The change of the layer's output, for x f[B, ..., c_in]."""
-        factors, dtype = self.factors, x.dtype
-        if isinstance(factors.form, Product) and factors.magnitude is None:
-            down, mid = factors.form.down, factors.form.mid
-            h = apply(x, down.astype(dtype)) if mid is None else apply(x @ down.astype(dtype), mid.astype(dtype))
-            y, scale = h @ factors.form.up.astype(dtype), f32(self.scale.get_value()) * factors.gain
-        else:
-            y, scale = apply(x, factors.delta(kernel).astype(dtype)), f32(self.scale.get_value())
-        return (expand_like(_each(scale, x.shape[0]), y) * f32(y)).astype(dtype)
+        factors, scale = self.factors, f32(self.scale.get_value())
+        if self.is_plain:
+            return _beside(x, factors, scale, apply)
+        y = apply(x, factors.delta(kernel).astype(x.dtype))
+        return (expand_like(_each(scale, x.shape[0]), y) * f32(y)).astype(x.dtype)
+
+
+def _beside(x: Array, factors: Factors, scale: Array, apply: Apply) -> Array:
+    """The change of a layer's output by a product of factors, without a whole kernel."""
+    form, dtype = factors.form, x.dtype
+    assert isinstance(form, Product)
+    down, mid = form.down.astype(dtype), form.mid
+    h = apply(x, down) if mid is None else apply(x @ down, mid.astype(dtype))
+    y = h @ form.up.astype(dtype)
+    return (expand_like(_each(f32(scale) * factors.gain, x.shape[0]), y) * f32(y)).astype(dtype)
+
+
+def _layer_of(apply: Apply) -> Callable[[Array, Array, list[tuple[Factors, Array]]], Array]:
+    """A layer that adds products of factors to its kernel, and takes their derivatives beside it.
+
+    To add is the least work forward. Backward it would make the gradient of a whole kernel, as much work as the layer,
+    only to multiply it by small factors: with the change beside the kernel, gradients of factors need none.
+    """
+
+    def added(x: Array, kernel: Array, changes: list[tuple[Factors, Array]]) -> Array:
+        return (f32(kernel) + sum(f32(scale) * factors.delta(kernel) for factors, scale in changes)).astype(x.dtype)
+
+    @jax.custom_jvp
+    def layer(x: Array, kernel: Array, changes: list[tuple[Factors, Array]]) -> Array:
+        return apply(x, added(x, kernel, changes))
+
+    def rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        (x, kernel, changes), (dx, dkernel, dchanges) = primals, tangents
+        now = added(x, kernel, changes)
+        y = apply(x, now)
+        tangent = jnp.zeros_like(y)
+        if not _is_zero(dx):
+            tangent = tangent + apply(dx, now)
+        if not _is_zero(dkernel):
+            tangent = tangent + apply(x, dkernel.astype(x.dtype))
+        if not all(map(_is_zero, jax.tree.leaves(dchanges, is_leaf=_is_zero))):
+            dchanges = jax.tree.map(_number, dchanges, is_leaf=_is_zero)
+            beside = lambda changes: sum(_beside(x, f, s, apply) for f, s in changes)  # noqa: E731
+            tangent = tangent + jax.jvp(beside, (changes,), (dchanges,))[1]
+        return y, tangent
+
+    layer.defjvp(rule, symbolic_zeros=True)
+    return layer
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _number(tangent: Any) -> Array:
+    return jnp.zeros(tangent.shape, tangent.dtype) if _is_zero(tangent) else tangent
 
 
 def _each(scale: Array, rows: int) -> Array:
@@ -92,10 +146,15 @@ class _Adapted:
         x, kernel = x.astype(self.dtype), self.kernel[...]
         pixels = math.prod(x.shape[:-1])
         within = [change for change in self.changes if change.adds_within(kernel, pixels)]
+        plain = [change for change in within if change.is_plain]
         now = kernel
-        if within:
-            now = f32(kernel) + sum(change.within(kernel) for change in within)
-        y = apply(x, now.astype(self.dtype))
+        if len(within) > len(plain):
+            now = f32(kernel) + sum(change.within(kernel) for change in within if change not in plain)
+        if plain:
+            parts = [(change.factors, change.scale.get_value()) for change in plain]
+            y = _layer_of(apply)(x, now, parts)
+        else:
+            y = apply(x, now.astype(self.dtype))
         for change in self.changes:
             if change not in within:
                 y = y + change.beside(x, kernel, apply)
