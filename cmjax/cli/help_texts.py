@@ -142,7 +142,7 @@ examples:
   cmjax lora merge sdxl both --lora tcd.safetensors --lora style.safetensors:0.6 --dtype float16
 
 Sums are made in float32 and rounded once. OUT is a folder in diffusers' layout, which cmjax and
-diffusers load; it is written completely or not at all.
+diffusers load, or one .safetensors file; it is written completely or not at all.
 """,
     ),
     "extract": (

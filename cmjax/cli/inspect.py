@@ -19,6 +19,7 @@ from cmjax.cli.prompts import four_steps, of_texts
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.io import Checkpoint
 from cmjax.models.families import family_of
+from cmjax.text_to_image.clip_vocabulary import installed_vocabulary
 from cmjax.text_to_image.folders import assemble_source
 from cmjax.text_to_image.opening import open_source
 from cmjax.text_to_image.sources import Source
@@ -122,6 +123,8 @@ def _pictures_table(source: Source) -> Table:
     if source.tokenizers:
         words = next(iter(source.tokenizers.values())).max_length - 2
         table.add_row("words", f"at most {words} tokens of a prompt")
+    elif installed_vocabulary() is not None:
+        table.add_row("words", "no tokenizer in the file; the vocabulary of an installed package is read")
     else:
         table.add_row("words", "no tokenizer in the file: --tokenizer, or pip install --no-deps clip-anytorch")
     if source.original is not None and source.original.has_ema:

@@ -17,6 +17,7 @@ from rich.table import Table
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.loras import merged, read_loras
+from cmjax.cli.model_parts import given_parts
 from cmjax.cli.options import ExtractLoRAOptions, InspectLoRAOptions, LoRAOptions, MergeLoRAOptions
 from cmjax.cli.output import print_rows
 from cmjax.io.atomic import check_writable
@@ -57,7 +58,7 @@ def _inspect(options: InspectLoRAOptions) -> None:
     rows += [(name, value) for name, value in lora.metadata if len(value) < 200][:_LISTED]
     if options.model is not None:
         with bad_input():
-            pipe = cmjax.text_to_image.load(options.model, abstract=True)
+            pipe = cmjax.text_to_image.load(options.model, abstract=True, **given_parts(options))
         with bad_input(options.model):
             cmjax.lora.resolve(lora, pipe)
         rows.append(("fits", f"{options.model}: all {len(lora.factors)} modules"))
@@ -96,10 +97,10 @@ def _merge(options: MergeLoRAOptions) -> None:
     _refuse_out(options.out)
     loras = read_loras(options)
     with bad_input():
-        pipe = cmjax.text_to_image.load(options.model, variant=options.variant, abstract=True)
+        pipe = cmjax.text_to_image.load(options.model, variant=options.variant, abstract=True, **given_parts(options))
     merged(pipe, loras, abstract=True)
     with bad_input(), Console(stderr=True).status(f"reading {escape(options.model)}"):
-        pipe = cmjax.text_to_image.load(options.model, variant=options.variant)
+        pipe = cmjax.text_to_image.load(options.model, variant=options.variant, **given_parts(options))
     pipe = merged(pipe, loras, abstract=False)
     with bad_input("OUT"), Console(stderr=True).status(f"writing {escape(options.out)}"):
         cmjax.text_to_image.save(pipe, options.out, dtype=options.dtype)
@@ -156,5 +157,6 @@ def _refuse_out(out: str) -> None:
     path = Path(out).expanduser()
     with bad_input("OUT"):
         check_writable(path)
-        if (path.exists() or path.is_symlink()) and not path.is_dir():
-            raise UsageError(f"OUT: {path} is not a folder: name a new one.")
+        is_there = path.exists() or path.is_symlink()
+        if is_there and not path.is_dir() and path.suffix != ".safetensors":
+            raise UsageError(f"OUT: {path} is neither a folder nor a .safetensors file: name a new one.")

@@ -676,7 +676,7 @@ class LoRAOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectLoRAOptions(LoRAOptions):
+class InspectLoRAOptions(PartsOptions, LoRAOptions):
     """`cmjax lora inspect`."""
 
     program = "lora inspect"
@@ -687,14 +687,20 @@ class InspectLoRAOptions(LoRAOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeLoRAOptions(LoRAOptions):
+class MergeLoRAOptions(PartsOptions, LoRAOptions):
     """`cmjax lora merge`."""
 
     program = "lora merge"
     model: str = option(
         f"a model of texts: {_MODEL}", default=dataclasses.MISSING, positional=True, type=_path, metavar="MODEL"
     )
-    out: str = option("the folder to write", default=dataclasses.MISSING, positional=True, type=_path, metavar="OUT")
+    out: str = option(
+        "the folder to write, or a .safetensors file for all in one piece",
+        default=dataclasses.MISSING,
+        positional=True,
+        type=_path,
+        metavar="OUT",
+    )
     lora: tuple[tuple[str, float | None], ...] = option(
         "a file or a hub id, and its scale (default 1); give it several times for several",
         default=dataclasses.MISSING,

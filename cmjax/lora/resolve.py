@@ -28,7 +28,7 @@ _KOHYA = {
 _OTHERS = {
     "Flux": ("double_blocks", "single_blocks", "single_transformer_blocks"),
     "Stable Diffusion 3": ("joint_blocks", "transformer.transformer_blocks", "lora_transformer_transformer_blocks"),
-    "Wan": ("cross_attn", "self_attn_q"),
+    "Wan": ("blocks_0_cross_attn", "blocks.0.cross_attn"),
     "AnimateDiff": ("motion_modules",),
     "Stable Cascade": ("lora_prior_unet",),
 }

@@ -101,7 +101,7 @@ def test_merged_and_extracted_again(home: Path, tmp_path: Path, capsys) -> None:
         ),
         (("sample", "--prompt", "a", "--lora", "{}/style.safetensors"), "has no module for|do not fit"),
         (("lora", "inspect", "{}/model/unet/diffusion_pytorch_model.safetensors"), "holds no LoRA"),
-        (("lora", "merge", "{}/model", "{}/style.safetensors", "--lora", "{}/style.safetensors"), "is not a folder"),
+        (("lora", "merge", "{}/model", "{}/model/model_index.json", "--lora", "{}/style.safetensors"), "is neither"),
         (("lora", "extract", "{}/model", "{}/model", "out.bin"), r"must end in \.safetensors"),
         (("lora", "extract", "{}/model", "{}/model", "out.safetensors"), "must differ"),
     ],

@@ -49,3 +49,13 @@ def test_a_file_changes_weights_as_its_formula_says(
         expected = kernel + 0.7 * made.change.get(name, np.zeros(()))
         np.testing.assert_allclose(merged[name], expected, rtol=0, atol=2e-6 * max(1.0, np.abs(expected).max()))
         assert (name in made.change) or np.array_equal(merged[name], kernel)
+
+
+@pytest.mark.parametrize(("width", "base"), [(768, "Stable Diffusion 1"), (2048, "Stable Diffusion XL"), (7, None)])
+def test_what_a_lora_seems_to_be_for(width: int, base: str | None) -> None:
+    def factors(c_in: int) -> cmjax.lora.Factors:
+        return cmjax.lora.Factors(cmjax.lora.Product(np.ones((c_in, 1)), np.ones((1, 4))), np.ones(()))
+
+    attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    assert cmjax.lora.base_of(cmjax.lora.LoRA({attention: factors(width), text: factors(768)})) == base
