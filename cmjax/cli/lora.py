@@ -22,6 +22,7 @@ from cmjax.cli.options import ExtractLoRAOptions, InspectLoRAOptions, LoRAOption
 from cmjax.cli.output import print_rows
 from cmjax.io.atomic import check_writable
 from cmjax.lora import LoRA
+from cmjax.text_to_image.opening import open_source
 
 __all__ = ["run"]
 
@@ -96,11 +97,13 @@ def _merge(options: MergeLoRAOptions) -> None:
     """Write the model with LoRAs in its weights."""
     _refuse_out(options.out)
     loras = read_loras(options)
+    given = {"variant": options.variant, **given_parts(options)}
     with bad_input():
-        pipe = cmjax.text_to_image.load(options.model, variant=options.variant, abstract=True, **given_parts(options))
+        pipe = cmjax.text_to_image.load(options.model, abstract=True, **given)
+        given["param_dtype"] = _loaded_in(options)
     merged(pipe, loras, abstract=True)
     with bad_input(), Console(stderr=True).status(f"reading {escape(options.model)}"):
-        pipe = cmjax.text_to_image.load(options.model, variant=options.variant, **given_parts(options))
+        pipe = cmjax.text_to_image.load(options.model, **given)
     pipe = merged(pipe, loras, abstract=False)
     with bad_input("OUT"), Console(stderr=True).status(f"writing {escape(options.out)}"):
         cmjax.text_to_image.save(pipe, options.out, dtype=options.dtype)
@@ -111,6 +114,14 @@ def _merge(options: MergeLoRAOptions) -> None:
             ("written", f"{options.out}, in {options.dtype}"),
         )
     )
+
+
+def _loaded_in(options: MergeLoRAOptions) -> str:
+    """In what weights wait for the sum: in float32, unless they are stored in what is written; then nothing is lost."""
+    parts = {name: value for name, value in given_parts(options).items() if name != "tokenizer"}
+    source = open_source(options.model, variant=options.variant, **parts)
+    stored = {value.dtype for part in source.parts.values() for value in part.tensors.values() if value.ndim > 1}
+    return options.dtype if stored == {jnp.dtype(options.dtype)} else "float32"
 
 
 def _extract(options: ExtractLoRAOptions) -> None:
