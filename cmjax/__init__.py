@@ -4,13 +4,15 @@
     images = jax.jit(cmjax.generate, static_argnames="shape")(model, state, key, shape=(16, 28, 28, 1), cond=labels)
 
 Samplers: `cm` (consistency models), `tcd` (trajectory consistency distillation), `lcm` (latent consistency models),
-`flow` (flow matching, by Euler or noised anew), `scm` (continuous-time consistency models, in angles).
+`flow` (flow matching, by Euler or noised anew), `scm` (continuous-time consistency models, in angles); and for models
+that were not distilled `ddim`, `euler`, `euler_ancestral`, `dpmpp` (DPM-Solver++) and `heun`.
 Everything loads on first use, so that `import cmjax` costs nothing, and samplers never import flax or optax.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cmjax._sampler_names import SAMPLERS
 from cmjax._version import __version__
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from cmjax._random import image_keys, split
     from cmjax.io import Checkpoint, load, save
     from cmjax.parameterization import consistency_fn, denoiser_fn
-    from cmjax.samplers import cm, flow, lcm, scm, tcd
+    from cmjax.samplers import cm, ddim, dpmpp, euler, euler_ancestral, flow, heun, lcm, scm, tcd
     from cmjax.samplers.base import Prediction, step
     from cmjax.sampling import Trajectory, add_noise, generate, model_input, pad, prior, sample, skip, trajectory
     from cmjax.search import search_timesteps
@@ -52,6 +54,11 @@ __all__ = [
     "lcm",
     "flow",
     "scm",
+    "ddim",
+    "euler",
+    "euler_ancestral",
+    "dpmpp",
+    "heun",
     "samplers",
     "schedules",
     # the loop
@@ -102,7 +109,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "samplers": ("cm", "tcd", "lcm", "flow", "scm"),
+    "samplers": SAMPLERS,
     "samplers.base": ("Prediction", "step"),
     "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "pad", "sample", "trajectory", "generate"),
     "_random": ("image_keys", "split"),

@@ -60,7 +60,7 @@ EDITS: dict[str, tuple[Any, Any]] = {
     "consistent": (consistent(slow, slow_back, PHOTO), slow),
 }
 SAMPLERS = {sampler.__name__.rpartition(".")[2]: sampler for sampler in cmjax.samplers.ALL}
-DETERMINISTIC = (cmjax.flow,)  # but for what their knobs ask for
+DETERMINISTIC = (cmjax.flow, cmjax.ddim, cmjax.euler, cmjax.dpmpp, cmjax.heun)  # but for what their knobs ask for
 
 each_edit = pytest.mark.parametrize(("edit", "measure"), EDITS.values(), ids=EDITS.keys())
 each_name = pytest.mark.parametrize("name", EDITS)

@@ -14,7 +14,7 @@ import cmjax
 ROOT = Path(cmjax.__file__).parent
 # Layer of each module or package under cmjax: imports point down.
 LAYERS = {
-    0: ("types", "schedules", "_typed", "_bounds", "_version"),
+    0: ("types", "schedules", "_typed", "_bounds", "_sampler_names", "_version"),
     1: ("_struct", "_numerics", "_random", "_order", "_compiled", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
     3: ("latents", "sampling", "search", "vp_model"),

@@ -28,6 +28,8 @@ SHAPE = (8, 4, 4, 3)
 PLATFORMS = ("tpu", "cuda")
 each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
 
+NOISELESS = (cmjax.euler, cmjax.heun)  # what is not used is not drawn
+
 
 def net(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
     return (0.3 * x.astype(jnp.float32) + t.astype(jnp.float32) / 1000.0).astype(x.dtype)
@@ -46,7 +48,7 @@ def holds(text: str, *, loops: int, draws: int) -> None:
     """So many loops, at most so many places where noise is drawn, nothing of the host, no double precision."""
     found = {word: len(re.findall(rf"= stablehlo\.{word}\b", text)) for word in ("while", "log_plus_one")}
     assert found["while"] == loops
-    assert 1 <= found["log_plus_one"] <= draws  # it is once in each inverse error function
+    assert min(1, draws) <= found["log_plus_one"] <= draws  # it is once in each inverse error function
     for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv", "annotate_device_placement"):
         assert word not in text
     assert not re.search(r"\bf64\b|xf64>|complex<", text)
@@ -63,7 +65,7 @@ def test_the_loop_is_one_loop(sampler: Any, dtype: Any, padded: bool) -> None:
     state = cmjax.pad(state, 8) if padded else state
     for key in (KEY, jax.random.split(KEY, SHAPE[0])):
         text = lowered(cmjax.sample, NET, state, jnp.zeros(SHAPE, dtype), key)
-        holds(text, loops=1, draws=1)
+        holds(text, loops=1, draws=1 if padded or sampler not in NOISELESS else 0)
         generated = lowered(partial(cmjax.generate, shape=SHAPE), NET, state, key)
         holds(generated, loops=1, draws=2)  # the prior's, and the loop's (or one function called from both)
 
@@ -76,7 +78,7 @@ def test_sweeps_are_one_loop(sampler: Any) -> None:
         return cmjax.sample(NET, state, jnp.ones(SHAPE) * knob, key)
 
     text = lowered(jax.vmap(render, in_axes=(0, None)), jnp.linspace(0.0, 1.0, 11), KEY)
-    holds(text, loops=1, draws=1)
+    holds(text, loops=1, draws=0 if sampler in NOISELESS else 1)
 
 
 @each_sampler

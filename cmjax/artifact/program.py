@@ -23,7 +23,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def tables(state: SamplerState) -> dict[str, jax.Array]:
     """Name a path's leaves, as an exported program takes them."""
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if not f.metadata.get("static")}
+    names = [f.name for f in dataclasses.fields(state) if not f.metadata.get("static") and f.name != "memory"]
+    return {name: getattr(state, name) for name in names}
 
 
 def export(

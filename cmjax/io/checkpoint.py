@@ -196,7 +196,9 @@ def save(
     if names is not None:
         check_label_names(names, classes)
     if not isinstance(config, SamplerConfig):
-        raise TypeError(f"config must be a CMConfig, TCDConfig or LCMConfig, got a {type(config).__name__}.")
+        raise TypeError(
+            f"config must be a sampler's, such as a CMConfig or a TCDConfig, got a {type(config).__name__}."
+        )
     refuse_other_files(path)
     tensors = file_tensors(network)
     if dtype is not None:

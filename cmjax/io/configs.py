@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from cmjax._typed import thawed
 from cmjax.io.atomic import atomic_file
-from cmjax.samplers import CONFIGS
+from cmjax.samplers import CONFIGS, ddim
+from cmjax.samplers._vp import VPConfig, as_config
 from cmjax.samplers.base import SamplerConfig
 
-__all__ = ["config_dict", "read_config", "read_json", "write_config", "write_json"]
+__all__ = ["SCHEDULERS", "config_dict", "read_config", "read_json", "write_config", "write_json"]
 
 _C = TypeVar("_C", bound=SamplerConfig)
 _FILE = "scheduler_config.json"
-_CLASSES: dict[str, type[SamplerConfig]] = {config.scheduler: config for config in CONFIGS}
+_PNDM = "PNDMScheduler"
+_CLASSES: dict[str, type[SamplerConfig]] = {config.scheduler: config for config in CONFIGS} | {_PNDM: ddim.Config}
+SCHEDULERS = frozenset(_CLASSES)
 
 
 @overload
@@ -27,6 +28,9 @@ def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: None = None) 
 def read_config(path_or_dict: str | Path | Mapping[str, Any], as_: type[_C]) -> _C: ...
 def read_config(path_or_dict, as_=None):
     """Read a `scheduler_config.json`.
+
+    A `PNDMScheduler`'s is read as a `DDIMConfig`. Keys that a file leaves out have the values of its own scheduler,
+    also where it is read as another's.
 
     Args:
       path_or_dict: the file, a folder that has it (perhaps in `scheduler/`), or the file's content.
@@ -47,9 +51,11 @@ def read_config(path_or_dict, as_=None):
       >>> config = read_config(pndm, as_=TCDConfig)
       >>> config.beta_end, dict(config.extra)
       (0.012, {'skip_prk_steps': True})
-      >>> read_config(pndm)
+      >>> type(read_config(pndm)).__name__
+      'DDIMConfig'
+      >>> read_config({"_class_name": "DDPMScheduler"})
       Traceback (most recent call last):
-      ValueError: scheduler_config.json is for PNDMScheduler; cmjax reads CMStochasticIterativeScheduler, TCDSched...
+      ValueError: scheduler_config.json is for DDPMScheduler; cmjax reads CMStochasticIterativeScheduler, TCDSchedu...
     """
     if isinstance(path_or_dict, Mapping):
         where, values = _FILE, dict(path_or_dict)
@@ -64,23 +70,29 @@ def read_config(path_or_dict, as_=None):
         if not isinstance(values, dict):
             raise ValueError(f"{where} must hold a JSON object, but it holds a {type(values).__name__}.")
     if as_ is None:
-        name = values.get("_class_name")
-        if not isinstance(name, str) or name not in _CLASSES:
-            *first, last = _CLASSES
+        if (as_ := _class_of(values)) is None:
+            name, (*first, last) = values.get("_class_name"), _CLASSES
             what = "names no scheduler (it has no _class_name)" if name is None else f"is for {name}"
             raise ValueError(f"{_FILE} {what}; cmjax reads {', '.join(first)} and {last}.")
-        as_ = _CLASSES[name]
     elif not (isinstance(as_, type) and issubclass(as_, SamplerConfig)):
         got = f"the module {as_.__name__}" if isinstance(as_, ModuleType) else f"{as_!r:.60}"
         raise TypeError(f"as_ must be a config class, such as cmjax.tcd.TCDConfig, got {got}.")
-    fields = {field.name for field in dataclasses.fields(as_)} - {"extra"}
-    known = {key: value for key, value in values.items() if key in fields}
-    # _class_name and _diffusers_version say who wrote the file; the class is said by the config's type.
-    extra = {key: value for key, value in values.items() if key not in fields and not key.startswith("_")}
+    own = _class_of(values)
     try:
-        return as_(**known, extra=tuple(extra.items()))
+        if own is None or own is as_ or not (issubclass(own, VPConfig) and issubclass(as_, VPConfig)):
+            return as_.of(values)
+        return as_config(own.of(values), as_)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _class_of(values: dict[str, Any]) -> type[SamplerConfig] | None:
+    """The config class of a file, by the scheduler that it names; sets what PNDM's leaves out and DDIM's has."""
+    name = values.get("_class_name")
+    if name == _PNDM:
+        for key in ("clip_sample", "set_alpha_to_one"):
+            values.setdefault(key, False)
+    return _CLASSES.get(name) if isinstance(name, str) else None
 
 
 def write_config(config: SamplerConfig, path: str | Path) -> None:
@@ -114,9 +126,7 @@ def config_dict(config: SamplerConfig) -> dict[str, Any]:
       >>> config_dict(CMConfig())["_class_name"]
       'CMStochasticIterativeScheduler'
     """
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "extra"}
-    kept = {key: thawed(value) for key, value in config.extra}
-    return {"_class_name": type(config).scheduler, **fields, **kept}
+    return {"_class_name": type(config).scheduler, **config.values()}
 
 
 def read_json(path: str | Path) -> Any:

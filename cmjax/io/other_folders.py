@@ -18,13 +18,12 @@ from cmjax.io.assembly import assemble
 from cmjax.io.atomic import atomic_folder, check_writable
 from cmjax.io.checkpoint import load_unet, model_index, save
 from cmjax.io.class_names import LABELS
-from cmjax.io.configs import read_json, write_json
+from cmjax.io.configs import SCHEDULERS, read_json, write_json
 from cmjax.io.folder import INDEX, named_parts, network_folder, refuse_other_files
 from cmjax.io.pieces import read_pieces
 from cmjax.io.torch_files.reader import read_pt
 from cmjax.models import Network
 from cmjax.models.families import family_of, read_network_config
-from cmjax.samplers import CONFIGS
 from cmjax.samplers.cm import CMConfig
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["check_target", "other_scheduler", "read_bin", "read_network", "save_network", "scheduler_file"]
 
 _SCHEDULER = "scheduler_config.json"
-_OURS = {config.scheduler for config in CONFIGS}
 
 
 def check_target(path: Path) -> None:
@@ -70,7 +68,7 @@ def other_scheduler(folder: Path) -> str | None:
     """
     said = read_json(scheduler_file(folder))
     name = said.get("_class_name") if isinstance(said, dict) else None
-    return name if isinstance(name, str) and name not in _OURS else None
+    return name if isinstance(name, str) and name not in SCHEDULERS else None
 
 
 def read_network(folder: Path) -> Network:

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from cmjax.samplers import cm, flow, lcm, scm, tcd
+from cmjax.samplers import cm, ddim, dpmpp, euler, euler_ancestral, flow, heun, lcm, scm, tcd
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, step
 
 __all__ = [
@@ -12,7 +12,12 @@ __all__ = [
     "SamplerConfig",
     "SamplerState",
     "cm",
+    "ddim",
+    "dpmpp",
+    "euler",
+    "euler_ancestral",
     "flow",
+    "heun",
     "lcm",
     "sampler_of",
     "scm",
@@ -20,7 +25,7 @@ __all__ = [
     "tcd",
 ]
 
-ALL = (cm, tcd, lcm, flow, scm)
+ALL = (cm, tcd, lcm, flow, scm, ddim, euler, euler_ancestral, dpmpp, heun)
 CONFIGS: dict[type[SamplerConfig], ModuleType] = {  # a sampler whose files have several classes lists them in CONFIGS
     config: sampler for sampler in ALL for config in getattr(sampler, "CONFIGS", (sampler.Config,))
 }

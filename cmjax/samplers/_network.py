@@ -13,6 +13,7 @@ from cmjax._struct import Struct, static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _vp
 from cmjax.samplers._checks import count_steps
+from cmjax.samplers._distilled import DistilledConfig
 from cmjax.samplers.base import Prediction
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ NetworkT = TypeVar("NetworkT", bound=VPNetwork)
 
 def network(kind: type[NetworkT], model: ModelFn, config: _vp.VPConfig, **fields: Any) -> NetworkT:
     """Make a `VPNetwork` of some kind: its tables are computed in float64 on the host."""
+    config = _vp.as_config(config, DistilledConfig)
     alpha, sigma = _vp.rate_tables(config)
     size = config.num_train_timesteps
     count_steps(config.original_inference_steps, size, f"num_train_timesteps = {size}", "original_inference_steps")

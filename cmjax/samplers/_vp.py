@@ -1,34 +1,26 @@
-"""Shared by TCD and LCM: the keys of their files, the path on the training grid, and bounds on x0."""
+"""Shared by the samplers of variance-preserving models: the keys of their files, their rates, and bounds on x0."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import expand_like
-from cmjax.samplers._checks import (
-    concrete,
-    count_steps,
-    exactly_one,
-    fraction,
-    last_part,
-    least_strength,
-    right_config,
-    strictly_decreasing,
-)
+from cmjax.samplers._checks import concrete, right_config, strictly_decreasing
 from cmjax.samplers.base import SamplerConfig
 from cmjax.types import Array
 
-__all__ = ["Bound", "VPConfig", "bound", "path", "rate_tables"]
+__all__ = ["Bound", "VPConfig", "as_config", "bound", "check_noisy", "custom_path", "rate_tables"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VPConfig(SamplerConfig):
-    """The keys of a variance-preserving `scheduler_config.json`.
+    """The keys that every variance-preserving `scheduler_config.json` has.
 
     Attributes:
       num_train_timesteps: T.
@@ -36,37 +28,42 @@ class VPConfig(SamplerConfig):
       beta_end: the last β of the schedule.
       beta_schedule: `"linear"`, `"scaled_linear"` or `"squaredcos_cap_v2"`.
       trained_betas: T values in place of the schedule.
-      original_inference_steps: O; the model was distilled on every ⌊T / O⌋-th timestep.
-      clip_sample: whether x0 is clipped to ± clip_sample_range.
-      clip_sample_range: the limit of clip_sample.
-      set_alpha_to_one: has no effect, since only a negative timestep could use it, and those are refused.
-      steps_offset: has no effect. Published configs have 1, and honouring it would change every result.
       prediction_type: what the network predicts: `"epsilon"`, `"sample"` (x0) or `"v_prediction"`.
-      thresholding: whether x0 is bounded by its own quantile, image by image; takes precedence over clip_sample.
-      dynamic_thresholding_ratio: that quantile.
-      sample_max_value: the largest bound that thresholding may choose.
-      timestep_spacing: has no effect: the grid is the one that the model was distilled on.
-      timestep_scaling: how fast LCM's boundary scalings fall; TCD has none.
       rescale_betas_zero_snr: whether the last timestep is pure noise. Not with `"epsilon"`, which divides by alpha.
+      timestep_spacing: how num_steps timesteps are chosen: `"leading"`, `"trailing"` or `"linspace"`.
+      steps_offset: added to the timesteps of `"leading"`.
     """
 
     num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
     trained_betas: tuple[float, ...] | None = None
-    original_inference_steps: int = 50
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    set_alpha_to_one: bool = True
-    steps_offset: int = 0
     prediction_type: str = "epsilon"
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
-    timestep_spacing: str = "leading"
-    timestep_scaling: float = 10.0
     rescale_betas_zero_snr: bool = False
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+
+
+ConfigT = TypeVar("ConfigT", bound=SamplerConfig)
+
+
+def as_config(config: Any, wanted: type[ConfigT]) -> ConfigT:
+    """Read any variance-preserving model's config as one sampler's: every `init` takes the others' configs by this.
+
+    The noise levels and what the network predicts stay as they are. What x0 is bounded by stays too: where the config
+    says nothing of clipping, nothing is clipped, whatever the default of the other sampler.
+
+    Raises:
+      TypeError: it is another kind of model's.
+    """
+    if isinstance(config, wanted):
+        return config
+    right_config(config, VPConfig)
+    values = config.values()
+    if any(field.name == "clip_sample" for field in dataclasses.fields(wanted)):
+        values.setdefault("clip_sample", False)
+    return wanted.of(values)
 
 
 # ---- the rates -------------------------------------------------------------------------------------------------------
@@ -95,42 +92,11 @@ def rate_tables(config: VPConfig) -> tuple[np.ndarray, np.ndarray]:
     return tables
 
 
-# ---- the path --------------------------------------------------------------------------------------------------------
+# ---- paths by hand ---------------------------------------------------------------------------------------------------
 
 
-def path(
-    config: VPConfig,
-    num_steps: int | None,
-    timesteps: Sequence[int] | None,
-    original_inference_steps: int | None,
-    strength: float,
-) -> np.ndarray:
-    """The timesteps to visit, i64[n], strictly decreasing; see `tcd.init` for the arguments."""
-    exactly_one(num_steps=num_steps, timesteps=timesteps)
-    strength = fraction("strength", strength)
-    if timesteps is not None:
-        if original_inference_steps is not None:
-            raise ValueError(
-                "original_inference_steps makes the grid for num_steps; with timesteps there is none: drop it."
-            )
-        return last_part(_custom(config, timesteps), strength, "timesteps")
-    size = config.num_train_timesteps
-    original = config.original_inference_steps if original_inference_steps is None else original_inference_steps
-    original = count_steps(original, size, f"num_train_timesteps = {size}", "original_inference_steps")
-    grid = schedules.training_grid(size, original, strength)
-    if not len(grid):
-        raise ValueError(
-            f"strength = {strength} leaves none of original_inference_steps = {original} timesteps; "
-            f"it must be at least {least_strength(original)}."
-        )
-    limit = f"original_inference_steps = {original}"
-    if strength < 1:
-        limit = f"{len(grid)} (original_inference_steps = {original} times strength = {strength})"
-    return schedules.spread(grid, count_steps(num_steps, len(grid), limit))
-
-
-def _custom(config: VPConfig, timesteps: Sequence[int]) -> np.ndarray:
-    """A path given by hand."""
+def custom_path(config: VPConfig, timesteps: Sequence[int]) -> np.ndarray:
+    """A path given by hand: timesteps of the table, i64[n], strictly decreasing."""
     values = strictly_decreasing("timesteps", concrete("timesteps", timesteps))
     last = config.num_train_timesteps - 1
     for value in values:
@@ -176,18 +142,19 @@ class Bound:
 
 
 def bound(config: VPConfig) -> Bound:
-    """Read the keys about x0's range; raises ValueError if they are invalid."""
-    if config.thresholding:
-        ratio, most = config.dynamic_thresholding_ratio, config.sample_max_value
+    """Read the keys about x0's range, those of them that the config has; raises ValueError if they are invalid."""
+    if getattr(config, "thresholding", False):
+        ratio, most = config.dynamic_thresholding_ratio, config.sample_max_value  # pyright: ignore
         if not 0 <= ratio <= 1:
             raise ValueError(f"dynamic_thresholding_ratio must lie in [0, 1], got {ratio}.")
         if not most > 0:
             raise ValueError(f"sample_max_value must be positive, got {most}.")
         return Bound(quantile=float(ratio), most=float(most))
-    if config.clip_sample:
-        if not config.clip_sample_range > 0:
-            raise ValueError(f"clip_sample_range must be positive, got {config.clip_sample_range}.")
-        return Bound(limit=float(config.clip_sample_range))
+    if getattr(config, "clip_sample", False):
+        limit = config.clip_sample_range  # pyright: ignore
+        if not limit > 0:
+            raise ValueError(f"clip_sample_range must be positive, got {limit}.")
+        return Bound(limit=float(limit))
     return Bound()
 
 

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ import numpy as np
 from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
 from cmjax._random import noise, noise_if
 from cmjax._struct import Struct, static
-from cmjax._typed import check_fields, frozen
+from cmjax._typed import check_fields, frozen, thawed
 from cmjax.types import Array, Edit, Key
 
-__all__ = ["Prediction", "SamplerConfig", "SamplerState", "advance", "build", "step"]
+__all__ = ["Memory", "Prediction", "SamplerConfig", "SamplerState", "advance", "build", "step"]
 
 
 class Prediction(NamedTuple):
@@ -54,6 +54,19 @@ class SamplerConfig:
         object.__setattr__(self, "extra", _kept(self.extra, fields))
         check_fields(self, TypeError, bounds=False)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Make a config of a file's keys. Those that it has no field for go to `extra`, but not who wrote the file."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        known = {key: value for key, value in values.items() if key in fields}
+        extra = {key: value for key, value in values.items() if key not in fields and not key.startswith("_")}
+        return cls(**known, extra=tuple(extra.items()))
+
+    def values(self) -> dict[str, Any]:
+        """Every field, and the keys that were kept: what `of` takes."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        return {**fields, **{key: thawed(value) for key, value in self.extra}}
+
 
 def _kept(extra: Any, fields: set[str]) -> tuple[tuple[str, Any], ...]:
     """The keys that a config keeps, as pairs with a hash."""
@@ -78,21 +91,40 @@ def _kept(extra: Any, fields: set[str]) -> tuple[tuple[str, Any], ...]:
 StateT = TypeVar("StateT", bound="SamplerState")
 
 
+class Memory(Struct):
+    """What a sampler remembers of the step before.
+
+    Attributes:
+      value: f32[B, *S].
+      is_there: f32[], 1; or 0 before the first step, when value holds zeros.
+    """
+
+    value: Array
+    is_there: Array
+
+
 class SamplerState(Struct, abc.ABC):
     """A sampler's position on its path: tables, knobs, and the index of the next step. A pytree.
 
     A leaf with an axis is a table along the path; a leaf without one is a knob. New values in a leaf never recompile.
     Every method works at the current `index`, and gives NaN past the end of the path.
 
+    A sampler of second order also remembers a value of the shape of x, which `init` does not know. So a fresh state,
+    and what `skip` and `pad` make of one, has no memory, and its first step is of first order. `sample` makes room with
+    `begin(x)` before its loop; `step` then fills it by `remember`. A loop by hand needs no `begin`, but for `lax.scan`,
+    whose carry keeps its structure, or to compile `step` once rather than twice.
+
     Attributes:
       index: i32[], the next step, from 0.
       timesteps: f32[n] or i32[n], what the network is told about each level.
       padded: whether the path is at the end of longer tables and starts at an index above 0; see `cmjax.pad`.
+      memory: what is remembered of the step before; None for a fresh state, and for samplers that remember nothing.
     """
 
     index: Array
     timesteps: Array
     padded: bool = static(default=False, kw_only=True, repr=False)
+    memory: Memory | None = dataclasses.field(default=None, kw_only=True, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -119,6 +151,27 @@ class SamplerState(Struct, abc.ABC):
     @abc.abstractmethod
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """Return to the next level with fresh noise z ~ N(0, I), f[B, *S]; on the last step its weight is exactly 0."""
+
+    def remembered(self, pred: Prediction) -> Array | None:
+        """The value of this step that the next one needs, f32[B, *S]; None for most samplers, which need none."""
+        return None
+
+    def begin(self, x: Array) -> Self:
+        """Make room for what is remembered between steps of samples like x, f[B, *S]; it is empty at first."""
+        if self.remembered(Prediction(x, x)) is None:
+            return self
+        return self.replace(memory=Memory(jnp.zeros_like(x, jnp.float32), jnp.zeros((), jnp.float32)))
+
+    def remember(self, pred: Prediction) -> Self:
+        """Keep what the next step needs of this one's prediction."""
+        value = self.remembered(pred)
+        return self if value is None else self.replace(memory=Memory(value, jnp.ones((), jnp.float32)))
+
+    def since(self, pred: Prediction) -> Array:
+        """How far the remembered value has moved since the step before, f32[B, *S]; 0 where there was none."""
+        value = self.remembered(pred)
+        assert value is not None
+        return jnp.zeros_like(value) if self.memory is None else self.memory.is_there * (value - self.memory.value)
 
     def now(self, table: Array) -> Array:
         """A table's entry for this step."""
@@ -193,7 +246,7 @@ def advance(
     x_next = state.renoise(pred, _fresh_noise(state, key, x.shape))
     if edit is not None:  # a path may end just above clean data; an edited picture is returned as it was edited
         x_next = jnp.where(_is_last(state), pred.x0, x_next)
-    return state.replace(index=state.index + 1), x_next.astype(x.dtype), pred
+    return state.remember(pred).replace(index=state.index + 1), x_next.astype(x.dtype), pred
 
 
 def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Prediction:

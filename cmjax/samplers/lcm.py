@@ -12,8 +12,7 @@ from cmjax import schedules
 from cmjax._numerics import expand_like, f32, read
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
-from cmjax.samplers import _vp
-from cmjax.samplers._checks import right_config
+from cmjax.samplers import _distilled, _vp
 from cmjax.samplers._network import VPNetwork, network, whole_timesteps
 from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
@@ -27,8 +26,8 @@ __all__ = ["LCMConfig", "LCMState", "VPConsistencyFn", "consistency_fn", "init"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LCMConfig(_vp.VPConfig):
-    """The keys of an `LCMScheduler`'s `scheduler_config.json`: those of `VPConfig`."""
+class LCMConfig(_distilled.DistilledConfig):
+    """The keys of an `LCMScheduler`'s `scheduler_config.json`: those of `DistilledConfig`."""
 
     scheduler: ClassVar[str] = "LCMScheduler"
 
@@ -67,7 +66,7 @@ class LCMState(SamplerState):
 
 
 def init(
-    config: LCMConfig,
+    config: _vp.VPConfig,
     num_steps: int | None = None,
     *,
     timesteps: Sequence[int] | None = None,
@@ -77,7 +76,7 @@ def init(
     """Plan the path of LCM. Give exactly one of num_steps and timesteps.
 
     Args:
-      config: the model's config.
+      config: the model's config; another variance-preserving sampler's is read as LCM's.
       num_steps: n points, evenly spread over the grid that the model was distilled on.
       timesteps: strictly decreasing integers in [0, T - 1], in place of num_steps.
       original_inference_steps: O, the size of the grid, in place of the config's; T gives every timestep.
@@ -103,8 +102,9 @@ def init(
       Negative timesteps and a strength above 1 are refused. The last step never adds noise (in diffusers, it does
       for `timesteps` with a strength below 1).
     """
+    config = _vp.as_config(config, LCMConfig)
     alpha, sigma = _vp.rate_tables(config)
-    path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
+    path = _distilled.path(config, num_steps, timesteps, original_inference_steps, strength)
     _vp.check_noisy(path, sigma)
     c_skip, c_out = schedules.boundary_scalings(path, config.timestep_scaling)
     return build(
@@ -172,7 +172,7 @@ def consistency_fn(model: ModelFn, config: _vp.VPConfig) -> VPConsistencyFn:
     Differs from diffusers:
       x0 is not clipped or thresholded, whatever the config says. (The sampler does it.)
     """
-    right_config(config, _vp.VPConfig)
+    config = _vp.as_config(config, LCMConfig)
     c_skip, c_out = schedules.boundary_scalings(np.arange(config.num_train_timesteps), config.timestep_scaling)
     return network(
         VPConsistencyFn,

@@ -13,7 +13,7 @@ from cmjax import schedules
 from cmjax._numerics import expand_like, f32, is_traced, read
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
-from cmjax.samplers import _vp
+from cmjax.samplers import _distilled, _vp
 from cmjax.samplers._checks import concrete
 from cmjax.samplers._network import VPNetwork, network, whole_timesteps
 from cmjax.samplers.base import Prediction, SamplerState, build
@@ -28,8 +28,8 @@ __all__ = ["TCDConfig", "TCDState", "TrajectoryFn", "init", "trajectory_fn"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TCDConfig(_vp.VPConfig):
-    """The keys of a `TCDScheduler`'s `scheduler_config.json`: those of `VPConfig`.
+class TCDConfig(_distilled.DistilledConfig):
+    """The keys of a `TCDScheduler`'s `scheduler_config.json`: those of `DistilledConfig`.
 
     Differs from diffusers:
       `clip_sample`, `thresholding` and their numbers have the documented effect; diffusers' TCD ignores them.
@@ -95,7 +95,7 @@ class TCDState(SamplerState):
 
 
 def init(
-    config: TCDConfig,
+    config: _vp.VPConfig,
     num_steps: int | None = None,
     *,
     eta: float | Sequence[float] | Sequence[Sequence[float]] | Array = schedules.DEFAULT_ETA,
@@ -106,7 +106,7 @@ def init(
     """Plan the path of TCD. Give exactly one of num_steps and timesteps.
 
     Args:
-      config: the model's config.
+      config: the model's config; another variance-preserving sampler's is read as TCD's.
       num_steps: n points, evenly spread over the grid that the model was distilled on.
       eta: η in [0, 1], the paper's γ: 0 is deterministic (DDIM), 1 lands at timestep 0 before it adds noise again. A
         scalar, or one value per step, f[n]; or one per image, f[1, B], or per step and image, f[n, B], and then the
@@ -144,8 +144,9 @@ def init(
       An original_inference_steps passed here makes the documented grid; the reference then uses every timestep,
       whatever the number. Negative timesteps and a strength above 1 are refused.
     """
+    config = _vp.as_config(config, TCDConfig)
     alpha, sigma = _vp.rate_tables(config)
-    path = _vp.path(config, num_steps, timesteps, original_inference_steps, strength)
+    path = _distilled.path(config, num_steps, timesteps, original_inference_steps, strength)
     _vp.check_noisy(path, sigma)
     arrivals = np.append(path[1:], 0).astype(np.int32)
     landings = _landings(eta, arrivals)

@@ -355,6 +355,7 @@ def _walk(
         refuse_no_function("on_step", on_step, "(index, x0) -> None")
         body = _reporting(body, on_step, state.index, keep)
     keys = split(key, state.num_steps)
+    state = state.begin(x)
     if state.padded:
         if keep:
             raise ValueError("trajectory needs a path of known length: give it the state that was padded.")

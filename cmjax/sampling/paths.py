@@ -48,6 +48,7 @@ def skip(state: StateT, k: int) -> StateT:
         raise ValueError(f"k must be between 0 and num_steps - 1 = {state.num_steps - 1}, got {k}.")
     _refuse_padded(state, "skip")
     refuse_used(state, "skip")
+    state = state.replace(memory=None)
     return jax.tree.map(lambda leaf: leaf[..., k:] if leaf.ndim > state.index.ndim else leaf, state)
 
 
@@ -98,6 +99,7 @@ def pad(state: StateT, max_steps: int) -> StateT:
         raise ValueError(f"max_steps must be at most {_MOST_STEPS}, got {max_steps}: the tables would be too large.")
     _refuse_padded(state, "pad")
     refuse_used(state, "pad")
+    state = state.replace(memory=None)
     room = max_steps - state.num_steps
     if room < 0:
         raise ValueError(

@@ -1,5 +1,7 @@
 import json
 
+import jax
+import numpy as np
 import pytest
 
 import cmjax
@@ -58,11 +60,54 @@ def test_another_schedulers_file_is_read_as_the_asked_one():
 
 def test_another_scheduler_is_refused_by_name():
     with pytest.raises(
-        ValueError, match="is for EulerDiscreteScheduler; cmjax reads CMStochasticIterativeScheduler, TCDS"
+        ValueError, match="is for UniPCMultistepScheduler; cmjax reads CMStochasticIterativeScheduler, TCDS"
     ):
-        read_config({"_class_name": "EulerDiscreteScheduler"})
+        read_config({"_class_name": "UniPCMultistepScheduler"})
     with pytest.raises(ValueError, match="names no scheduler"):
         read_config({})
+
+
+def test_pndm_is_read_as_ddim_and_nothing_is_clipped_unless_the_file_says_so():
+    config = read_config(SD15)
+    assert type(config) is cmjax.ddim.DDIMConfig
+    assert (config.beta_schedule, config.steps_offset, config.set_alpha_to_one) == ("scaled_linear", 1, False)
+    assert dict(config.extra) == {"skip_prk_steps": True}
+    bare = {"_class_name": "PNDMScheduler"}
+    assert (read_config(bare).clip_sample, read_config(bare).set_alpha_to_one) == (False, False)
+    assert read_config({**bare, "clip_sample": True}).clip_sample is True
+    assert read_config({"_class_name": "DDIMScheduler"}).clip_sample is True  # its own default
+
+
+VP = [sampler for sampler in ALL if sampler is not cmjax.cm and hasattr(sampler.Config(), "beta_start")]
+
+
+@pytest.mark.parametrize("sampler", VP)
+@pytest.mark.parametrize("other", VP)
+def test_every_variance_preserving_sampler_takes_the_configs_of_the_others(sampler, other):
+    said = {"num_train_timesteps": 100, "beta_end": 0.015, "prediction_type": "sample"}
+    config = other.Config(**said)
+    state = sampler.init(config, 2)
+    read = read_config(config_dict(config), as_=sampler.Config)
+    assert {name: getattr(read, name) for name in said} == said
+    assert read.beta_start == config.beta_start  # what is not said is the file's scheduler's
+    assert read.values().get("clip_sample", False) == config.values().get("clip_sample", False)
+    for ours, same in zip(jax.tree.leaves(state), jax.tree.leaves(sampler.init(read, 2)), strict=True):
+        np.testing.assert_array_equal(ours, same)
+    with pytest.raises(TypeError, match=r"config must be a VPConfig, as .* makes it, got a CMConfig"):
+        sampler.init(cmjax.cm.CMConfig(), 2)
+
+
+def test_the_least_lambda_of_a_file_may_be_infinite(tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(
+        '{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "use_karras_sigmas": true}'
+    )
+    config = read_config(tmp_path)
+    assert config.use_karras_sigmas is True
+    write_config(config, tmp_path)
+    assert read_config(tmp_path) == config
+    assert "-Infinity" in (tmp_path / "scheduler_config.json").read_text()
+    clipped = cmjax.dpmpp.DPMPPConfig(extra={"lambda_min_clipped": -5.1}, beta_schedule="squaredcos_cap_v2")
+    assert cmjax.dpmpp.init(clipped, 2).timesteps[0] < 999
 
 
 def test_what_is_no_config_class_is_said():

@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cmjax
+from cmjax._sampler_names import ORDINARY, SAMPLERS
 from cmjax._struct import Struct
 from cmjax.samplers import Prediction, SamplerState
 
@@ -25,13 +26,25 @@ SHAPE = (3, 4, 2)
 KEY = jax.random.key(0)
 
 NAMES = [sampler.__name__.split(".")[-1] for sampler in cmjax.samplers.ALL]
+LATENTS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion
 KINDS = [
-    *(pytest.param(name, {}, {}, id=name) for name in NAMES),
+    *(pytest.param(name, LATENTS if name in ORDINARY else {}, {}, id=name) for name in NAMES),
     pytest.param("tcd", {"prediction_type": "v_prediction"}, {"eta": 0.0}, id="tcd-v-eta0"),
     pytest.param("tcd", {"prediction_type": "sample"}, {"eta": 1.0}, id="tcd-sample-eta1"),
     pytest.param("lcm", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, id="lcm-v-zero-snr"),
     pytest.param("flow", {"shift": 3.0, "invert_sigmas": True}, {"eta": 0.3}, id="flow-inverted-eta.3"),
+    pytest.param(
+        "ddim",
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", **LATENTS},
+        {"eta": 1.0},
+        id="ddim-v-zero-snr-eta1",
+    ),
+    pytest.param(
+        "dpmpp", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, **LATENTS}, {}, id="dpmpp-sde-karras"
+    ),
+    pytest.param("heun", {"prediction_type": "v_prediction", "clip_sample": True, **LATENTS}, {}, id="heun-v-clipped"),
 ]
+DISTILLED = [sampler for sampler in cmjax.samplers.ALL if sampler.__name__.split(".")[-1] not in ORDINARY]
 each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
 each_kind = pytest.mark.parametrize(("name", "config", "options"), KINDS)
 
@@ -55,7 +68,8 @@ generate = jax.jit(cmjax.generate, static_argnames="shape")
 
 
 def fresh(sampler: ModuleType, num_steps: int = 4, **options: Any) -> Any:
-    return sampler.init(sampler.Config(), num_steps=num_steps, **options)
+    config = sampler.Config(clip_sample=False) if sampler is cmjax.ddim else sampler.Config()
+    return sampler.init(config, num_steps=num_steps, **options)
 
 
 def normal(seed: int, shape: tuple[int, ...] = SHAPE) -> jax.Array:
@@ -85,6 +99,10 @@ def close(a: Any, b: Any, tolerance: float = 2e-6) -> None:
     assert np.max(np.abs(a - b)) <= tolerance * max(1.0, np.max(np.abs(b)))
 
 
+def test_0_the_names_that_are_known_before_jax_are_those_of_all() -> None:
+    assert list(SAMPLERS) == NAMES
+
+
 # ---- 1: a state is a pytree ------------------------------------------------------------------------------------------
 
 
@@ -95,13 +113,15 @@ def test_1_leaves_are_arrays_the_tree_is_hashable_the_repr_is_a_line(sampler: Mo
     assert leaves
     assert all(isinstance(leaf, jax.Array) and not leaf.weak_type for leaf in leaves)
     assert hash(tree) == hash(jax.tree.structure(fresh(sampler)))
-    assert repr(state).startswith(f"{sampler.State.__name__}(index=0/4, timesteps=")
+    assert repr(state).startswith(f"{sampler.State.__name__}(index=0/{state.num_steps}, timesteps=")
     assert "\n" not in repr(state)
     assert len(repr(state)) < 300
     assert repr(jax.eval_shape(lambda s: s, state))  # without values too
+    begun = state.begin(normal(2))
+    assert (begun is state) == (jax.tree.structure(begun) == tree)  # most remember nothing
     after, _ = cmjax.step(state, normal(1), normal(2), KEY)
-    assert jax.tree.structure(after) == tree
-    assert [leaf.aval for leaf in jax.tree.leaves(after)] == [leaf.aval for leaf in leaves]
+    assert jax.tree.structure(after) == jax.tree.structure(begun)
+    assert [leaf.aval for leaf in jax.tree.leaves(after)] == [leaf.aval for leaf in jax.tree.leaves(begun)]
     assert state.index == 0
     assert after.index == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -135,7 +155,8 @@ def test_2_jit_equals_eager_and_scan_equals_the_loop(name: str, config: Any, opt
     x = x_jit = start(state)
     state_jit = state
     xs, x0s = [x], []
-    for key in jax.random.split(KEY, 4):
+    state_jit = state_jit.begin(x)  # or not: as `state`
+    for key in jax.random.split(KEY, first.num_steps):
         x_in, t = cmjax.model_input(state, x)
         out = NET(x_in, t, None)
         x0s.append(state.predict(out, x).x0)
@@ -201,6 +222,7 @@ def test_4_no_value_recompiles(sampler: ModuleType) -> None:
         (cmjax.tcd, "eta", [0.0, 0.3, 1.0]),
         (cmjax.tcd, "eta", [[0.0, 0.3], [0.3, 0.0], [1.0, 0.5]]),
         (cmjax.flow, "eta", [0.0, 0.3, 1.0]),
+        (cmjax.ddim, "eta", [0.0, 0.3, 1.0]),
     ],
 )
 def test_4_knobs_of_init_may_be_traced_and_swept(sampler: ModuleType, knob: str, values: list[Any]) -> None:
@@ -229,7 +251,7 @@ def test_5_shape_and_dtype_of_x_are_kept(sampler: ModuleType, dtype: str) -> Non
             for edit in (None, jax.tree_util.Partial(jnp.tanh)):
                 after, x_next = jax.eval_shape(lambda *a, e=edit: cmjax.step(*a, edit=e), state, x, x, key)
                 assert (x_next.shape, x_next.dtype) == (shape, dtype)
-                assert jax.tree.structure(after) == jax.tree.structure(state)
+                assert jax.tree.structure(after) == jax.tree.structure(jax.eval_shape(state.begin, x))
             assert jax.eval_shape(lambda x, k: cmjax.sample(NET, state, x, k), x, key).dtype == dtype
         assert jax.eval_shape(state.model_input, x)[0].dtype == dtype
         assert jax.eval_shape(lambda x: cmjax.add_noise(state, x, KEY), x).dtype == dtype
@@ -253,7 +275,8 @@ def test_5_half_precision_computes_in_float32(sampler: ModuleType, dtype: str) -
 def test_6_the_last_step_adds_no_noise(name: str, config: Any, options: Any) -> None:
     sampler = getattr(cmjax, name)
     for n in (1, 3):
-        state = at(sampler.init(sampler.Config(**config), num_steps=n, **options), n - 1)
+        state = sampler.init(sampler.Config(**config), num_steps=n, **options)
+        state = at(state, state.num_steps - 1)
         pred = Prediction(normal(1), normal(2))
         for renoise in (state.renoise, jax.jit(lambda pred, z, state=state: state.renoise(pred, z))):
             clean = renoise(pred, jnp.zeros(SHAPE))
@@ -273,7 +296,8 @@ def test_6_neither_does_it_where_eta_is_traced_and_swept() -> None:
 @each_kind
 def test_6_past_the_end_is_nan(name: str, config: Any, options: Any) -> None:
     sampler = getattr(cmjax, name)
-    state = at(sampler.init(sampler.Config(**config), num_steps=2, **options), 2)
+    state = sampler.init(sampler.Config(**config), num_steps=2, **options)
+    state = at(state, state.num_steps)
     assert np.isnan(cmjax.step(state, normal(1), normal(2), KEY)[1]).all()
     assert np.isnan(step(state, normal(1), normal(2), KEY)[1]).all()
     assert np.isnan(step(at(state, -1), normal(1), normal(2), KEY)[1]).all()
@@ -289,7 +313,8 @@ def oracle(state: Any, x: jax.Array, x0: jax.Array) -> jax.Array:
         out = lambda f: plain.predict(f, x).x0  # noqa: E731
         zero, one = out(jnp.zeros_like(x)), out(jnp.ones_like(x))
         return (x0 - zero) / (one - zero)
-    eps = (x - alpha * x0) / sigma
+    eps, size = (x - alpha * x0) / sigma, jnp.hypot(alpha, sigma)  # the network sees a variance-preserving sample
+    alpha, sigma = alpha / size, sigma / size
     return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[state.prediction_type]
 
 
@@ -300,7 +325,7 @@ def test_7_an_oracle_is_believed(name: str, config: Any, options: Any) -> None:
     for n in (1, 2, 4, 8):
         state = sampler.init(sampler.Config(**config), num_steps=n, **options)
         x = cmjax.add_noise(state, x0, normal(6))
-        for k in range(n):
+        for k in range(state.num_steps):
             out = oracle(state, x, x0)
             np.testing.assert_allclose(state.predict(out, x).x0, x0, atol=3e-5)
             state, x = cmjax.step(state, out, x, jax.random.key(k))
@@ -329,8 +354,13 @@ def gaussian_prediction(name: str, state: Any, k: int, x: Any) -> Prediction:
     if name == "flow":
         sigma_s = float((1 - state.etas[k]) * state.sigmas[k + 1])
         alpha_s = 1 - sigma_s
-    else:
+    elif name == "tcd":
         alpha_s, sigma_s = float(state.landing_alphas[k]), float(state.landing_sigmas[k])
+    else:
+        alpha_s = float(state.alphas[k + 1]) if hasattr(state, "alphas") else 1.0
+        sigma_s = float(state.kept[k] if hasattr(state, "kept") else state.sigmas[k + 1])
+    if (alpha, sigma) == (alpha_s, sigma_s):  # where a step of Heun's stays, any pair that explains x does
+        return Prediction(np.zeros_like(x), x / sigma)
     landed = flow(
         alpha, sigma, alpha_s, sigma_s, x
     )  # solve alpha x0 + sigma eps = x, alpha_s x0 + sigma_s eps = landed
@@ -350,7 +380,7 @@ def test_8_gaussian_data_keep_their_marginals_in_closed_form(name: str, config: 
     state = sampler.init(sampler.Config(**config), num_steps=n, **options)
     probe, z = np.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 1.0])
     alpha, sigma = (float(rate) for rate in state.rates())
-    mean, variance = alpha * MEAN, (alpha * SPREAD) ** 2 + sigma**2
+    mean, variance, n = alpha * MEAN, (alpha * SPREAD) ** 2 + sigma**2, state.num_steps
     for k in range(n):
         pred = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), gaussian_prediction(name, state, k, probe))
         b, ab, bc = np.asarray(at(state, k).renoise(pred, z), np.float64)
@@ -390,7 +420,7 @@ class GaussianNet(Struct):
         return MEAN + SPREAD / jnp.sqrt((alpha * SPREAD) ** 2 + sigma**2) * (x - alpha * MEAN)
 
 
-@each_sampler
+@pytest.mark.parametrize("sampler", DISTILLED, ids=lambda m: m.__name__.split(".")[-1])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_8_samples_of_gaussian_data_have_its_mean_and_variance(sampler: ModuleType, per_image: bool) -> None:
     """40,000 draws through the whole loop: were noise used twice, the variance would show it."""
@@ -429,15 +459,16 @@ def test_9_an_edit_to_itself_changes_nothing_and_a_constant_pins(sampler: Module
     walk = jax.jit(cmjax.trajectory)
     plain = walk(NET, state, x, KEY)
     same = walk(NET, state, x, KEY, edit=jax.tree_util.Partial(lambda x0: x0))
-    for k in range(4):  # where x0 = 14 x - …, rounding is larger in x0 than in x
+    for k in range(state.num_steps):  # where x0 = 14 x - …, rounding is larger in x0 than in x
         close(same.x[k], plain.x[k], 1e-5)
     close(same.x[-1], plain.x0[-1] if sampler is cmjax.tcd else plain.x[-1], 1e-5)
     answer = jnp.tanh(normal(7))
     pinned = walk(NET, state, x, KEY, edit=Pin(answer))
     np.testing.assert_array_equal(pinned.x[-1], answer)
     np.testing.assert_array_equal(pinned.x0[-1], answer)
-    alpha, sigma = at(state, 3).rates()
-    assert np.std(pinned.x[3] - alpha * answer) == pytest.approx(float(sigma), rel=0.5)  # the path is the answer's
+    k = state.num_steps - 1
+    alpha, sigma = at(state, k).rates()
+    assert np.std(pinned.x[k] - alpha * answer) == pytest.approx(float(sigma), rel=0.5)  # the path is the answer's
 
 
 @each_kind
@@ -510,7 +541,8 @@ def test_12_generate_is_the_loop_by_hand(sampler: ModuleType, per_image: bool) -
     split = jax.vmap(lambda key, n: jax.random.split(key, n), (0, None), 1) if per_image else jax.random.split
     key = jax.random.split(KEY, SHAPE[0]) if per_image else KEY
     k_x, k_z = split(key, 2) if not per_image else jax.vmap(jax.random.split, out_axes=1)(key)
-    steps = jax.random.split(k_z, 4) if not per_image else jax.vmap(lambda k: jax.random.split(k, 4), out_axes=1)(k_z)
+    n = state.num_steps
+    steps = jax.random.split(k_z, n) if not per_image else jax.vmap(lambda k: jax.random.split(k, n), out_axes=1)(k_z)
     x = cmjax.prior(state, k_x, SHAPE)
     for k in steps:
         x_in, t = cmjax.model_input(state, x)
@@ -522,18 +554,29 @@ def test_12_generate_is_the_loop_by_hand(sampler: ModuleType, per_image: bool) -
 def test_12_skip_is_the_tail_of_the_path(name: str, config: Any, options: Any) -> None:
     sampler = getattr(cmjax, name)
     state = sampler.init(sampler.Config(**config), num_steps=4, **options)
-    for k in range(4):
+    n = state.num_steps
+    for k in range(n):
         tail = cmjax.skip(state, k)
-        assert tail.num_steps == 4 - k
+        assert tail.num_steps == n - k
         assert tail.index == 0
-        for j in range(4 - k):
+        for j in range(n - k):
             given = normal(1), normal(2), normal(3)
             chex.assert_trees_all_equal(taken(at(tail, j), *given), taken(at(state, k + j), *given))
         noised = cmjax.add_noise(tail, normal(1), normal(2))
         np.testing.assert_array_equal(noised, cmjax.add_noise(at(state, k), normal(1), normal(2)))
 
 
+TABLE = "num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type rescale_betas_zero_snr"
+ORDINARY_KEYS = f"{TABLE} timestep_spacing steps_offset"
+BOUNDS = "thresholding dynamic_thresholding_ratio sample_max_value"
+RESPACED = "use_karras_sigmas use_exponential_sigmas use_beta_sigmas"
 PUBLISHED = {
+    "ddim": f"{ORDINARY_KEYS} {BOUNDS} clip_sample clip_sample_range set_alpha_to_one",
+    "euler": f"{ORDINARY_KEYS} {RESPACED} interpolation_type sigma_min sigma_max timestep_type final_sigmas_type",
+    "euler_ancestral": ORDINARY_KEYS,
+    "dpmpp": f"""{ORDINARY_KEYS} {BOUNDS} {RESPACED} algorithm_type solver_order solver_type lower_order_final
+        euler_at_final use_lu_lambdas use_flow_sigmas final_sigmas_type""",
+    "heun": f"{ORDINARY_KEYS} {RESPACED} clip_sample clip_sample_range",
     "flow": """num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len
         invert_sigmas shift_terminal use_karras_sigmas use_exponential_sigmas use_beta_sigmas time_shift_type
         stochastic_sampling""",
@@ -552,7 +595,9 @@ def test_13_config_to_json_to_config(sampler: ModuleType, tmp_path: Any) -> None
     assert keys == set(PUBLISHED.get(name, PUBLISHED["vp"]).split())
     changes = {"num_train_timesteps": 3}
     if name not in ("cm", "flow", "scm"):
-        changes |= {"trained_betas": [0.1, 0.2, 0.3], "original_inference_steps": 2}  # pyright: ignore
+        changes |= {"trained_betas": [0.1, 0.2, 0.3]}  # pyright: ignore
+    if name in ("tcd", "lcm"):
+        changes |= {"original_inference_steps": 2}
     config = sampler.Config(**changes)
     hash(config)
     cmjax.io.write_config(config, tmp_path / "scheduler_config.json")

@@ -51,7 +51,14 @@ def taken(state: Any, m: jax.Array, x: jax.Array, z: jax.Array) -> Step:
 def step(state: Any, m: Array, x: Array, z: Array) -> tuple[Any, Step]:
     """Take one step of `state` with the network output `m` and the noise `z`, eagerly: returns (next state, Step)."""
     one = taken(state, *(jnp.asarray(a, jnp.float32) for a in (m, x, z)))
-    return state.replace(index=state.index + 1), jax.tree.map(np.asarray, one)
+    return _after(state, m, x), jax.tree.map(np.asarray, one)
+
+
+def _after(state: Any, m: Array, x: Array) -> Any:
+    """The state one step further, with what it remembers of this one."""
+    if state.remembered(cmjax.Prediction(jnp.asarray(x), jnp.asarray(x))) is not None:
+        state = state.remember(state.predict(jnp.asarray(m, jnp.float32), jnp.asarray(x, jnp.float32)))
+    return state.replace(index=state.index + 1)
 
 
 _compiled = jax.jit(taken)
@@ -60,4 +67,4 @@ _compiled = jax.jit(taken)
 def step_compiled(state: Any, m: Array, x: Array, z: Array) -> tuple[Any, Step]:
     """Take one step as `step` does, compiled once for each kind of state: for long loops."""
     one = _compiled(state, *(jnp.asarray(a, jnp.float32) for a in (m, x, z)))
-    return state.replace(index=state.index + 1), jax.tree.map(np.asarray, one)
+    return _after(state, m, x), jax.tree.map(np.asarray, one)
