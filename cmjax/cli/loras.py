@@ -69,6 +69,8 @@ def merged(pipe: Any, loras: tuple[NamedLoRA, ...], *, abstract: bool) -> Any:
 def published_settings(options: OptionsT, *, path: bool = True) -> tuple[OptionsT, str]:
     """Take the sampler and the path that a LoRA was published with, where none was asked for.
 
+    Steps that are asked for leave the sampler as published: the model's own may be for one that was not distilled.
+
     Args:
       options: of a command that draws.
       path: whether the number of steps is taken too.
@@ -79,12 +81,12 @@ def published_settings(options: OptionsT, *, path: bool = True) -> tuple[Options
     entry = _entry(options)
     if entry is None:
         return options, ""
-    asked = any(getattr(options, name, None) is not None for name in ("steps", "timesteps", "sampler", "eta"))
+    asked = [name for name in ("steps", "timesteps", "sampler", "eta") if getattr(options, name, None) is not None]
     wanted: dict[str, Any] = {}
-    if not asked:
-        wanted = {"sampler": entry.sampler, "eta": entry.eta}
-        steps = {"timesteps": entry.timesteps} if entry.timesteps else {"steps": entry.steps}
-        wanted |= steps if path else {}
+    if "sampler" not in asked:
+        wanted = {"sampler": entry.sampler} | ({} if "eta" in asked else {"eta": entry.eta})
+    if not asked and path:
+        wanted |= {"timesteps": entry.timesteps} if entry.timesteps else {"steps": entry.steps}
     if entry.guidance is not None and getattr(options, "guidance", None) is None:
         wanted["guidance"] = entry.guidance
     return dataclasses.replace(options, **wanted), f" ({entry.title} was published for {entry.settings})"

@@ -18,7 +18,7 @@ from cmjax.io.other_folders import other_scheduler, scheduler_file
 __all__ = ["UnloadedModel", "load_abstract", "load_source", "model_class_names", "open_model"]
 
 # Schedulers of diffusion models whose noise levels cmjax knows, and what they take for keys that a file leaves out.
-_DIFFUSION = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+_DIFFUSION = ("DDPMScheduler",)
 _DEFAULTS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": True}
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from cmjax._sampler_names import SAMPLERS
 from cmjax.schedules import DEFAULT_ETA
 
 __all__ = [
@@ -181,10 +182,10 @@ class PathOptions(Options):
     sampler: str | None = option(
         "the sampler (default: the one the model was made for)",
         group=SAMPLER,
-        choices=("cm", "tcd", "lcm", "flow", "scm"),
+        choices=SAMPLERS,
     )
     steps: int | None = option(
-        "model calls for each image (default 2; for texts 4)",
+        "model calls for each image; of heun, levels (default 2; for texts 4; for models that were not distilled 25)",
         group=SAMPLER,
         exclusive="path",
         type=_count,
@@ -200,8 +201,8 @@ class PathOptions(Options):
         metavar="T",
     )
     eta: float | None = option(
-        "for tcd and flow: how much fresh noise each step adds, from 0 (deterministic) to 1 (default for tcd "
-        f"{DEFAULT_ETA}; for flow as its file says)",
+        "for tcd, flow, ddim and euler_ancestral: how much fresh noise each step adds, from 0 (deterministic) to 1 "
+        f"(default for tcd {DEFAULT_ETA}, ddim 0, euler_ancestral 1; for flow as its file says)",
         group=SAMPLER,
         type=float,
         metavar="E",

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cmjax
+from cmjax._sampler_names import ORDINARY
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.options import PathOptions
 from cmjax.io import Checkpoint
 from cmjax.io.single_files.published import published
+from cmjax.samplers._checks import fraction
 from cmjax.samplers._vp import rate_tables
 from cmjax.schedules import karras_sigmas
 
 __all__ = ["SamplerSetup", "choose_sampler", "own_path", "two_steps"]
 
+_MANY = 25  # steps of a model that was not distilled
 _NEEDS = {  # models that no other one can be shown as
     "cm": "a sigma-space consistency model",
     "flow": "a flow",
@@ -80,15 +83,19 @@ def choose_sampler(
     if _is_denoiser(config):
         with bad_input():
             return _of_denoiser(checkpoint, path, plan)
-    for name in ("eta", "sigmas"):
-        takers = [module for module in cmjax.samplers.ALL if name in inspect.signature(module.init).parameters]
-        names = [_short(module) for module in takers]
-        if getattr(path, name) is not None and sampler not in names:
-            raise UsageError(f"--{name} is for the samplers {' and '.join(names)}, but the sampler is {sampler}.")
+    for option in ("eta", "sigmas"):
+        if getattr(path, option) is not None and not _takes(getattr(cmjax, sampler), option):
+            names = [_short(module) for module in cmjax.samplers.ALL if _takes(module, option)]
+            said = f"{', '.join(names[:-1])} and {names[-1]}"
+            raise UsageError(f"--{option} is for the samplers {said}, but the sampler is {sampler}.")
     if sampler != own and sampler in _NEEDS:
         raise UsageError(f"the sampler {sampler} needs {_NEEDS[sampler]}, but this model was made for {own}.")
     if sampler != own and own in ("flow", "scm"):
         raise UsageError(f"the model is {_NEEDS[own]}, which {sampler} cannot sample: leave out --sampler {sampler}.")
+    if own == "cm" and sampler in ORDINARY:
+        raise UsageError(
+            f"the sampler {sampler} walks diffusion models, but this one was made to jump: cm, tcd or lcm."
+        )
     module = getattr(cmjax, sampler)
     with bad_input():
         if isinstance(config, cmjax.cm.CMConfig) and sampler != "cm":
@@ -96,13 +103,22 @@ def choose_sampler(
             show, config = partial(_as_vp, config=vp_config), vp_config
         elif own != sampler:
             config = cmjax.io.read_config(cmjax.io.config_dict(config), as_=module.Config)
-        asked = _asked(path)
+        asked, note = _asked(path), ""
+        if not asked and own in ORDINARY and sampler in ORDINARY:
+            asked, note = {"num_steps": _MANY}, " (usual for a model that was not distilled)"
         planned = plan(sampler, config, asked)
-        note = ""
         if sampler == own == "cm" and (found := _published_path(name, config, planned)):
             planned, note = {"timesteps": found}, f" (timesteps {', '.join(map(str, found))}, as published)"
         eta = {} if path.eta is None else {"eta": path.eta}
-        return SamplerSetup(show(checkpoint), show, module.init(config, **planned, **eta), sampler, config, note)
+        strength: Any = 1.0 if _takes(module, "strength") else planned.pop("strength", 1.0)
+        state = _last_part(module.init(config, **planned, **eta), strength)
+        return SamplerSetup(show(checkpoint), show, state, sampler, config, note)
+
+
+def _last_part(state: Any, strength: float) -> Any:
+    """The last steps of a path, that share of them: what diffusers' pipelines call strength."""
+    strength = fraction("strength", strength)
+    return cmjax.skip(state, state.num_steps - max(1, int(state.num_steps * strength)))
 
 
 def own_path(config: Any, num_steps: int) -> tuple[Callable[[Checkpoint], Any], Any]:
@@ -183,6 +199,10 @@ def _published_path(name: str, config: Any, path: dict[str, Any]) -> tuple[int, 
 def _name(config: Any) -> str:
     """Name the sampler that a config belongs to, as the package does."""
     return _short(cmjax.samplers.sampler_of(config))
+
+
+def _takes(sampler: ModuleType, option: str) -> bool:
+    return option in inspect.signature(sampler.init).parameters
 
 
 def _short(sampler: ModuleType) -> str:

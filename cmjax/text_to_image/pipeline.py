@@ -38,7 +38,8 @@ class TextToImage(Struct):
       text_encoders: in the folder's order.
       autoencoder: between pictures f[B, H, W, 3] in [-1, 1] and latents.
       tokenizers: one for each text encoder. Static, as are the others.
-      config: of the sampler: a `TCDConfig`, an `LCMConfig` or a `CMConfig`.
+      config: of the folder's own sampler, such as a `DDIMConfig` or a `TCDConfig`; every variance-preserving sampler
+        takes it.
       pipeline: the class in model_index.json, which diffusers goes by.
       zeros_for_empty: whether no text is zeros, in place of what the encoders make of "" (Stable Diffusion XL).
     """

@@ -49,7 +49,9 @@ def test_what_was_asked_for_goes_before_what_was_published() -> None:
     assert (options.timesteps, options.eta, options.steps) == ((800,), 1.0, None)
     assert "Hyper-SDXL 1 step was published for" in note
     options, _ = published_settings(parse([*words, "--steps", "3"]))
-    assert (options.timesteps, options.eta, options.steps) == (None, None, 3)
+    assert (options.timesteps, options.sampler, options.eta, options.steps) == (None, "tcd", 1.0, 3)
+    options, _ = published_settings(parse([*words, "--sampler", "ddim"]))
+    assert (options.timesteps, options.sampler, options.eta, options.steps) == (None, "ddim", None, None)
     options, note = published_settings(parse(["sample", "--prompt", "a", "--lora", "mine.safetensors"]))
     assert (options.steps, note) == (None, "")
 

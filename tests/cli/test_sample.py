@@ -190,8 +190,8 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
         (["--timesteps", "20", "30"], ": --timesteps must be strictly decreasing, but timesteps[1] = 30 follows 20."),
         (["--timesteps", "x"], "argument --timesteps: must be numbers, got x."),
         (["--sampler", "tcd", "--eta", "1.3"], ": --eta must lie in [0, 1], got 1.3. (The TCD paper calls it gamma.)"),
-        (["--eta", "0.3"], "--eta is for the samplers tcd and flow, but the sampler is cm."),
-        (["--sampler", "ddim"], "argument --sampler: invalid choice: 'ddim'"),
+        (["--eta", "0.3"], "--eta is for the samplers tcd, flow, ddim and euler_ancestral, but the sampler is cm."),
+        (["--sampler", "plms"], "argument --sampler: invalid choice: 'plms'"),
         (
             ["--labels", "Ankle boots"],
             "unknown label 'Ankle boots': give numbers 0 ... 2 or names. Did you mean 'Ankle boot'?",
@@ -225,7 +225,11 @@ def test_flows_and_angles_are_sampled_by_their_own_samplers():
     for config, asked, message in (
         (of_flow, {"sampler": "tcd"}, "the model is a flow, which tcd cannot sample: leave out --sampler tcd."),
         (in_angles, {"sampler": "flow"}, "the sampler flow needs a flow, but this model was made for scm."),
-        (in_angles, {"eta": 0.3}, "--eta is for the samplers tcd and flow, but the sampler is scm."),
+        (
+            in_angles,
+            {"eta": 0.3},
+            "--eta is for the samplers tcd, flow, ddim and euler_ancestral, but the sampler is scm.",
+        ),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             chosen(config, **asked)
@@ -259,8 +263,8 @@ def test_damaged_models_are_one_sentence(model, capsys):
     assert "diffusion_pytorch_model.safetensors" in damaged("unet/diffusion_pytorch_model.safetensors", weights[:500])
     assert "has no unet/config.json" in damaged("unet/config.json")
     assert "is not valid JSON" in damaged("unet/config.json", b"{")
-    assert "is for EulerDiscreteScheduler; cmjax reads" in damaged(
-        "scheduler/scheduler_config.json", b'{"_class_name": "EulerDiscreteScheduler"}'
+    assert "is for UniPCMultistepScheduler; cmjax reads" in damaged(
+        "scheduler/scheduler_config.json", b'{"_class_name": "UniPCMultistepScheduler"}'
     )
     assert "names 1 classes, but its network has 3" in damaged("labels.json", b'["a"]')
     cm = b'{"_class_name": "CMStochasticIterativeScheduler", '
