@@ -11,10 +11,10 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax.samplers import _vp
-from cmjax.samplers._checks import concrete, exactly_one, strictly_decreasing
-from cmjax.samplers._spacing import by_hand, spaced
+from cmjax.samplers._checks import concrete, count_steps, exactly_one, strictly_decreasing
+from cmjax.samplers._spacing import by_hand, spaced, spaced_between
 
-__all__ = ["end", "jump", "ladder", "refuse_growing", "respaced", "respacing", "table", "told"]
+__all__ = ["end", "jump", "ladder", "refuse_growing", "respaced", "respacing", "table", "table_ladder", "told"]
 
 _RESPACINGS = {
     "karras": "use_karras_sigmas",
@@ -101,6 +101,26 @@ def ladder(
         times = told(levels, known)
     refuse_growing(levels, last)
     return times, np.append(levels, last)
+
+
+def table_ladder(config: Any, num_steps: Any, timesteps: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Plan a path in whole timesteps, i64[n], above one that is not visited, and σ / α with the end, f64[n + 1]."""
+    exactly_one(num_steps=num_steps, timesteps=timesteps)
+    known, kind = table(config), respacing(config)
+    if timesteps is not None and kind is not None:
+        raise ValueError(f"timesteps say the noise levels, and so does {_RESPACINGS[kind]}: give num_steps.")
+    if kind is not None:
+        n = count_steps(num_steps, len(known), f"num_train_timesteps = {len(known)}")
+        levels = respaced(kind, float(known[-1]), float(known[0]), n)
+        path = np.round(told(levels, known)).astype(np.int64)
+    else:
+        least = dict(config.extra).get("lambda_min_clipped", -np.inf)
+        room = int(np.sum(-np.log(known) >= least))
+        path = spaced_between(config, num_steps, room) if timesteps is None else _vp.custom_path(config, timesteps)
+        levels = known[path]
+    last = end(config, known)
+    refuse_growing(levels, last)
+    return path, np.append(levels, last)
 
 
 def refuse_growing(levels: np.ndarray, last: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,8 +12,6 @@ from cmjax._numerics import f32
 from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _levels, _vp
-from cmjax.samplers._checks import count_steps, exactly_one
-from cmjax.samplers._spacing import spaced_between
 from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
 
@@ -153,7 +151,7 @@ def init(
     """
     config = _vp.as_config(config, DPMPPConfig)
     _check(config)
-    path, ratios = _ladder(config, num_steps, timesteps)
+    path, ratios = _levels.table_ladder(config, num_steps, timesteps)
     alphas = 1 / np.sqrt(ratios**2 + 1)
     sigmas = ratios * alphas
     noisy = config.algorithm_type == "sde-dpmsolver++"
@@ -190,33 +188,11 @@ def _bend(config: DPMPPConfig, ratios: np.ndarray, alphas: np.ndarray) -> np.nda
     return bend
 
 
-def _ladder(config: DPMPPConfig, num_steps: Any, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The timesteps, i64[n], and σ / α with the end, f64[n + 1]."""
-    exactly_one(num_steps=num_steps, timesteps=timesteps)
-    known, kind = _levels.table(config), _levels.respacing(config)
-    if timesteps is not None and kind is not None:
-        raise ValueError("timesteps say the noise levels, and so does the config: drop them, or give num_steps.")
-    if kind is not None:
-        n = count_steps(num_steps, len(known), f"num_train_timesteps = {len(known)}")
-        levels = _levels.respaced(kind, float(known[-1]), float(known[0]), n)
-        path = np.round(_levels.told(levels, known)).astype(np.int64)
-    else:
-        least = dict(config.extra).get("lambda_min_clipped", -np.inf)
-        room = int(np.sum(-np.log(known) >= least))
-        path = spaced_between(config, num_steps, room) if timesteps is None else _vp.custom_path(config, timesteps)
-        levels = known[path]
-    last = _levels.end(config, known)
-    _levels.refuse_growing(levels, last)
-    return path, np.append(levels, last)
-
-
 def _check(config: DPMPPConfig) -> None:
     for name, known in _KNOWN.items():
         if (got := getattr(config, name)) not in known:
-            raise ValueError(
-                f"{name} must be {' or '.join(map(str, known))}, got {got!r}: dataclasses.replace(config, "
-                f"{name}={known[-1]!r})."
-            )
+            remedy = f"dataclasses.replace(config, {name}={known[-1]!r})"
+            raise ValueError(f"{name} must be {' or '.join(map(str, known))}, got {got!r}: {remedy}.")
     if config.use_flow_sigmas:
         raise ValueError("use_flow_sigmas is for flow models, but this sampler walks variance-preserving ones.")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -52,6 +55,37 @@ def test_prompts_are_drawn_in_turn_and_as_by_the_library(model, tmp_path):
     keys = cmjax.image_keys(0, np.arange(3))
     by_hand = cmjax.text_to_image.draw_prompt(pipe, state, keys, pipe.latent_shape(3), prompt)
     assert np.abs(arrays["images"].astype(int) - cmjax.io.to_uint8(by_hand)).max() <= 1
+
+
+def test_a_folder_of_pndm_is_drawn_by_ddim_and_by_the_sampler_that_is_asked_for(model, tmp_path, capsys):
+    """Folders of Stable Diffusion carry it; `pipe.config` suits every variance-preserving sampler."""
+    folder = tmp_path / "sd"
+    shutil.copytree(model, folder)
+    pndm = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pndm |= {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(pndm))
+    pipe = cmjax.text_to_image.load(folder)
+    assert type(pipe.config) is cmjax.ddim.DDIMConfig and not pipe.config.clip_sample
+    tcd = cmjax.io.read_config(folder, as_=cmjax.tcd.TCDConfig)
+    assert (
+        cmjax.tcd.init(pipe.config, 4, eta=0.3).landings.tolist() == cmjax.tcd.init(tcd, 4, eta=0.3).landings.tolist()
+    )
+
+    draw("inspect", str(folder))
+    assert "ddim, 25 steps (usual for a model that was not distilled)" in " ".join(capsys.readouterr().out.split())
+    draw("inspect", str(folder), "--sampler", "tcd")
+    assert "tcd, 4 steps" in " ".join(capsys.readouterr().out.split())
+    prompt, shape, keys = (
+        Prompt(pipe.tokenize(["red fox"]), guidance=7.5),
+        pipe.latent_shape(1),
+        cmjax.image_keys(0, [0]),
+    )
+    for name in ("ddim", "heun"):
+        out = tmp_path / f"{name}.npz"
+        words = ["--sampler", name, "--steps", "2", "--guidance", "7.5", "--num", "1", "--out", str(out)]
+        draw("sample", "--model", str(folder), "--prompt", "red fox", *words)
+        by_hand = cmjax.text_to_image.draw_prompt(pipe, getattr(cmjax, name).init(pipe.config, 2), keys, shape, prompt)
+        assert np.abs(np.load(out)["images"].astype(int) - cmjax.io.to_uint8(by_hand)).max() <= 1
 
 
 @pytest.mark.slow
