@@ -26,7 +26,7 @@ PAGES = {  # path in the repository -> page
         for name in ("fashion-mnist-cm", "fashion-mnist-tcd", "emoji", "emoji-ink", "fashion-mnist-classifier")
     },
 }
-SAMPLERS = ("cm", "tcd", "lcm", "flow", "scm")
+SAMPLERS = ("cm", "tcd", "lcm", "flow", "scm", "ddim", "euler", "euler_ancestral", "dpmpp", "heun")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
