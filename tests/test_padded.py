@@ -44,7 +44,7 @@ def with_one_key_and_with_three(state: Any) -> list[jax.Array]:
 
 
 @each_sampler
-@pytest.mark.parametrize("num_steps", range(1, MOST + 1))
+@pytest.mark.parametrize("num_steps", [1, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 5, MOST))])
 def test_the_pictures_are_those_of_the_path(sampler: Any, num_steps: int) -> None:
     state = sampler.init(sampler.Config(), num_steps)
     padded = cmjax.pad(state, room(sampler))

@@ -38,10 +38,8 @@ def attach(target: Target, lora: LoRA | Sequence[LoRA], scale: ArrayLike | Seque
     Example:
       >>> import cmjax, jax
       >>> pipe = cmjax.text_to_image.load("emoji")
-      >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
-      >>> lora = cmjax.lora.extract(pipe.unet, tuned.unet, rank=4)
-      >>> attach(pipe, lora, jax.numpy.array([0.0, 0.5, 1.0])).unet
-      Network(UNetCondition, 205,920 parameters)
+      >>> attach(pipe, cmjax.lora.read("emoji-ink"), jax.numpy.array([0.0, 0.5, 1.0])).unet
+      Network(UNetCondition, 153,632 parameters)
     """
     for one, value in pairs(lora, scale):
         resolved, changed = resolve(one, target), {}

@@ -47,9 +47,7 @@ def merge(
     Example:
       >>> import cmjax
       >>> pipe = cmjax.text_to_image.load("emoji")
-      >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
-      >>> lora = cmjax.lora.extract(pipe.unet, tuned.unet, rank=4)
-      >>> pipe = cmjax.lora.merge(pipe, lora, 0.5)
+      >>> pipe = cmjax.lora.merge(pipe, cmjax.lora.read("emoji-ink"), 0.5)
 
     References:
       Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, section 4.1.

@@ -30,6 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_drawn_with_two_loras_in_published_settings(home: Path, tmp_path: Path, capsys) -> None:
     files = [home / "TCD-SD15-LoRA.safetensors", home / "style.safetensors"]
     argv = ["--lora", str(files[0]), "--lora", f"{files[1]}:0.6", "--prompt", "red fox", "--num", "1"]

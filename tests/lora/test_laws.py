@@ -17,6 +17,10 @@ from cmjax.io.safetensors_files import write_safetensors
 from cmjax.models import partition
 
 FORMS = ("lora", "locon_mid", "loha", "lokr_low", "dora_out", "dora_in")
+each_form = pytest.mark.parametrize(
+    "form",
+    [form if form in ("lora", "loha", "dora_out") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS],
+)
 PIPE = text_model()
 COND = PIPE.encode(PIPE.tokenize(PROMPTS[:2]))
 X = jax.random.normal(jax.random.key(0), PIPE.latent_shape(2))
@@ -45,7 +49,7 @@ def close(got: Any, wanted: Any, digits: float = 2e-5) -> None:
     np.testing.assert_allclose(got, wanted, rtol=0, atol=digits * float(np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each_form
 def test_attached_is_merged_is_written_and_read(form: str, loras: dict[str, Any], tmp_path: Path) -> None:
     lora = loras[form]
     merged = drawn(cmjax.lora.merge(PIPE.unet, lora, 0.3))
@@ -58,7 +62,7 @@ def test_attached_is_merged_is_written_and_read(form: str, loras: dict[str, Any]
         close(drawn(cmjax.lora.merge(PIPE.unet, cmjax.lora.read(tmp_path / "a.safetensors"), scale)), merged)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each_form
 def test_one_scale_an_image_is_a_loop_and_0_is_the_base(form: str, loras: dict[str, Any]) -> None:
     each = drawn(cmjax.lora.attach(PIPE.unet, loras[form], jnp.array([0.0, 0.3])))
     one = drawn(cmjax.lora.attach(PIPE.unet, loras[form], 0.3))
@@ -70,7 +74,7 @@ def test_one_scale_an_image_is_a_loop_and_0_is_the_base(form: str, loras: dict[s
         np.testing.assert_array_equal(leaf, PIPE.unet.leaves()[name])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each_form
 def test_weights_are_linear_in_the_scale(form: str, loras: dict[str, Any]) -> None:
     def kernels(scale: float) -> dict[str, Any]:
         leaves = cmjax.lora.merge(PIPE.unet, loras[form], scale).leaves()
@@ -124,9 +128,8 @@ def test_swept_by_vmap(loras: dict[str, Any]) -> None:
         close(got, drawn(cmjax.lora.attach(PIPE.unet, loras["lora"], scale)))
 
 
-@pytest.mark.parametrize(
-    "form", ["lora", *(pytest.param(form, marks=pytest.mark.slow) for form in ("loha", "dora_in"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["lora", "loha", "dora_in"])
 def test_gradients_of_factors_and_scale(form: str, loras: dict[str, Any]) -> None:
     def loss(lora: Any, scale: Any) -> Any:
         return jnp.mean(cmjax.lora.attach(PIPE.unet, lora, scale)(X, T, COND) ** 2)

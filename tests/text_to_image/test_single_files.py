@@ -139,7 +139,7 @@ def check_same(one, other, *parts):
             np.testing.assert_array_equal(a.tensors[name], b.tensors[name])
 
 
-@pytest.mark.parametrize("name", [SD, XL, REFINER])
+@pytest.mark.parametrize("name", [SD, *(pytest.param(name, marks=pytest.mark.slow) for name in (XL, REFINER))])
 @pytest.mark.parametrize("of_folder", [True, False])
 def test_a_unet_alone_takes_the_rest_from_a_base(name, of_folder, folder, tmp_path):
     base = folder(name) if of_folder else model(name).file(tmp_path / "base.safetensors")
@@ -172,7 +172,9 @@ def test_what_is_missing_is_said(folder, tmp_path):
             text_to_image.load(folder(SD), **{name: value})
 
 
-@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", ""])
+@pytest.mark.parametrize(
+    "prefix", ["vae.", *(pytest.param(at, marks=pytest.mark.slow) for at in ("first_stage_model.", ""))]
+)
 def test_an_autoencoder_of_its_own(prefix, folder, tmp_path):
     named = {name.removeprefix("first_stage_model."): value + 1 for name, value in model(SD).tensors("vae").items()}
     named |= {"loss.logvar": np.zeros(1, np.float32), "model_ema.decay": np.zeros(1, np.float32)}
@@ -212,7 +214,7 @@ def test_an_autoencoder_alone_must_be_told_its_scale(folder, tmp_path):
         text_to_image.load_autoencoder(folder(XL), scaling_factor=1.0)
 
 
-@pytest.mark.parametrize("name", [SD, SD2, XL])
+@pytest.mark.parametrize("name", [XL, *(pytest.param(name, marks=pytest.mark.slow) for name in (SD, SD2))])
 def test_text_encoders_of_their_own(name, folder, tmp_path):
     files = []
     for i in range(len(model(name).texts)):
