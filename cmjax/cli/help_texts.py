@@ -11,6 +11,7 @@ examples:
   cmjax sample --labels Sneaker Bag 4 --num 30    ten each of three classes, by name or number (or Sneaker,Bag,4)
   cmjax sample --timesteps 22 0                   two noise levels by hand (cm: 0 is the noisiest)
   cmjax sample --sampler tcd --steps 4 --eta 0.3  another sampler on the same model
+  cmjax sample --model sd --sampler ddim --steps 25 --guidance 7.5 --prompt "a fox"     one that was not distilled
   cmjax sample --trajectory                       every step of every image, side by side
   cmjax sample --prompt "a fox on a purple background, fluent style"          four pictures of a text
   cmjax sample --prompt "two owls" --prompt "a small rocket at the left"      several, one row each

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import toy
 
+import cmjax
 from cmjax import training
 
 RUNS = {name: kind() for name, kind in training.METHODS.items()}
@@ -144,3 +145,13 @@ def test_nothing_is_followed_by_distances_of_no_length():
             training.METHODS["lcd"](huber_c=c).loss(learner, x0, None, jax.random.key(0), 0, 9) for c in (0.0, None)
         )
     np.testing.assert_array_equal(zero, none)
+
+
+def test_a_teacher_may_be_of_an_ordinary_sampler():
+    table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    method = training.METHODS["tcd"]()
+    method.check_teacher(cmjax.tcd.TCDConfig(), cmjax.ddim.DDIMConfig(**table))
+    with pytest.raises(ValueError, match=r"beta_end must be the teacher's, 0.02, got 0.012"):
+        method.check_teacher(cmjax.tcd.TCDConfig(), cmjax.ddim.DDIMConfig(**(table | {"beta_end": 0.02})))
+    with pytest.raises(ValueError, match="the teacher's config must be a VPConfig for TrajectoryDistillation"):
+        method.check_teacher(cmjax.tcd.TCDConfig(), cmjax.cm.CMConfig())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 
 from cmjax import losses
 from cmjax._bounds import at_least, one_of, positive, within
 from cmjax.samplers import lcm, tcd
-from cmjax.samplers._vp import VPConfig
+from cmjax.samplers._vp import VPConfig, as_config
 from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
 from cmjax.training.methods.base import Learner, Method
@@ -47,6 +47,11 @@ class _Distillation(Method):
     decay: Annotated[float | None, within("[0, 1)", why="At 0 the student is its own target.")] = 0.95
     guidance_scale: Annotated[float, positive()] = 1.0
     dropout: bool = False
+
+    def check_teacher(self, config: Any, teacher_config: Any) -> None:
+        """As every method; a teacher that an ordinary sampler walks is read as the student's kind."""
+        is_vp = isinstance(teacher_config, VPConfig)
+        super().check_teacher(config, as_config(teacher_config, self.config_type) if is_vp else teacher_config)
 
     def target_decay(self, step: int | Array, steps: int) -> Array | None:
         """The same at every step."""
