@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
             targets.append(target(over, 1.0, f"{args.model}, {part}: our time over {kind}"))
         if found[OURS]["peak_bytes"]:
             over = found[OURS]["peak_bytes"] / found[kind]["peak_bytes"]
-            targets.append(target(over, 1.25, f"{args.model}: peak memory over {kind}"))
+            targets.append(target(over, 1.15, f"{args.model}: peak memory over {kind}"))
     conclude({**result, "targets": targets}, args.json, here)
 
 
