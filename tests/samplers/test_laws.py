@@ -27,25 +27,49 @@ KEY = jax.random.key(0)
 
 NAMES = [sampler.__name__.split(".")[-1] for sampler in cmjax.samplers.ALL]
 LATENTS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion
+# Of those that share nearly all of their code with another, laws are held with the slow tests.
+LATER, TWINS = pytest.mark.slow, ("euler_ancestral", "heun")
 KINDS = [
-    *(pytest.param(name, LATENTS if name in ORDINARY else {}, {}, id=name) for name in NAMES),
+    *(
+        pytest.param(name, LATENTS if name in ORDINARY else {}, {}, id=name, marks=[LATER] if name in TWINS else [])
+        for name in NAMES
+    ),
     pytest.param("tcd", {"prediction_type": "v_prediction"}, {"eta": 0.0}, id="tcd-v-eta0"),
-    pytest.param("tcd", {"prediction_type": "sample"}, {"eta": 1.0}, id="tcd-sample-eta1"),
-    pytest.param("lcm", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, id="lcm-v-zero-snr"),
-    pytest.param("flow", {"shift": 3.0, "invert_sigmas": True}, {"eta": 0.3}, id="flow-inverted-eta.3"),
+    pytest.param("tcd", {"prediction_type": "sample"}, {"eta": 1.0}, id="tcd-sample-eta1", marks=LATER),
+    pytest.param(
+        "lcm", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, id="lcm-v-zero-snr", marks=LATER
+    ),
+    pytest.param("flow", {"shift": 3.0, "invert_sigmas": True}, {"eta": 0.3}, id="flow-inverted-eta.3", marks=LATER),
     pytest.param(
         "ddim",
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", **LATENTS},
         {"eta": 1.0},
         id="ddim-v-zero-snr-eta1",
+        marks=LATER,
     ),
     pytest.param(
-        "dpmpp", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, **LATENTS}, {}, id="dpmpp-sde-karras"
+        "dpmpp",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, **LATENTS},
+        {},
+        id="dpmpp-sde-karras",
+        marks=LATER,
     ),
-    pytest.param("heun", {"prediction_type": "v_prediction", "clip_sample": True, **LATENTS}, {}, id="heun-v-clipped"),
+    pytest.param(
+        "heun",
+        {"prediction_type": "v_prediction", "clip_sample": True, **LATENTS},
+        {},
+        id="heun-v-clipped",
+        marks=LATER,
+    ),
 ]
 DISTILLED = [sampler for sampler in cmjax.samplers.ALL if sampler.__name__.split(".")[-1] not in ORDINARY]
-each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
+each_sampler = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(sampler, id=name, marks=[LATER] if name in TWINS else [])
+        for name, sampler in zip(NAMES, cmjax.samplers.ALL, strict=True)
+    ],
+)
 each_kind = pytest.mark.parametrize(("name", "config", "options"), KINDS)
 
 
