@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import replay
+from each_sampler import each_sampler, first_samplers
 
 import cmjax
 from cmjax._random import noise
@@ -64,7 +65,6 @@ DETERMINISTIC = (cmjax.flow, cmjax.ddim, cmjax.euler, cmjax.dpmpp, cmjax.heun)  
 
 each_edit = pytest.mark.parametrize(("edit", "measure"), EDITS.values(), ids=EDITS.keys())
 each_name = pytest.mark.parametrize("name", EDITS)
-each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
 def net(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
@@ -101,7 +101,7 @@ def choice(name: str, edits: dict[str, Any] | None = None) -> Choice:
 
 
 @each_name
-@each_sampler
+@first_samplers
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_what_was_measured_is_kept_by_every_sampler(sampler: ModuleType, name: str, n: int) -> None:
     state, measure = sampler.init(sampler.Config(), num_steps=n), EDITS[name][1]
@@ -447,7 +447,7 @@ def loss(photo: jax.Array, state: Any, x: jax.Array, index: jax.Array) -> jax.Ar
 
 
 @each_name
-@each_sampler
+@first_samplers
 def test_gradients_through_an_edited_sample_are_those_of_finite_differences(sampler: ModuleType, name: str) -> None:
     config = cmjax.cm.CMConfig(clip_denoised=False) if sampler is cmjax.cm else sampler.Config()
     timesteps = {cmjax.cm: [30, 20], cmjax.scm: [0.8, 0.4]}.get(sampler, [500, 200])

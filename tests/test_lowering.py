@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import toy
 import unets
+from each_sampler import each_sampler, first_samplers
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -26,7 +27,6 @@ from cmjax import training
 KEY = jax.random.key(0)
 SHAPE = (8, 4, 4, 3)
 PLATFORMS = ("tpu", "cuda")
-each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
 
 NOISELESS = (cmjax.euler, cmjax.heun)  # what is not used is not drawn
 
@@ -57,7 +57,7 @@ def holds(text: str, *, loops: int, draws: int) -> None:
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
 
-@each_sampler
+@first_samplers
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_loop_is_one_loop(sampler: Any, dtype: Any, padded: bool) -> None:
@@ -81,7 +81,7 @@ def test_sweeps_are_one_loop(sampler: Any) -> None:
     holds(text, loops=1, draws=0 if sampler in NOISELESS else 1)
 
 
-@each_sampler
+@first_samplers
 @pytest.mark.parametrize("padded", [False, True])
 def test_in_shard_map_each_device_has_the_same_loop(sampler: Any, padded: bool) -> None:
     state = sampler.init(sampler.Config(), num_steps=4)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from each_sampler import first_samplers
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cmjax
@@ -17,7 +18,6 @@ from cmjax._struct import Struct
 KEY = jax.random.key(0)
 SHAPE = (3, 4, 2)
 MOST = 6
-each_sampler = pytest.mark.parametrize("sampler", cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
 
 
 class Net(Struct):
@@ -43,7 +43,7 @@ def with_one_key_and_with_three(state: Any) -> list[jax.Array]:
     return [cmjax.generate(NET, state, key, SHAPE) for key in (KEY, jax.random.split(KEY, 3))]
 
 
-@each_sampler
+@first_samplers
 @pytest.mark.parametrize("num_steps", [1, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 5, MOST))])
 def test_the_pictures_are_those_of_the_path(sampler: Any, num_steps: int) -> None:
     state = sampler.init(sampler.Config(), num_steps)
@@ -66,7 +66,7 @@ def test_a_padded_path_by_hand_is_the_path_by_hand() -> None:
     assert np.isnan(cmjax.step(padded, y, y, KEY)[1]).all()  # past the end, as on any path
 
 
-@each_sampler
+@first_samplers
 def test_one_compilation_serves_every_number_of_steps_and_every_knob(sampler: Any) -> None:
     chex.clear_trace_counter()  # it counts by name
 
@@ -85,7 +85,7 @@ def test_one_compilation_serves_every_number_of_steps_and_every_knob(sampler: An
             assert np.isfinite(draw(state, KEY, 1.0 + num_steps)).all()
 
 
-@each_sampler
+@first_samplers
 def test_under_vmap_each_image_has_its_own_number_of_steps(sampler: Any) -> None:
     states = [cmjax.pad(sampler.init(sampler.Config(), n), room(sampler)) for n in (1, 4, 2, 6)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

@@ -57,6 +57,7 @@ def test_prompts_are_drawn_in_turn_and_as_by_the_library(model, tmp_path):
     assert np.abs(arrays["images"].astype(int) - cmjax.io.to_uint8(by_hand)).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_pndm_is_drawn_by_ddim_and_by_the_sampler_that_is_asked_for(model, tmp_path, capsys):
     """Folders of Stable Diffusion carry it; `pipe.config` suits every variance-preserving sampler."""
     folder = tmp_path / "sd"
@@ -159,6 +160,7 @@ def test_pictures_are_redrawn_and_filled(model, picture, tmp_path):
     assert (given[known] == filled[known]).all() and (given[~known] != filled[~known]).any()
 
 
+@pytest.mark.slow
 def test_a_network_that_is_told_of_holes_fills_them_and_does_nothing_else(picture, tmp_path, capsys):
     folder = str(tmp_path / "model")
     cmjax.text_to_image.save(text_model(in_channels=9), folder)

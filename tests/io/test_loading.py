@@ -386,12 +386,13 @@ def abstract():
     return nnx.eval_shape(lambda: UNet(unets.config(**unets.SMALLEST), rngs=nnx.Rngs(0)))
 
 
-def test_nothing_but_a_value_error_comes_of_damaged_weights(tmp_path):
+@pytest.mark.parametrize("rounds", [1000, pytest.param(7000, marks=pytest.mark.slow)])
+def test_nothing_but_a_value_error_comes_of_damaged_weights(rounds, tmp_path):
     module = unets.network(**unets.SMALLEST).module
     path = tmp_path / "w.safetensors"
     write_safetensors(file_tensors(module), path)
     whole, refused = path.read_bytes(), 0
-    for seed in range(7000):
+    for seed in range(rounds):
         path.write_bytes(mutations(whole, seed))
         try:
             tensors = read_safetensors(path)
@@ -399,15 +400,16 @@ def test_nothing_but_a_value_error_comes_of_damaged_weights(tmp_path):
                 load_weights(abstract(), tensors)
         except ValueError:
             refused += 1
-    assert refused > 3000  # a bit of a weight may be any
+    assert refused > 0.4 * rounds  # a bit of a weight may be any
 
 
-def test_nothing_but_a_typed_error_comes_of_damaged_jsons(folder):
+@pytest.mark.parametrize("rounds", [600, pytest.param(3000, marks=pytest.mark.slow)])
+def test_nothing_but_a_typed_error_comes_of_damaged_jsons(rounds, folder):
     files = [folder / name for name in ("unet/config.json", "scheduler/scheduler_config.json", "labels.json")]
     cmjax.save(cmjax.load(folder), folder, label_names=["a", "b", "c"])
     wholes, refused, built = [file.read_bytes() for file in files], 0, []
     words = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"x"', b"true", b"0", b"1.5", b"NaN", b"1" * 30, b"[" * 2000]
-    for seed in range(3000):
+    for seed in range(rounds):
         rng = np.random.default_rng(seed)
         i = int(rng.integers(len(files)))
         data = bytearray(wholes[i])
@@ -433,4 +435,4 @@ def test_nothing_but_a_typed_error_comes_of_damaged_jsons(folder):
         except ValueError:
             refused += 1
         files[i].write_bytes(wholes[i])
-    assert refused > 1500
+    assert refused > 0.5 * rounds

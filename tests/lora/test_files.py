@@ -28,9 +28,10 @@ def model(kind: str) -> TextToImage:
     return text_model(xl=kind == "xl", use_linear_projection=kind == "xl", **LEVELS)
 
 
-KINDS = ("sd", "xl")
+KINDS, RARE = ("sd", "xl"), ("loha_tucker", "lokr_tucker", "lokr", "dora_in")
 CASES = [
-    *(("sd", "kohya", form, "all") for form in lora_files.FORMS),
+    *(("sd", "kohya", form, "all") for form in lora_files.FORMS if form not in RARE),
+    *(pytest.param("sd", "kohya", form, "all", marks=pytest.mark.slow) for form in RARE),
     *(("xl", style, "lora", "some") for style in lora_files.STYLES),
     *(pytest.param("xl", "kohya", form, "all", marks=pytest.mark.slow) for form in lora_files.FORMS),
     *(pytest.param("sd", style, "lora", "some", marks=pytest.mark.slow) for style in lora_files.STYLES),

@@ -85,6 +85,7 @@ def test_weights_are_linear_in_the_scale(form: str, loras: dict[str, Any]) -> No
         close(two[name] - leaf, -2.0 * (one[name] - leaf), 1e-6)
 
 
+@pytest.mark.slow
 def test_one_scale_an_image_of_the_text_encoder_too(tmp_path: Path) -> None:
     made = lora_files.make(PIPE, "kohya", alphas="all", one_in=3)
     write_safetensors(made.tensors, tmp_path / "a.safetensors")

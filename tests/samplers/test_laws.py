@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from each_sampler import FIRST_FEW
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cmjax
@@ -517,7 +518,7 @@ def test_10_gradients_are_finite(name: str, config: Any, options: Any) -> None:
 # ---- 11: images do not know of each other ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=cmjax.samplers.ALL, ids=lambda m: m.__name__.split(".")[-1])
+@pytest.fixture(scope="module", params=FIRST_FEW)
 def on_one_device(request: pytest.FixtureRequest) -> tuple[Any, jax.Array, jax.Array, np.ndarray[Any, Any]]:
     state = fresh(request.param, 3)
     keys, cond = jax.random.split(KEY, 64), jnp.linspace(-1.0, 1.0, 64)
