@@ -67,7 +67,9 @@ def recipe_of(name: str, batch: int, steps: int = STEPS) -> Recipe:
 def configs(name: str) -> tuple[Any, Any]:
     """The config of a method's model, and that of its teacher."""
     kind = METHODS[name]
-    return kind.config_type(), kind.teacher_type() if kind.needs_teacher else None
+    config = kind.config_type()
+    taught_by = config if isinstance(config, kind.teacher_type) else kind.teacher_type()
+    return config, taught_by if kind.needs_teacher else None
 
 
 def network(folder: Path, dtype: str = "float32") -> Any:

@@ -82,7 +82,8 @@ def test_a_recipe_in_plain_pytorch_has_the_loss_and_the_gradient_of_its_method(n
     def ours(model, target, teacher):
         def objective(model):
             recorded.clear()  # of what the networks' weights took
-            taught = (teacher, method.teacher_type()) if method.needs_teacher else None
+            taught = (teacher, config if isinstance(config, method.teacher_type) else method.teacher_type())
+            taught = taught if method.needs_teacher else None
             learner = training.methods.Learner(model, model if decay is None else target, config, taught)
             loss = method.loss(learner, jnp.asarray(x0), jnp.asarray(labels), jax.random.key(1), STEPS, STEPS)
             return loss.mean(), (loss, tuple(recorded))
