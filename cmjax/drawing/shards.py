@@ -85,9 +85,9 @@ class Shards(NamedTuple):
 
     def _compare(self, there: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(dict(self.run)))
-        for name, value in now.items():
-            if there.get(name) != value:
-                was, asked = (json.dumps(v) for v in (there.get(name), value))
+        for name in {**now, **there}:
+            if there.get(name) != now.get(name):
+                was, asked = (json.dumps(v.get(name)) for v in (there, now))
                 differs = f"{name} is {was} there and {asked} now" if len(was + asked) < 100 else f"its {name} differs"
                 raise ValueError(
                     f"{self.folder} holds images of another run ({differs}): choose another folder, or ask for the "

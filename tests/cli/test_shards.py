@@ -23,6 +23,7 @@ from flax import nnx
 import cmjax
 from cmjax.cli import main
 from cmjax.drawing import compile_draw
+from cmjax.drawing.shards import Shards
 from cmjax.models import UNet, from_nnx
 
 NUM, SIZE, BATCH = 23, 4, 2  # six shards, the last with three images
@@ -153,6 +154,17 @@ def test_pictures_in_folders(model: Path, alone: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [f"{i:08}-class{i % 3}.png" for i in (20, 21, 22)]
     picture = cmjax.io.read_images(folder).images
     np.testing.assert_array_equal(picture, np.load(alone / "shard-00005-of-00006.npz")["images"])
+
+
+def test_a_run_that_was_told_more_is_another_run(tmp_path: Path) -> None:
+    """As one with --lora or --negative, which runs without them do not name."""
+    run = {"seed": 0, "variant": None, "loras": [["of a file", 0.5]]}
+    Shards(tmp_path / "run", 2, 1, run).begin()
+    Shards(tmp_path / "run", 2, 1, run).check()
+    Shards(tmp_path / "run", 2, 1, {"seed": 0, "loras": run["loras"]}).check()  # None says nothing
+    for other in ({"seed": 0}, {"loras": run["loras"]}, {**run, "guidance": 2.0}):
+        with pytest.raises(ValueError, match="holds images of another run"):
+            Shards(tmp_path / "run", 2, 1, other).check()
 
 
 def test_a_folder_of_another_run_is_left_alone(
