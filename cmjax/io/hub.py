@@ -79,12 +79,15 @@ def list_files(repo_id: str, *, revision: str | None = None) -> list[str]:
     """
     with _hub_errors(repo_id):
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import OfflineModeIsEnabled
+        from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
         try:
             return sorted(HfApi().list_repo_files(repo_id, revision=revision))
-        except (OfflineModeIsEnabled, ConnectionError):
-            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        except (OfflineModeIsEnabled, *_unreachable()) as error:
+            try:
+                folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise error from None
             return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -137,6 +140,15 @@ def download(
         return path
 
 
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the hub's client raises without a network: errors of requests, or of httpx since its version 1."""
+    try:
+        from httpx import TransportError
+    except ImportError:
+        return (ConnectionError,)
+    return (ConnectionError, TransportError)
+
+
 @contextlib.contextmanager
 def _hub_errors(repo_id: str) -> Iterator[None]:
     """Say of the hub's errors what to do."""
@@ -150,7 +162,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         yield
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no repository {repo_id} (or it is private, or needs a login).") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, *_unreachable()) as error:
         reason = str(error).strip().removeprefix("Got: ").splitlines()  # as huggingface_hub begins when it is offline
         reason = reason[0] if reason else type(error).__name__
         raise FileNotFoundError(

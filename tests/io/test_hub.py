@@ -100,3 +100,35 @@ def test_what_the_hubs_client_refuses_by_a_rule_of_its_own_is_a_file_error(fake_
     fake_hub[0].snapshot_download = snapshot_download
     with pytest.raises(FileNotFoundError, match=r"owner/name is not a folder here.*Repo id must"):
         cmjax.load("owner/name")
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.parametrize("kind", ["httpx.ConnectError", "httpx.ReadTimeout", "ConnectionError", "OfflineModeIsEnabled"])
+def test_without_a_network_the_files_are_those_of_the_cache(kind, is_cached, fake_hub, tmp_path, monkeypatch):
+    module, errors = fake_hub
+    errors.OfflineModeIsEnabled = type("OfflineModeIsEnabled", (ConnectionError,), {})
+    httpx = types.ModuleType("httpx")
+    httpx.TransportError = type("TransportError", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "httpx", httpx)
+    error = {"ConnectionError": ConnectionError, "OfflineModeIsEnabled": errors.OfflineModeIsEnabled}.get(
+        kind, type(kind, (httpx.TransportError,), {})
+    )
+
+    def fails(*args, **kwargs):
+        raise error("no network")
+
+    def snapshot_download(repo_id, *, revision, local_files_only):
+        if not is_cached:
+            raise errors.LocalEntryNotFoundError("nothing cached; pass local_files_only=False")
+        return str(tmp_path)
+
+    (tmp_path / "a.safetensors").touch()
+    module.HfApi = lambda: types.SimpleNamespace(list_repo_files=fails)
+    module.snapshot_download, module.hf_hub_download = snapshot_download, fails
+    if is_cached:
+        assert hub.list_files("owner/name") == ["a.safetensors"]
+    else:
+        with pytest.raises(FileNotFoundError, match="the hub could not be read: no network"):
+            hub.list_files("owner/name")
+    with pytest.raises(FileNotFoundError, match="the hub could not be read: no network"):
+        hub.download_file("owner/name", "a.safetensors")
