@@ -25,15 +25,15 @@ def attach(target: Target, lora: LoRA | Sequence[LoRA], scale: ArrayLike | Seque
     Args:
       target: a text-to-image model, or one of its networks. It may have LoRAs already.
       lora: from `read`; or several.
-      scale: f[], or f[B] for one an image; or one of these for each of several LoRAs. 0 is the model itself.
+      scale: f[], or f[B] for one an image; or a list of these, one for each of several LoRAs. 0 is the model itself.
 
     Returns:
       The model. Of each changed network the factors alone are what training changes (`cmjax.models.partition`); its
       weights are the same arrays as before.
 
     Raises:
-      ValueError: the LoRA does not fit (`resolve`), or a scale is not finite.
-      TypeError: target is no model, or a scale is no number.
+      ValueError: the LoRA does not fit (`resolve`), or a scale is not finite, or has more than one axis.
+      TypeError: target is no model, lora is none, or a scale is no number.
 
     Example:
       >>> import cmjax, jax
@@ -63,7 +63,10 @@ def attached(target: Network | Model) -> list[tuple[LoRA, Array]]:
       target: from `attach`, or a model without LoRAs.
 
     Returns:
-      Pairs of a LoRA and its scale.
+      Pairs of a LoRA and its scale, f[] or f[B].
+
+    Raises:
+      TypeError: target is no model.
     """
     found: list[tuple[dict, Array]] = []
     for part, network in networks(target).items():
@@ -75,5 +78,9 @@ def attached(target: Network | Model) -> list[tuple[LoRA, Array]]:
 
 
 def detach(target: Target) -> Target:
-    """The model without LoRAs: the one that `attach` began with."""
+    """Take all LoRAs off a model: what is left is the one that `attach` began with.
+
+    Raises:
+      TypeError: target is no model.
+    """
     return with_networks(target, {part: layers.detach(network) for part, network in networks(target).items()})

@@ -8,7 +8,7 @@ import numpy as np
 from cmjax._numerics import whole
 from cmjax.lora.parts import Model, networks
 from cmjax.models import Network
-from cmjax.models.lora import Factors, LoRA, Product, kernels, pixel_layers
+from cmjax.models.lora import Factors, LoRA, Product, attached, kernels, pixel_layers
 
 __all__ = ["extract"]
 
@@ -27,7 +27,9 @@ def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
       The LoRA, resolved, of all kernels that differ.
 
     Raises:
-      ValueError: the models have other shapes, rank is not positive, or nothing differs.
+      ValueError: the models have other shapes, one has LoRAs beside its weights or weights that are not finite, rank is
+        not positive, or nothing differs.
+      TypeError: one is no model, or has no weights (`abstract`), or rank is no whole number.
 
     Example:
       >>> import cmjax, jax
@@ -45,13 +47,25 @@ def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
     shapes = [{part: kernels(network) for part, network in one.items()} for one in (ours, theirs)]
     if shapes[0] != shapes[1]:
         raise ValueError("base and tuned must be models of the same shapes, but their kernels differ.")
+    for network in (*ours.values(), *theirs.values()):
+        network.refuse_abstract()
+        if attached(network):
+            raise ValueError(
+                "base and tuned must be models without LoRAs beside their weights: cmjax.lora.attached gives "
+                "those, and cmjax.lora.detach takes them off."
+            )
     factors = {}
     for part, network in ours.items():
         of_pixels = pixel_layers(network)
         old, new = network.leaves(), theirs[part].leaves()
         for name in shapes[0][part]:
             before, after = old[f"{name}.kernel"], new[f"{name}.kernel"]
-            if before is not after and (product := _product(np.asarray(before), np.asarray(after), rank)) is not None:
+            if before is after:
+                continue
+            if (change := np.asarray(after, np.float64) - np.asarray(before, np.float64)).any():
+                if not np.isfinite(change).all():
+                    raise ValueError(f"base and tuned must have finite weights, but those of {part}.{name} are not.")
+                product = _product(change, rank)
                 alpha = jnp.asarray(product.rank, jnp.float32)
                 factors[f"{part}.{name}"] = Factors(product, alpha, of_pixels=name in of_pixels)
     if not factors:
@@ -59,11 +73,8 @@ def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
     return LoRA(factors)
 
 
-def _product(before: np.ndarray, after: np.ndarray, rank: int) -> Product | None:
+def _product(change: np.ndarray, rank: int) -> Product:
     """Split the difference of two kernels; the singular values go to both factors alike."""
-    change = after.astype(np.float64) - before.astype(np.float64)
-    if not change.any():
-        return None
     matrix = change.reshape(-1, change.shape[-1])
     if len(matrix) < matrix.shape[1]:
         up, values, down = _singular(matrix.T, rank)

@@ -8,6 +8,7 @@ from pathlib import Path
 from cmjax.io import hub
 from cmjax.io.locate import LORA_FILE, embedded_folder, embedded_loras
 from cmjax.io.lora_files import read_lora, write_lora
+from cmjax.lora._checks import refuse_no_lora
 from cmjax.models.lora import LoRA
 
 __all__ = ["read", "write"]
@@ -31,6 +32,7 @@ def read(path_or_repo_id: str | Path, weight_name: str | None = None, *, revisio
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is damaged, holds no LoRA, or holds tensors that belong to none; the message lists them.
+      TypeError: path_or_repo_id is neither text nor a path.
       ModuleNotFoundError: the name is a hub id, and huggingface_hub is not installed.
 
     Example:
@@ -53,17 +55,24 @@ def write(lora: LoRA, path: str | Path, style: str = "peft", *, metadata: Mappin
       metadata: texts for the file's header.
 
     Raises:
-      ValueError: there is no such style, modules have names of no model, or the style has no such form.
+      ValueError: there is no such style, path does not end in .safetensors, the LoRA is empty, modules have names of no
+        model, or the style has no such form.
+      TypeError: lora is none.
       OSError: it cannot be written.
 
     Differs from diffusers: each alpha is written as the rank, with alpha / rank in the second factor, since several
     programs read only one alpha a file. Where ranks differ, "kohya" has no alphas, which all take for the ranks.
     """
+    refuse_no_lora(lora)
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must name a file, got a {type(path).__name__}.")
     write_lora(lora, path, style=style, metadata=metadata)
 
 
 def _locate(path_or_repo_id: str | Path, weight_name: str | None, revision: str | None) -> Path:
-    path = Path(path_or_repo_id).expanduser()
+    if not isinstance(path_or_repo_id, str | Path):
+        raise TypeError(f"path_or_repo_id must be a path, a name or a hub id, got a {type(path_or_repo_id).__name__}.")
+    path = Path(path_or_repo_id or "''").expanduser()
     if path.is_file():
         if weight_name is not None:
             raise ValueError(f"{path} is a file, and weight_name names one in a folder or repository.")
@@ -93,8 +102,10 @@ def _choose(name: str, files: list[str], weight_name: str | None) -> str:
             return usual
     weights = [file for file in files if file.endswith(".safetensors")]
     if len(weights) != 1:
+        if not weights:
+            raise ValueError(f"{name} has no .safetensors file: give a file, or a folder with one.")
         raise ValueError(
-            f"{name} has {len(weights)} .safetensors files: name one by weight_name"
-            + (f": {', '.join(weights)}." if weights else ".")
+            f"{name} has {len(weights)} .safetensors files: give the path of one, or its name as weight_name: "
+            f"{', '.join(weights)}."
         )
     return weights[0]

@@ -33,7 +33,7 @@ def merge(
     Args:
       target: a text-to-image model, or one of its networks.
       lora: from `read`; or several, which are added together.
-      scale: f[]; or one for each of several.
+      scale: f[]; or a list of them, one for each of several.
       donate: whether the old weights are given up as they are changed, so that no second copy is needed: target must
         not be used afterwards.
 
@@ -41,8 +41,8 @@ def merge(
       The model with other weights.
 
     Raises:
-      ValueError: the LoRA does not fit (`resolve`), scale is one number an image (`attach` takes those), or the
-        weights are abstract.
+      ValueError: the LoRA does not fit (`resolve`), or scale is not finite, or an array of several numbers.
+      TypeError: target is no model, lora is none, scale is no number, or the weights are abstract.
 
     Example:
       >>> import cmjax
@@ -55,7 +55,10 @@ def merge(
     resolved = [(resolve(one, target), value) for one, value in pairs(lora, scale)]
     for _, value in resolved:
         if value.ndim:
-            raise ValueError(f"scale must be one number for all images, got shape {value.shape}: attach takes others.")
+            raise ValueError(
+                f"scale must be one number for all images, got shape {value.shape}: attach takes one for each image; "
+                "of several LoRAs, give a list of numbers."
+            )
     changed = {}
     for part, network in networks(target).items():
         network.refuse_abstract()

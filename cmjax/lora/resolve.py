@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from cmjax.io.weights import some_of
+from cmjax.lora._checks import refuse_no_lora
 from cmjax.lora.parts import Model, networks
 from cmjax.models import Network
 from cmjax.models.clip import TextConfig
@@ -57,8 +58,7 @@ def resolve(lora: LoRA, target: Network | Model) -> LoRA:
       >>> resolve(cmjax.lora.LoRA({}), pipe)
       LoRA(0 modules, rank none, 0 numbers)
     """
-    if not isinstance(lora, LoRA):
-        raise TypeError(f"lora must be a LoRA, as cmjax.lora.read returns it, got a {type(lora).__name__}.")
+    refuse_no_lora(lora)
     parts = networks(target)
     shapes = {f"{part}.{name}": shape for part, network in parts.items() for name, shape in kernels(network).items()}
     of_pixels = {f"{part}.{name}" for part, network in parts.items() for name in pixel_layers(network)}
@@ -149,7 +149,11 @@ def base_of(lora: LoRA) -> str | None:
 
     Returns:
       Such as "Stable Diffusion XL"; None where nothing says.
+
+    Raises:
+      TypeError: lora is none.
     """
+    refuse_no_lora(lora)
     for kind, words in _OTHERS.items():
         if any(word in module for module in lora.factors for word in words):
             return kind

@@ -334,6 +334,7 @@ def test_one_module_by_two_names() -> None:
         (None, TypeError),
         (1j, TypeError),
         (np.ones((2, 2)), ValueError),
+        (np.ones(0), ValueError),
         ([1.0, 2.0], ValueError),
     ],
 )
@@ -351,8 +352,48 @@ def test_targets_that_are_none(target: Any) -> None:
 
 @pytest.mark.parametrize("lora", [None, "a.safetensors", {}, 3])
 def test_loras_that_are_none(lora: Any) -> None:
-    with pytest.raises(TypeError, match="lora must be a LoRA"):
-        cmjax.lora.merge(PIPE, lora)
+    for call in (
+        lambda: cmjax.lora.merge(PIPE, lora),
+        lambda: cmjax.lora.attach(PIPE, [GOOD, lora]),
+        lambda: cmjax.lora.resolve(lora, PIPE),
+        lambda: cmjax.lora.base_of(lora),
+        lambda: cmjax.lora.write(lora, "a.safetensors"),
+    ):
+        with pytest.raises(TypeError, match="lora must be a LoRA"):
+            call()
+
+
+@pytest.mark.parametrize("path", [None, 3, GOOD, ["a.safetensors"]])
+def test_paths_that_are_none(path: Any) -> None:
+    for call in (cmjax.lora.read, lambda path: cmjax.lora.write(GOOD, path)):
+        with pytest.raises(TypeError, match=r"path(_or_repo_id)? must"):
+            call(path)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a", "a.safetensors.bak"])
+def test_what_is_written_can_be_read(name: str, tmp_path: Path) -> None:
+    """Reading goes by the ending, and refuses a file without factors."""
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        cmjax.lora.write(GOOD, tmp_path / name)
+    with pytest.raises(ValueError, match="must have factors"):
+        cmjax.lora.write(cmjax.lora.LoRA({}), tmp_path / "a.safetensors")
+
+
+def test_models_that_have_no_difference_to_extract() -> None:
+    unet = PIPE.unet
+    damaged = unet.replace({"conv_in.kernel": unet.leaves()["conv_in.kernel"] * jnp.nan})
+    for tuned, message in (
+        (cmjax.lora.attach(unet, GOOD), "without LoRAs beside"),
+        (damaged, r"finite weights, but those of unet\.conv_in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cmjax.lora.extract(unet, tuned, 1)
+    with pytest.raises(TypeError, match="must have weights"):
+        cmjax.lora.extract(unet, jax.eval_shape(lambda: unet), 1)
+
+
+def test_a_tree_of_something_else_has_a_repr() -> None:
+    assert repr(jax.tree.map(lambda leaf: 0, GOOD)) == f"LoRA({len(GOOD.factors)} modules)"
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------

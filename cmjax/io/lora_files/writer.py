@@ -31,11 +31,16 @@ def write_lora(lora: LoRA, path: str | Path, *, style: str = "peft", metadata: M
       metadata: further texts of the header.
 
     Raises:
-      ValueError: there is no such style, modules have other names, or the style has no such form.
+      ValueError: there is no such style, path has another ending, there are no factors, modules have other names, or
+        the style has no such form.
       OSError: it cannot be written.
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}.")
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}.")
+    if not lora.factors:
+        raise ValueError("lora must have factors, but it changes no module.")
     has_two = any(module.startswith("text_encoder_2.") for module in lora.factors)
     has_alpha = style == "kohya" and len({factors.rank for factors in lora.factors.values()}) == 1
     tensors: dict[str, np.ndarray] = {}

@@ -33,5 +33,7 @@ class LoRA(Struct):
         return sum(leaf.size for leaf in jax.tree.leaves(self.factors))
 
     def __repr__(self) -> str:
+        if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(self)):  # a tree of axes, or of shardings
+            return f"LoRA({len(self.factors)} modules)"
         ranks = ", ".join(map(str, self.ranks))
         return f"LoRA({len(self.factors)} modules, rank {ranks or 'none'}, {self.size:,} numbers)"
