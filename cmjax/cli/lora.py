@@ -21,6 +21,7 @@ from cmjax.cli.model_parts import given_parts
 from cmjax.cli.options import ExtractLoRAOptions, InspectLoRAOptions, LoRAOptions, MergeLoRAOptions
 from cmjax.cli.output import print_rows
 from cmjax.io.atomic import check_writable
+from cmjax.io.folder import refuse_other_files
 from cmjax.lora import LoRA
 from cmjax.text_to_image.opening import open_source
 
@@ -105,6 +106,7 @@ def _merge(options: MergeLoRAOptions) -> None:
     with bad_input(), Console(stderr=True).status(f"reading {escape(options.model)}"):
         pipe = cmjax.text_to_image.load(options.model, **given)
     pipe = merged(pipe, loras, abstract=False)
+    _refuse_overflow(pipe, options.dtype)
     with bad_input("OUT"), Console(stderr=True).status(f"writing {escape(options.out)}"):
         cmjax.text_to_image.save(pipe, options.out, dtype=options.dtype)
     print_rows(
@@ -114,6 +116,18 @@ def _merge(options: MergeLoRAOptions) -> None:
             ("written", f"{options.out}, in {options.dtype}"),
         )
     )
+
+
+def _refuse_overflow(pipe: Any, dtype: str) -> None:
+    """Refuse sums that a dtype cannot hold, which a file would hold as infinity."""
+    largest = float(jnp.finfo(dtype).max)
+    for part, network in pipe.networks.items():
+        for name, leaf in network.leaves().items():
+            if name.endswith(".kernel") and not bool((jnp.abs(leaf) <= largest).all()):
+                raise UsageError(
+                    f"--lora: the sum is larger than {dtype} can hold, or no number, first in {part}.{name}: take "
+                    "smaller scales, or --dtype bfloat16 or float32."
+                )
 
 
 def _loaded_in(options: MergeLoRAOptions) -> str:
@@ -168,6 +182,7 @@ def _refuse_out(out: str) -> None:
     path = Path(out).expanduser()
     with bad_input("OUT"):
         check_writable(path)
+        refuse_other_files(path)
         is_there = path.exists() or path.is_symlink()
         if is_there and not path.is_dir() and path.suffix != ".safetensors":
             raise UsageError(f"OUT: {path} is neither a folder nor a .safetensors file: name a new one.")

@@ -14,7 +14,7 @@ from cmjax.cli.errors import bad_input
 from cmjax.cli.options import PathOptions, TextOptions
 from cmjax.lora import LoRA, Published
 
-__all__ = ["NamedLoRA", "merged", "published_settings", "read_loras"]
+__all__ = ["NamedLoRA", "lora_rows", "merged", "published_settings", "read_loras"]
 
 OptionsT = TypeVar("OptionsT", bound=PathOptions)
 
@@ -46,9 +46,22 @@ def read_loras(options: Any) -> tuple[NamedLoRA, ...]:
     for name, scale in getattr(options, "lora", None) or ():
         with bad_input("--lora"):
             lora = cmjax.lora.read(name)
-        entry = cmjax.lora.published(name)
-        found.append(NamedLoRA(name, lora, scale if scale is not None else entry.scale if entry else 1.0))
+        found.append(NamedLoRA(name, lora, _scale(name, scale)))
     return tuple(found)
+
+
+def lora_rows(options: Any) -> tuple[tuple[str, str], ...]:
+    """What is printed of every --lora: its name and scale."""
+    asked = getattr(options, "lora", None) or ()
+    return tuple(("lora", f"{name}, scale {_scale(name, scale):g}") for name, scale in asked)
+
+
+def _scale(name: str, asked: float | None) -> float:
+    """What was asked for, or else what a LoRA was published with, or else 1."""
+    if asked is not None:
+        return asked
+    entry = cmjax.lora.published(name)
+    return 1.0 if entry is None else entry.scale
 
 
 def merged(pipe: Any, loras: tuple[NamedLoRA, ...], *, abstract: bool) -> Any:

@@ -131,13 +131,17 @@ def _size(text: str) -> tuple[int, int]:
 def _lora(text: str) -> tuple[str, float | None]:
     """Read `style.safetensors:0.6`, or a name alone."""
     name, colon, said = text.rpartition(":")
-    try:
-        scale = float(said) if colon else None
-    except ValueError:  # a colon of the name's own
+    if not colon or os.path.exists(os.path.expanduser(text)):
         return _path(text), None
-    if scale is not None and not math.isfinite(scale):
+    if not name or not said:
+        raise argparse.ArgumentTypeError(f"must be a FILE or FILE:SCALE, got {text}.")
+    try:
+        scale = float(said)
+    except ValueError:  # a colon of the name's own
+        return text, None
+    if not math.isfinite(scale):
         raise argparse.ArgumentTypeError(f"must have a finite scale, got {text}.")
-    return _path(name if colon else text), scale
+    return name, scale
 
 
 def _embedding(text: str) -> tuple[str, str | None]:

@@ -42,7 +42,7 @@ def check_out(out: Path, suffixes: tuple[str, ...]) -> str:
 
 
 def report(
-    source: tuple[str, str],
+    sources: Iterable[tuple[str, str]],
     sampler: str,
     steps: str,
     compile_seconds: float,
@@ -53,7 +53,7 @@ def report(
     """Print what was drawn.
 
     Args:
-      source: "model" or "artifact", and which.
+      sources: "model" or "artifact", and which; then every "lora".
       sampler: its name.
       steps: how many steps were taken, and why.
       compile_seconds: how long compiling took.
@@ -61,7 +61,7 @@ def report(
       notes: what else a reader should know.
       out: where the result is.
     """
-    rows = (source, ("sampler", sampler), ("steps", steps), ("compile", f"{compile_seconds:.2f} s"), ("speed", speed))
+    rows = (*sources, ("sampler", sampler), ("steps", steps), ("compile", f"{compile_seconds:.2f} s"), ("speed", speed))
     print_rows((*rows, *(("note", note) for note in dict.fromkeys(notes)), ("file", out)))
 
 

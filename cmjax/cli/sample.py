@@ -18,7 +18,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw, get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import class_names, class_numbers
-from cmjax.cli.loras import published_settings, read_loras
+from cmjax.cli.loras import lora_rows, published_settings, read_loras
 from cmjax.cli.model_parts import digests_of_parts, options_of_parts
 from cmjax.cli.open_artifact import OpenedArtifact, open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
@@ -244,7 +244,8 @@ def _report(
     options: SampleOptions, plan: _Plan, compile_seconds: float, speed: str, notes: tuple[str, ...] = ()
 ) -> None:
     source = ("model", options.model) if options.artifact is None else ("artifact", options.artifact)
-    report(source, plan.setup.sampler, plan.setup.steps, compile_seconds, speed, notes, options.out)
+    sources = (source, *lora_rows(options))
+    report(sources, plan.setup.sampler, plan.setup.steps, compile_seconds, speed, notes, options.out)
 
 
 def _speed(count: int, seconds: float, batch: BatchPlan) -> str:

@@ -84,6 +84,10 @@ def resolve(
     if hub.is_repo_id(name) and not path.parent.is_dir():
         some = {} if parts is None else {"parts": parts}
         return hub.download(name, variant=variant, revision=revision, whole=whole, **some)
+    if name in embedded_loras():
+        raise FileNotFoundError(
+            f"{name} is a LoRA, not a model: --lora, cmjax lora inspect and cmjax.lora.read take it."
+        )
     raise FileNotFoundError(
         f"no model {name}: it is neither a folder here, nor one of the package's models "
         f"({', '.join(embedded_models()) or 'none'}), nor a hub id (owner/name)."

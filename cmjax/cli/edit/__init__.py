@@ -17,7 +17,7 @@ from cmjax.cli.edit.tasks import prepare_task
 from cmjax.cli.edit.walks import compile_edits
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.loras import published_settings
+from cmjax.cli.loras import lora_rows, published_settings
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import (
     ColorizeOptions,
@@ -84,8 +84,8 @@ def run(options: EditOptions) -> None:
         results = to_uint8(task.bound(results, task.data))
     with bad_input("--out"):
         write(files, results, task.columns, given.paths)
-    source, speed = ("model", options.model), f"{done.seconds / count:.3g} s a picture"
-    report(source, setup.sampler, setup.steps, done.compile_seconds, speed, task.notes, options.out)
+    sources, speed = (("model", options.model), *lora_rows(options)), f"{done.seconds / count:.3g} s a picture"
+    report(sources, setup.sampler, setup.steps, done.compile_seconds, speed, task.notes, options.out)
     return None
 
 

@@ -15,7 +15,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.loras import published_settings
+from cmjax.cli.loras import lora_rows, published_settings
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import InterpolateOptions
 from cmjax.cli.output import check_out, report
@@ -77,8 +77,8 @@ def run(options: InterpolateOptions) -> None:
         images = to_uint8(done.images)
     with bad_input("--out"):
         _write(Path(options.out), bool(is_file), images, columns)
-    source, speed = ("model", options.model), f"{done.seconds / count:.3g} s a picture"
-    report(source, setup.sampler, setup.steps, done.compile_seconds, speed, (), options.out)
+    sources, speed = (("model", options.model), *lora_rows(options)), f"{done.seconds / count:.3g} s a picture"
+    report(sources, setup.sampler, setup.steps, done.compile_seconds, speed, (), options.out)
 
 
 def _layout(options: InterpolateOptions) -> tuple[int, int]:

@@ -38,7 +38,7 @@ import numpy as np
 
 from cmjax.io.assembly import Checkpoint, assemble, check_dtype
 from cmjax.io.safetensors_files import read_safetensors
-from cmjax.io.single_files.other_kinds import GUIDED_DIFFUSION, kind_of
+from cmjax.io.single_files.other_kinds import GUIDED_DIFFUSION, kind_of, remedy
 from cmjax.io.single_files.published import published
 from cmjax.io.torch_files.reader import check_path, read_pt
 from cmjax.io.weights import Placement, some_of
@@ -337,7 +337,7 @@ def _check_kind(tensors: Mapping[str, np.ndarray]) -> None:
         raise ValueError("it holds an autoencoder alone: load it with cmjax.text_to_image.load_autoencoder.")
     if "input_blocks.0.0.weight" not in tensors:
         if (kind := kind_of(tensors)) not in (None, GUIDED_DIFFUSION):
-            raise ValueError(f"it holds no UNetModel, but {kind}.")
+            raise ValueError(f"it holds no UNetModel, but {kind}.{remedy(kind)}")
         some = ", ".join(list(tensors)[:3])
         raise ValueError(f"it has no input_blocks.0.0.weight, so it is not a UNetModel; it holds {some} ...")
 

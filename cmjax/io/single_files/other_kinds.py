@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["GUIDED_DIFFUSION", "kind_of"]
+__all__ = ["GUIDED_DIFFUSION", "kind_of", "remedy"]
 
+_LORA = "a LoRA"
 GUIDED_DIFFUSION = "a UNet of openai/guided-diffusion or consistency_models"
 
 # What each is called in a message, and a pattern that its names have. The first that fits holds, so that what is built
 # upon another (an adapter, a model of videos) comes before it.
 _KINDS = (
-    ("a LoRA", r"\.lora_(up|down|A|B|mid)\b|\.lora\.(up|down)\.|_lora\.(up|down)\.|\.(hada_w\d|lokr_w\d|dora_scale)"),
+    (_LORA, r"\.lora_(up|down|A|B|mid)\b|\.lora\.(up|down)\.|_lora\.(up|down)\.|\.(hada_w\d|lokr_w\d|dora_scale)"),
     ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_[lg]|<[^>\n]+>)$"),
     ("a ControlNet", r"^control_model\.|controlnet_|input_hint_block|^controlnet"),
     ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.(block1|in_conv|resnets\.\d+\.block1)"),
@@ -49,3 +50,13 @@ def kind_of(names: Iterable[str]) -> str | None:
     """
     lines = "\n".join(names)
     return next((kind for kind, pattern in _KINDS if re.search(pattern, lines, re.MULTILINE)), None)
+
+
+def remedy(kind: str) -> str:
+    """Say what takes a file of a kind; nothing where cmjax does not.
+
+    Example:
+      >>> remedy("a LoRA"), remedy("Flux")
+      (' Give it to --lora, cmjax lora inspect or cmjax.lora.read.', '')
+    """
+    return " Give it to --lora, cmjax lora inspect or cmjax.lora.read." if kind == _LORA else ""

@@ -33,7 +33,7 @@ import numpy as np
 from cmjax.io.safetensors_files import read_safetensors
 from cmjax.io.single_files import kinds as known_kinds
 from cmjax.io.single_files.kinds import Kind, kind_by_shape, pipeline_class, said
-from cmjax.io.single_files.other_kinds import kind_of
+from cmjax.io.single_files.other_kinds import kind_of, remedy
 from cmjax.io.single_files.shapes import (
     UNetShape,
     autoencoder_config,
@@ -310,7 +310,7 @@ def _refuse(groups: _Groups, wanted: str) -> None:
     """
     names = [*groups.unet, *groups.autoencoder, *groups.texts[0], *groups.texts[1], *groups.rest]
     if (kind := kind_of(names)) is not None:
-        raise ValueError(f"it holds no {wanted.split(' ', 1)[1]}, but {kind}.")
+        raise ValueError(f"it holds no {wanted.split(' ', 1)[1]}, but {kind}.{remedy(kind)}")
     found = [
         f"{word} ({len(group)} tensors)"
         for word, group in (
