@@ -50,7 +50,7 @@ def _inspect(options: InspectLoRAOptions) -> None:
         ("form", _counted(lora, _form)),
         ("modules", _counted(lora, _part)),
         ("ranks", _counted(lora, lambda name, one: str(one.rank or "none"))),
-        ("scales", _counted(lora, lambda name, one: f"{float(one.gain):.3g}")),
+        ("alpha / rank", _counted(lora, lambda name, one: f"{float(one.gain):.3g}")),
         ("numbers", f"{lora.size:,} of {', '.join(sorted({str(leaf.dtype) for leaf in _matrices(lora)}))}"),
     ]
     if base := cmjax.lora.base_of(lora):

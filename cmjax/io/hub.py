@@ -143,7 +143,7 @@ def download(
 def _unreachable() -> tuple[type[Exception], ...]:
     """What the hub's client raises without a network: errors of requests, or of httpx since its version 1."""
     try:
-        from httpx import TransportError
+        from httpx import TransportError  # pyright: ignore[reportMissingImports]
     except ImportError:
         return (ConnectionError,)
     return (ConnectionError, TransportError)
