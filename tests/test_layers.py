@@ -70,7 +70,7 @@ FLOORS = {
     "io/torch_files": ("pickles", "archives", "reader"),
     "artifact": ("program", "drawer", "files"),
     "drawing": ("batches devices hosts", "grids shards"),
-    "lora": ("parts published scales", "resolve", "attach extract files merge"),
+    "lora": ("_checks parts published", "resolve scales", "attach extract files merge"),
     "recipes": (),
     "text_to_image": (
         "tiles tokenizer_files",
