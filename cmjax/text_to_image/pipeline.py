@@ -143,7 +143,9 @@ class TextToImage(Struct):
         each = (
             self.tokenize([""]) if tokens is None else tokens
         )  # read once an image, whose LoRA may have its own scale
-        each = jax.tree.map(lambda one: jnp.repeat(one, batch, 0) if len(one) == 1 else one, each)
+        each = jax.tree.map(
+            lambda one: jnp.broadcast_to(one, (batch, *one.shape[1:])) if one.shape[0] == 1 else one, each
+        )
         empty = self._read(each, clip_skip)
         return cond.replace(
             context=_fit(empty.context, cond.context),
