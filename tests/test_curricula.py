@@ -44,7 +44,9 @@ PUBLISHED = [(800_000, 2, 200, 0.95), (1_000_000, 2, 150, 0.95), (800_000, 2, 15
 SHORT = [(400, 10, 1280, 0.9), (720, 1, 9, 0.5), (50, 3, 3, 0.9), (1, 2, 150, 0.9)]
 
 
-@pytest.mark.parametrize(("total", "initial", "final", "decay"), PUBLISHED + SHORT)
+@pytest.mark.parametrize(
+    ("total", "initial", "final", "decay"), [*(pytest.param(*one, marks=pytest.mark.slow) for one in PUBLISHED), *SHORT]
+)
 def test_progressive_scales_and_their_decay_are_their_formulas_at_every_step(total, initial, final, decay):
     k = np.arange(total + 1000)
     growth = (final + 1) ** 2 - initial**2

@@ -11,7 +11,7 @@ from cmjax.evaluation import load_extractor
 STEPS = {"fashion-mnist-cm": 2, "fashion-mnist-tcd": 4}
 
 
-@pytest.mark.parametrize("name", [name for name in cmjax.io.embedded_models() if name != "emoji"])
+@pytest.mark.parametrize("name", ["fashion-mnist-cm", pytest.param("fashion-mnist-tcd", marks=pytest.mark.slow)])
 def test_a_model_of_the_package_draws_what_it_is_asked_for(name):
     model, config = cmjax.load(name)
     state = cmjax.samplers.sampler_of(config).init(config, STEPS[name])

@@ -49,12 +49,12 @@ def drawn(*options: str) -> np.ndarray:
         ("cm", ("--steps", "2"), ("--steps", "2")),
         ("cm", ("--timesteps", "22", "0"), ("--timesteps", "22", "0")),
         ("denoiser", (), ("--steps", "3")),
-        ("denoiser", ("--steps", "4"), ("--steps", "4")),
+        pytest.param("denoiser", ("--steps", "4"), ("--steps", "4"), marks=pytest.mark.slow),
         ("tcd", (), ("--steps", "3", "--eta", "0.8")),
-        ("tcd", ("--eta", "0.1"), ("--steps", "3", "--eta", "0.1")),  # the steps stay
+        pytest.param("tcd", ("--eta", "0.1"), ("--steps", "3", "--eta", "0.1"), marks=pytest.mark.slow),  # steps stay
         ("tcd", ("--steps", "5"), ("--steps", "5", "--eta", "0.8")),  # eta stays
         ("lcm", ("--steps", "6"), ("--steps", "6")),
-        ("lcm", ("--labels", "b"), ("--steps", "3", "--labels", "b")),
+        pytest.param("lcm", ("--labels", "b"), ("--steps", "3", "--labels", "b"), marks=pytest.mark.slow),
     ],
 )
 def test_an_artifact_draws_what_the_model_does(

@@ -360,8 +360,10 @@ def test_a_number_of_python_is_a_weight_too():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.chain(optax.clip(1.0), optax.sgd(1e-2, momentum=0.9)),
-        optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(1e-2)),  # a key in its state
+        pytest.param(optax.chain(optax.clip(1.0), optax.sgd(1e-2, momentum=0.9)), marks=pytest.mark.slow),
+        pytest.param(  # a key in its state
+            optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(1e-2)), marks=pytest.mark.slow
+        ),
         optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=2)),  # looks at the loss
     ],
     ids=["momentum", "noise", "plateau"],
