@@ -86,7 +86,7 @@ FLOORS = {
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
-        "loras model_parts",
+        "lora_option model_parts",
         "draw labels open_model output parser run_config sampler_path",
         "open_artifact prompts training_run",
         "train_autoencoder",

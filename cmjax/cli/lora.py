@@ -16,7 +16,7 @@ from rich.table import Table
 
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.loras import merged, read_loras
+from cmjax.cli.lora_option import merged, read_loras
 from cmjax.cli.model_parts import given_parts
 from cmjax.cli.options import ExtractLoRAOptions, InspectLoRAOptions, LoRAOptions, MergeLoRAOptions
 from cmjax.cli.output import print_rows
@@ -167,7 +167,7 @@ def _kept(base: Any, tuned: Any, lora: LoRA) -> dict[str, tuple[int, float]]:
     found = {}
     for part, network in base.networks.items():
         old, new = network.leaves(), tuned.networks[part].leaves()
-        chosen = {name.partition(".")[2]: one for name, one in lora.factors.items() if name.startswith(f"{part}.")}
+        chosen = lora.of(part)
         lost = total = 0.0
         for name, factors in chosen.items():
             change = np.asarray(new[f"{name}.kernel"], np.float64) - np.asarray(old[f"{name}.kernel"], np.float64)

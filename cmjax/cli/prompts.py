@@ -11,7 +11,7 @@ import numpy as np
 
 import cmjax
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.cli.loras import merged, read_loras
+from cmjax.cli.lora_option import merged, read_loras
 from cmjax.cli.model_parts import given_parts, refuse_parts
 from cmjax.cli.open_model import UnloadedModel
 from cmjax.cli.options import InpaintOptions, TextOptions

@@ -44,13 +44,7 @@ def attach(target: Target, lora: LoRA | Sequence[LoRA], scale: ArrayLike | Seque
     for one, value in pairs(lora, scale):
         resolved, changed = resolve(one, target), {}
         for part, network in networks(target).items():
-            start = f"{part}."
-            chosen = {
-                name.removeprefix(start): factors
-                for name, factors in resolved.factors.items()
-                if name.startswith(start)
-            }
-            if chosen:
+            if chosen := resolved.of(part):
                 changed[part] = layers.attach(network, chosen, value)
         target = with_networks(target, changed)
     return target

@@ -75,10 +75,8 @@ def _of_part(part: str, loras: Sequence[tuple[LoRA, Array]]) -> _Changes:
     """What changes each module of a part."""
     changes: _Changes = {}
     for lora, scale in loras:
-        for module, factors in lora.factors.items():
-            of, _, name = module.partition(".")
-            if of == part:
-                changes[name] = (*changes.get(name, ()), (factors, scale))
+        for name, factors in lora.of(part).items():
+            changes[name] = (*changes.get(name, ()), (factors, scale))
     return changes
 
 

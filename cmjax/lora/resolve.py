@@ -117,7 +117,8 @@ def _refusal(
 ) -> str:
     said = []
     if unknown:
-        near = [_with_nearest(module, known) for module in unknown[:_LISTED]]
+        is_slip = len(unknown) <= _LISTED  # in a few names; of many, the LoRA is for another model
+        near = [_with_nearest(module, known) if is_slip else module for module in unknown[:_LISTED]]
         more = f" (and {len(unknown) - _LISTED} more)" if len(unknown) > _LISTED else ""
         said.append(
             f"the model has no module for {len(unknown)} of the LoRA's {len(lora.factors)}: {', '.join(near)}{more}"

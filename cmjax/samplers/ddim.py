@@ -9,12 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from cmjax._numerics import f32
-from cmjax._struct import static
-from cmjax.parameterization import x0_eps
 from cmjax.samplers import _levels, _vp
 from cmjax.samplers._checks import exactly_one
 from cmjax.samplers._spacing import spaced
-from cmjax.samplers.base import Prediction, SamplerState, build
+from cmjax.samplers._vp_state import VPState
+from cmjax.samplers.base import Prediction, build
 from cmjax.types import Array
 
 __all__ = ["DDIMConfig", "DDIMState", "init"]
@@ -46,7 +45,7 @@ class DDIMConfig(_vp.VPConfig):
     sample_max_value: float = 1.0
 
 
-class DDIMState(SamplerState):
+class DDIMState(VPState):
     """The path of DDIM.
 
     Attributes:
@@ -54,25 +53,10 @@ class DDIMState(SamplerState):
       sigmas: f32[n + 1], σ there.
       kept: f32[n], the weight of ε at the next level: σ' where η is 0.
       fresh: f32[n], the weight of fresh noise, the paper's σ(η); kept² + fresh² = σ'². The last is 0.
-      prediction_type: what the network predicts.
-      bound: the bound on x0.
     """
 
-    alphas: Array
-    sigmas: Array
     kept: Array
     fresh: Array
-    prediction_type: str = static()
-    bound: _vp.Bound = static(default=_vp.Bound())
-
-    def rates(self) -> tuple[Array, Array]:
-        """(α_t, σ_t), f32[] each."""
-        return self.now(self.alphas), self.now(self.sigmas)
-
-    def predict(self, model_out: Array, x: Array) -> Prediction:
-        """Compute x0 (bounded) and the network's own ε, f32[B, *S] each."""
-        x0, eps = x0_eps(self.prediction_type, f32(model_out), f32(x), *self.rates())
-        return Prediction(self.bound(x0), eps)
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """Step to x' = α' x0 + √(σ'² - σ(η)²) ε + σ(η) z, f32[B, *S]."""

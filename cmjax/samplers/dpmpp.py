@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from cmjax._numerics import f32
-from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _levels, _vp
-from cmjax.samplers.base import Prediction, SamplerState, build
+from cmjax.samplers._vp_state import VPState
+from cmjax.samplers.base import Prediction, build
 from cmjax.types import Array
 
 __all__ = ["DPMPPConfig", "DPMPPState", "init"]
@@ -66,7 +66,7 @@ class DPMPPConfig(_vp.VPConfig):
     final_sigmas_type: str = "zero"
 
 
-class DPMPPState(SamplerState):
+class DPMPPState(VPState):
     """The path of DPM-Solver++; it remembers x0.
 
     Attributes:
@@ -75,21 +75,11 @@ class DPMPPState(SamplerState):
       kept: f32[n], the weight of ε at the next level: σ', or with fresh noise σ' e^-h.
       fresh: f32[n], the weight of fresh noise, σ' √(1 - e^-2h), or 0.
       bend: f32[n], the weight of the change of x0 since the step before; 0 where a step is of order 1.
-      prediction_type: what the network predicts.
-      bound: the bound on x0.
     """
 
-    alphas: Array
-    sigmas: Array
     kept: Array
     fresh: Array
     bend: Array
-    prediction_type: str = static()
-    bound: _vp.Bound = static(default=_vp.Bound())
-
-    def rates(self) -> tuple[Array, Array]:
-        """(α_t, σ_t), f32[] each."""
-        return self.now(self.alphas), self.now(self.sigmas)
 
     def predict(self, model_out: Array, x: Array) -> Prediction:
         """Compute x0 (bounded) and the ε that then explains x, f32[B, *S] each."""

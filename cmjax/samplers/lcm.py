@@ -10,11 +10,11 @@ import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import expand_like, f32, read
-from cmjax._struct import static
 from cmjax.parameterization import x0_eps
 from cmjax.samplers import _distilled, _vp
 from cmjax.samplers._network import VPNetwork, network, whole_timesteps
-from cmjax.samplers.base import Prediction, SamplerState, build
+from cmjax.samplers._vp_state import VPState
+from cmjax.samplers.base import Prediction, build
 from cmjax.types import Array
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class LCMConfig(_distilled.DistilledConfig):
     scheduler: ClassVar[str] = "LCMScheduler"
 
 
-class LCMState(SamplerState):
+class LCMState(VPState):
     """The path of LCM.
 
     Attributes:
@@ -40,20 +40,10 @@ class LCMState(SamplerState):
       sigmas: f32[n + 1], σ at the timesteps, then 0.
       c_skip: f32[n], the boundary scaling of x at the timesteps.
       c_out: f32[n], the boundary scaling of the network's x0.
-      prediction_type: what the network predicts.
-      bound: the bound on x0.
     """
 
-    alphas: Array
-    sigmas: Array
     c_skip: Array
     c_out: Array
-    prediction_type: str = static()
-    bound: _vp.Bound = static(default=_vp.Bound())
-
-    def rates(self) -> tuple[Array, Array]:
-        """(α_t, σ_t), f32[] each."""
-        return self.now(self.alphas), self.now(self.sigmas)
 
     def predict(self, model_out: Array, x: Array) -> Prediction:
         """c_skip(t) x + c_out(t) x0 (the reference's `denoised`; x0 is bounded first) and ε, f32[B, *S] each."""

@@ -12,11 +12,11 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import expand_like, f32, is_traced, read
 from cmjax._struct import static
-from cmjax.parameterization import x0_eps
 from cmjax.samplers import _distilled, _vp
 from cmjax.samplers._checks import concrete
 from cmjax.samplers._network import VPNetwork, network, whole_timesteps
-from cmjax.samplers.base import Prediction, SamplerState, build
+from cmjax.samplers._vp_state import VPState
+from cmjax.samplers.base import Prediction, build
 from cmjax.types import Array
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TCDConfig(_distilled.DistilledConfig):
     scheduler: ClassVar[str] = "TCDScheduler"
 
 
-class TCDState(SamplerState):
+class TCDState(VPState):
     """The path of TCD. Each step lands at s, at or below the next timestep p, and is then noised to p.
 
     With one eta per image, the tables that depend on eta have a row for each image, [B, n]: steps are the last axis.
@@ -51,28 +51,13 @@ class TCDState(SamplerState):
       landing_sigmas: f32[n] or f32[B, n], σ at the landings.
       kept: f32[n] or f32[B, n], r = α_p / α_s, the weight of the landing at the next timestep p. The last p is 0.
       fresh: f32[n] or f32[B, n], √(1 - r²), the weight of fresh noise; exactly 0 where s = p.
-      prediction_type: what the network predicts.
-      bound: the bound on x0.
     """
 
     landings: Array
-    alphas: Array
-    sigmas: Array
     landing_alphas: Array
     landing_sigmas: Array
     kept: Array
     fresh: Array
-    prediction_type: str = static()
-    bound: _vp.Bound = static(default=_vp.Bound())
-
-    def rates(self) -> tuple[Array, Array]:
-        """(α_t, σ_t), f32[] each."""
-        return self.now(self.alphas), self.now(self.sigmas)
-
-    def predict(self, model_out: Array, x: Array) -> Prediction:
-        """Compute x0 (bounded) and ε, f32[B, *S] each, from the network's output at t."""
-        x0, eps = x0_eps(self.prediction_type, f32(model_out), f32(x), *self.rates())
-        return Prediction(self.bound(x0), eps)
 
     def land(self, pred: Prediction) -> Array:
         """x_s = α_s x0 + σ_s ε: the sample at the landing time, before fresh noise. f32[B, *S]."""

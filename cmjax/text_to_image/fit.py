@@ -7,7 +7,19 @@ from typing import Any
 
 from cmjax.text_to_image.tokenizer import Tokenizer
 
-__all__ = ["check_fit"]
+__all__ = ["check_fit", "is_told_score"]
+
+
+def is_told_score(unet: Any, encoder: Any) -> bool:
+    """Whether a network is told an aesthetic score in place of a target size: Stable Diffusion XL's refiner.
+
+    Args:
+      unet: its config.
+      encoder: the config of the last text encoder, whose pooled text it is told too.
+    """
+    if unet.addition_embed_type != "text_time":
+        return False
+    return (unet.projection_class_embeddings_input_dim - encoder.projection_dim) // unet.addition_time_embed_dim == 5
 
 
 def check_fit(unet: Any, autoencoder: Any, encoders: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]) -> None:

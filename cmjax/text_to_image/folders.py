@@ -29,6 +29,7 @@ from cmjax.io.single_files.stable_diffusion_writing import current_part, write_s
 from cmjax.io.weights import Placement, file_tensors
 from cmjax.models.families import family_of
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
+from cmjax.text_to_image.fit import is_told_score
 from cmjax.text_to_image.opening import open_source
 from cmjax.text_to_image.pipeline import TextToImage
 from cmjax.text_to_image.sources import Source
@@ -208,8 +209,9 @@ def save(pipe: TextToImage, path: str | Path, *, dtype: DTypeLike | None = None)
         )
     if dtype is not None:
         check_dtype("dtype", dtype)
-    networks = {UNET: pipe.unet, AUTOENCODER: pipe.autoencoder.network}
-    networks |= (encoders := _numbered(pipe, TEXT_ENCODERS, pipe.text_encoders))
+    unet, *encoders = pipe.networks
+    networks = {unet: pipe.unet, AUTOENCODER: pipe.autoencoder.network} | pipe.networks
+    tokenizers = [dict(zip(TEXT_ENCODERS, TOKENIZERS, strict=True))[name] for name in encoders]
     for network in networks.values():
         network.refuse_abstract()
     path = Path(path).expanduser()
@@ -218,7 +220,7 @@ def save(pipe: TextToImage, path: str | Path, *, dtype: DTypeLike | None = None)
         pipeline=pipe.pipeline,
         parts={name: Part(network.config, file_tensors(network.module)) for name, network in networks.items()},
         encoders=tuple(encoders),
-        tokenizers=_numbered(pipe, TOKENIZERS, pipe.tokenizers),
+        tokenizers=dict(zip(tokenizers, pipe.tokenizers, strict=False)),
         sampler=pipe.config,
         zeros_for_empty=pipe.zeros_for_empty,
     )
@@ -324,10 +326,7 @@ def _index(source: Source) -> dict[str, Any]:
     optional = ("feature_extractor", "image_encoder", *(() if is_xl else ("safety_checker",)))
     absent = [*optional, *(TEXT_ENCODERS + TOKENIZERS if is_xl else ())]
     configs = {name: part.config for name, part in source.parts.items()}
-    unet = configs[UNET]
-    pooled = configs[source.encoders[-1]].projection_dim
-    told = unet.projection_class_embeddings_input_dim if unet.addition_embed_type == "text_time" else None
-    is_refiner = told is not None and (told - pooled) // unet.addition_time_embed_dim == 5
+    is_refiner = is_told_score(configs[UNET], configs[source.encoders[-1]])
     return {
         "_class_name": source.pipeline,
         "_diffusers_version": "0.30.0",
@@ -338,12 +337,6 @@ def _index(source: Source) -> dict[str, Any]:
         **({"requires_aesthetics_score": True} if is_refiner else {}),
         "scheduler": ["diffusers", type(source.sampler_config).scheduler],
     }
-
-
-def _numbered(pipe: TextToImage, names: tuple[str, ...], values: tuple[Any, ...]) -> dict[str, Any]:
-    """Give the parts that belong to text encoders their names: a refiner's only one is the second."""
-    is_refiner = "XL" in pipe.pipeline and len(pipe.text_encoders) == 1
-    return dict(zip(names[1:] if is_refiner else names, values, strict=False))
 
 
 def _bytes(tensors: Mapping[str, np.ndarray], param_dtype: DTypeLike) -> int:

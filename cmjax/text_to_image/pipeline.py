@@ -17,6 +17,7 @@ from cmjax.models import Network
 from cmjax.models.text_cond import TextCond
 from cmjax.samplers.base import SamplerConfig
 from cmjax.text_to_image.autoencoder import LatentCoder
+from cmjax.text_to_image.fit import is_told_score
 from cmjax.text_to_image.tokenizer import Tokenizer
 from cmjax.text_to_image.windows import Tokens, apply_weights, tokenize_windows
 from cmjax.types import Array, ModelFn
@@ -140,9 +141,8 @@ class TextToImage(Struct):
             pooled = None if cond.pooled is None else jnp.zeros_like(cond.pooled)
             return cond.replace(context=jnp.zeros_like(cond.context), pooled=pooled)
         batch = cond.context.shape[0]
-        each = (
-            self.tokenize([""]) if tokens is None else tokens
-        )  # read once an image, whose LoRA may have its own scale
+        # Read once an image, since each may have its own scale of a LoRA.
+        each = self.tokenize([""]) if tokens is None else tokens
         each = jax.tree.map(
             lambda one: jnp.broadcast_to(one, (batch, *one.shape[1:])) if one.shape[0] == 1 else one, each
         )
@@ -222,10 +222,7 @@ class TextToImage(Struct):
     @property
     def is_refiner(self) -> bool:
         """Whether the network is told an aesthetic score in place of a target size (Stable Diffusion XL's refiner)."""
-        if not self._is_told_sizes:
-            return False
-        config, pooled = self.unet.config, self.text_encoders[-1].config.projection_dim
-        return (config.projection_class_embeddings_input_dim - pooled) // config.addition_time_embed_dim == 5
+        return is_told_score(self.unet.config, self.text_encoders[-1].config)
 
     # ---- what encode is made of ----------------------------------------------------------------------------------
 

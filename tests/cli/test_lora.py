@@ -13,7 +13,7 @@ from texts import text_model
 
 import cmjax
 from cmjax.cli import main
-from cmjax.cli.loras import published_settings
+from cmjax.cli.lora_option import published_settings
 from cmjax.cli.parser import parse
 from cmjax.io.safetensors_files import write_safetensors
 from cmjax.text_to_image import Prompt

@@ -17,7 +17,7 @@ from cmjax.cli.edit.tasks import prepare_task
 from cmjax.cli.edit.walks import compile_edits
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.loras import lora_rows, published_settings
+from cmjax.cli.lora_option import lora_rows, published_settings
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import (
     ColorizeOptions,

@@ -15,7 +15,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.loras import lora_rows, published_settings
+from cmjax.cli.lora_option import lora_rows, published_settings
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import InterpolateOptions
 from cmjax.cli.output import check_out, report

@@ -35,7 +35,7 @@ from cmjax import _cpu
 from cmjax.models.layers.resample import interleave, upsample_nearest
 from cmjax.types import Array
 
-__all__ = ["attend_by_heads", "convolve", "convolve_doubled"]
+__all__ = ["Padding", "attend_by_heads", "convolve", "convolve_doubled"]
 
 Padding = Sequence[tuple[int, int]]
 Grid = Sequence[Sequence[Array]]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 
 from cmjax._numerics import expand_like, f32
 from cmjax.models.layers import Conv, Linear, PixelLinear
-from cmjax.models.layers.on_cpu import convolve, convolve_doubled
+from cmjax.models.layers.on_cpu import Padding, convolve, convolve_doubled
 from cmjax.models.lora.factors import Factors, Product
 from cmjax.models.network import Network, from_nnx
 from cmjax.types import Array
@@ -179,7 +179,7 @@ class AdaptedConv(_Adapted, Conv):
 
     def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         def apply(x: Array, kernel: Array) -> Array:
-            return convolve(x, kernel, _pair(self.strides), _pads(self.padding))
+            return convolve(x, kernel, _pair(self.strides), cast(Padding, self.padding))
 
         return self._changed(x, apply)
 
@@ -195,26 +195,20 @@ def _pair(strides: Any) -> tuple[int, int]:
     return (strides, strides) if isinstance(strides, int) else tuple(strides)
 
 
-def _pads(padding: Any) -> Sequence[tuple[int, int]]:
-    return padding
-
-
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
 def kernels(network: Network) -> dict[str, tuple[int, ...]]:
     """The shapes of all kernels that a LoRA can change, by the names of their layers."""
-    return {name.removesuffix(".kernel"): leaf.shape for name, leaf in network.leaves().items() if _is_kernel(name)}
+    return {
+        name.removesuffix(".kernel"): leaf.shape for name, leaf in network.leaves().items() if name.endswith(".kernel")
+    }
 
 
 def pixel_layers(network: Network) -> frozenset[str]:
     """The linear layers that files hold as 1x1 convolutions, by their names."""
     modules = nnx.iter_modules(network.module)
     return frozenset(".".join(map(str, path)) for path, one in modules if isinstance(one, _OF_PIXELS))
-
-
-def _is_kernel(name: str) -> bool:
-    return name.endswith(".kernel")
 
 
 def attach(network: Network, factors: Mapping[str, Factors], scale: Array) -> Network:

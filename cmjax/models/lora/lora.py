@@ -22,6 +22,15 @@ class LoRA(Struct):
     factors: dict[str, Factors]
     metadata: tuple[tuple[str, str], ...] = static(default=())
 
+    def of(self, part: str) -> dict[str, Factors]:
+        """The factors of one part of a model, by the names of its layers; of a resolved LoRA.
+
+        Args:
+          part: such as `unet`.
+        """
+        start = f"{part}."
+        return {name.removeprefix(start): one for name, one in self.factors.items() if name.startswith(start)}
+
     @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks that occur, smallest first."""
