@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampler_table
 
 import cmjax
 import cmjax.recipes
@@ -195,6 +196,13 @@ def test_the_table_of_recipes_is_whole() -> None:
     for row in rows:
         for name in re.findall(r"`(\w+)`", row[3]):
             assert name in cmjax.losses.__all__, name
+
+
+@pytest.mark.skipif(not SOURCES, reason="the sources are elsewhere")
+def test_the_table_of_samplers_is_what_the_code_says() -> None:
+    found = sampler_table.TABLE.search(read("notebooks/which_sampler.md"))
+    assert found, "the page has lost the table's first line"
+    assert found[0] == sampler_table.table(), "write it anew: python tests/support/sampler_table.py"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Euler's method below the next noise level, and fresh noise up to it: ancestral sampling in noise levels."""
+"""Ancestral sampling in noise levels: Euler's method below the next level, then fresh noise up to it."""
 
 from __future__ import annotations
 

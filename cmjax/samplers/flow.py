@@ -88,7 +88,7 @@ class FlowState(SamplerState):
         return (1.0 - r) * pred.x0 + r * pred.eps
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
-        """Noise it to s': k x_r + √(s'² - k² r²) z with k = (1 - s') / (1 - r), f32[B, *S]; none at the end."""
+        """Noise it to s', x' = k x_r + √(s'² - k² r²) z with k = (1 - s') / (1 - r), f32[B, *S]; none at the end."""
         r, s = self._landing(), self.next(self.sigmas)
         kept = (1.0 - s) / (1.0 - r)
         fresh = safe_sqrt((s - r) / (1.0 - r) * (s + kept * r))  # (s' - k r)(s' + k r), with all digits where r ≈ s'
