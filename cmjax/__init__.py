@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ode,
         parameterization,
         plots,
+        published,
         recipes,
         samplers,
         schedules,
@@ -94,6 +95,7 @@ __all__ = [
     # text to image
     "text_to_image",
     "lora",
+    "published",
     # training
     "consistency_fn",
     "denoiser_fn",

@@ -17,7 +17,7 @@ LAYERS = {
     0: ("types", "schedules", "_typed", "_bounds", "_sampler_names", "_version"),
     1: ("_struct", "_numerics", "_random", "_order", "_compiled", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
-    3: ("latents", "sampling", "search", "vp_model"),
+    3: ("latents", "published", "sampling", "search", "vp_model"),
     4: ("models",),
     5: ("io",),
     6: ("artifact", "drawing", "recipes", "training", "evaluation", "text_to_image", "lora"),
@@ -31,6 +31,7 @@ HEAVY = {"flax", "optax", "chex", "PIL", "rich", "safetensors", "matplotlib", "h
 # A folder's __init__ stands above all of its rooms.
 FLOORS = {
     "sampling": ("paths", "loop"),
+    "published": ("row", "adversarial consistency other_networks", "lookup", "table usage"),
     "models": (
         "config_files layers network text_cond",
         "autoencoder_kl autoencoder_tiny clip lora unet2d unet2d_condition",
@@ -86,7 +87,7 @@ FLOORS = {
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
-        "lora_option model_parts",
+        "lora_option model_parts published recommended",
         "draw labels open_model output parser run_config sampler_path",
         "open_artifact prompts training_run",
         "train_autoencoder",

@@ -14,6 +14,7 @@ from cmjax.cli.open_model import open_model
 from cmjax.cli.options import ExportOptions
 from cmjax.cli.output import print_rows
 from cmjax.cli.prompts import four_steps, of_texts, open_text_checkpoint
+from cmjax.cli.published import published_settings
 from cmjax.cli.sampler_path import choose_sampler, two_steps
 from cmjax.io.atomic import check_writable
 from cmjax.text_to_image import for_export
@@ -31,6 +32,7 @@ def run(options: ExportOptions) -> None:
         if (out.exists() or out.is_symlink()) and not out.is_dir():
             raise UsageError(f"OUT: {out} is not a folder: name a new one.")
         artifact.refuse_other_files(out)
+    options, note = published_settings(options)
     is_text = of_texts(options.model, options.variant)
     if not is_text and (options.size is not None or options.guided):
         raise UsageError(f"--{'guided' if options.guided else 'size'} is for models of texts, and this is none.")
@@ -73,7 +75,7 @@ def run(options: ExportOptions) -> None:
         (
             ("model", options.model),
             ("sampler", setup.sampler),
-            ("steps", f"{steps} unless asked for others, up to {room}{setup.note}"),
+            ("steps", f"{steps} unless asked for others, up to {room}{note or setup.note}"),
             ("platforms", ", ".join(options.platforms)),
             ("weights", f"{options.weights} the program"),
             ("export", f"{time.perf_counter() - start:.2f} s"),

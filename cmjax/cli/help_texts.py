@@ -225,6 +225,8 @@ examples:
   cmjax inspect checkpoints/mine --steps 4          its configs, parameters, and the path of four steps
   cmjax inspect model.safetensors                   what a file of Stable Diffusion is
   cmjax inspect --sampler tcd --steps 4 --eta 0.3   the landing of TCD at each step
+  cmjax inspect --recommended sdxl-turbo            the settings that a few-step model was published with
+  cmjax inspect --recommended lightning             all of that name: LoRAs, networks, models
 """
 
 _CONVERT = """\

@@ -16,6 +16,8 @@ from cmjax.cli.model_parts import given_parts, refuse_parts
 from cmjax.cli.open_model import load_abstract, model_class_names
 from cmjax.cli.options import InspectOptions
 from cmjax.cli.prompts import four_steps, of_texts
+from cmjax.cli.published import published_settings
+from cmjax.cli.recommended import show
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.io import Checkpoint
 from cmjax.models.families import family_of
@@ -28,7 +30,9 @@ __all__ = ["run"]
 
 
 def run(options: InspectOptions) -> None:
-    """Print what a model is, and the path that a sampler takes."""
+    """Print what a model is, and the path that a sampler takes; or the settings of a published one."""
+    if options.recommended is not None:
+        return show(options.recommended)
     if of_texts(options.model, options.variant):
         return _run_text(options)
     refuse_parts(options, "is for models of texts, and this is none")
@@ -61,6 +65,7 @@ def _run_text(options: InspectOptions) -> None:
             assemble_source(source, abstract=True)  # whether every tensor is there, and of its shape
     said = source.original.said if source.original else source.pipeline
     config = source.sampler_config
+    options, note = published_settings(options, draws=False)
     setup = choose_sampler(Checkpoint(_no_model, config), options.model, options, four_steps)  # pyright: ignore
     sampler = cmjax.io.config_dict(setup.config)
     console = Console(highlight=False)
@@ -68,7 +73,7 @@ def _run_text(options: InspectOptions) -> None:
         (f"model: {options.model} ({said})", _parts_table(source)),
         ("pictures", _pictures_table(source)),
         (f"sampler: {sampler.pop('_class_name')}", _config_table(sampler)),
-        (f"path: {setup.sampler}, {setup.state.num_steps} steps{setup.note}", _path_table(setup)),
+        (f"path: {setup.sampler}, {setup.state.num_steps} steps{note or setup.note}", _path_table(setup)),
     ):
         console.print(f"[bold]{escape(title)}[/bold]")
         console.print(table)

@@ -1,22 +1,18 @@
-"""LoRAs on the command line: read them, find their modules in the model, and take the settings they were made for."""
+"""LoRAs on the command line: read them, and find their modules in the model."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import cmjax
 from cmjax.cli.errors import bad_input
-from cmjax.cli.options import PathOptions, TextOptions
-from cmjax.lora import LoRA, Published
+from cmjax.lora import LoRA
 
-__all__ = ["NamedLoRA", "lora_rows", "merged", "published_settings", "read_loras"]
-
-OptionsT = TypeVar("OptionsT", bound=PathOptions)
+__all__ = ["NamedLoRA", "lora_rows", "merged", "read_loras"]
 
 
 class NamedLoRA(NamedTuple):
@@ -77,36 +73,3 @@ def merged(pipe: Any, loras: tuple[NamedLoRA, ...], *, abstract: bool) -> Any:
         return pipe
     with bad_input("--lora"):
         return cmjax.lora.merge(pipe, [one.lora for one in loras], [one.scale for one in loras], donate=True)
-
-
-def published_settings(options: OptionsT, *, path: bool = True) -> tuple[OptionsT, str]:
-    """Take the sampler and the path that a LoRA was published with, where none was asked for.
-
-    Steps that are asked for leave the sampler as published: the model's own may be for one that was not distilled.
-
-    Args:
-      options: of a command that draws.
-      path: whether the number of steps is taken too.
-
-    Returns:
-      The options, and what to say behind the number of steps.
-    """
-    entry = _entry(options)
-    if entry is None:
-        return options, ""
-    asked = [name for name in ("steps", "timesteps", "sampler", "eta") if getattr(options, name, None) is not None]
-    wanted: dict[str, Any] = {}
-    if "sampler" not in asked:
-        wanted = {"sampler": entry.sampler} | ({} if "eta" in asked else {"eta": entry.eta})
-    if not asked and path:
-        wanted |= {"timesteps": entry.timesteps} if entry.timesteps else {"steps": entry.steps}
-    if entry.guidance is not None and getattr(options, "guidance", None) is None:
-        wanted["guidance"] = entry.guidance
-    return dataclasses.replace(options, **wanted), f" ({entry.title} was published for {entry.settings})"
-
-
-def _entry(options: Any) -> Published | None:
-    if not isinstance(options, TextOptions):
-        return None
-    found = [entry for name, _ in options.lora or () if (entry := cmjax.lora.published(name))]
-    return found[0] if found else None

@@ -184,7 +184,7 @@ class PathOptions(Options):
     """Which sampler takes which path."""
 
     sampler: str | None = option(
-        "the sampler (default: the one the model was made for)",
+        "the sampler (default: the one that the model was made for, or was published with)",
         group=SAMPLER,
         choices=SAMPLERS,
     )
@@ -212,6 +212,7 @@ class PathOptions(Options):
         metavar="E",
     )
     sigmas: tuple[float, ...] | None = None
+    published: Any = None  # the row of `cmjax.published` whose settings are taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +288,7 @@ class TextOptions(PartsOptions):
     )
     lora: tuple[tuple[str, float | None], ...] | None = option(
         "a LoRA for the model, a file or a hub id, and its scale (default 1); give it several times for several. One "
-        "that was published for few steps brings its sampler and path along",
+        "that was published for few steps brings its sampler and path along (cmjax inspect --recommended NAME)",
         group=TEXT,
         action="append",
         type=_lora,
@@ -804,6 +805,11 @@ class InspectOptions(PathOptions, PartsOptions):
     """`cmjax inspect`."""
 
     command = program = "inspect"
+    recommended: str | None = option(
+        "show the settings that a few-step model or LoRA was published with, and how to draw with it: its hub id, file "
+        "or title; a part of it lists all that have it",
+        metavar="NAME",
+    )
     model: str = option(
         f"{_MODEL} (default %(default)s)", default=DEFAULT_MODEL, positional=True, nargs="?", metavar="MODEL"
     )

@@ -18,7 +18,7 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw, get_ready, progress_bar
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import class_names, class_numbers
-from cmjax.cli.lora_option import lora_rows, published_settings, read_loras
+from cmjax.cli.lora_option import lora_rows, read_loras
 from cmjax.cli.model_parts import digests_of_parts, options_of_parts
 from cmjax.cli.open_artifact import OpenedArtifact, open_artifact
 from cmjax.cli.open_model import UnloadedModel, open_model
@@ -34,6 +34,7 @@ from cmjax.cli.prompts import (
     read_prompts,
     refuse_classes,
 )
+from cmjax.cli.published import published_settings
 from cmjax.cli.sampler_path import SamplerSetup, choose_sampler
 from cmjax.drawing import (
     Batches,

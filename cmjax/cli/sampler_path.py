@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.options import PathOptions
 from cmjax.io import Checkpoint
 from cmjax.io.single_files.published import published
+from cmjax.published import Published
 from cmjax.samplers._checks import fraction
 from cmjax.samplers._vp import rate_tables
 from cmjax.schedules import karras_sigmas
@@ -103,8 +105,10 @@ def choose_sampler(
             show, config = partial(_as_vp, config=vp_config), vp_config
         elif own != sampler:
             config = cmjax.io.read_config(cmjax.io.config_dict(config), as_=module.Config)
+        if path.published is not None:
+            config = _as_published(config, path.published, sampler)
         asked, note = _asked(path), ""
-        if not asked and own in ORDINARY and sampler in ORDINARY:
+        if not asked and own in ORDINARY and sampler in ORDINARY and path.published is None:
             asked, note = {"num_steps": _MANY}, " (usual for a model that was not distilled)"
         planned = plan(sampler, config, asked)
         if sampler == own == "cm" and (found := _published_path(name, config, planned)):
@@ -113,6 +117,13 @@ def choose_sampler(
         strength: Any = 1.0 if _takes(module, "strength") else planned.pop("strength", 1.0)
         state = _last_part(module.init(config, **planned, **eta), strength)
         return SamplerSetup(show(checkpoint), show, state, sampler, config, note)
+
+
+def _as_published(config: Any, row: Published, sampler: str) -> Any:
+    """What the network of a published model predicts; and its steps' spacing, for the sampler that it is of."""
+    if sampler == row.sampler:
+        return row.configured(config)
+    return dataclasses.replace(config, prediction_type=row.prediction_type) if row.prediction_type else config
 
 
 def _last_part(state: Any, strength: float) -> Any:

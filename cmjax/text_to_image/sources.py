@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cmjax.io.locate import resolve
 from cmjax.io.parts import AUTOENCODER, TEXT_ENCODERS, TOKENIZERS, UNET
@@ -22,9 +22,11 @@ from cmjax.io.single_files.stable_diffusion import (
     read_stable_diffusion,
     read_text_encoder,
 )
+from cmjax.published import LEVELS, Published, find
 from cmjax.samplers.base import SamplerConfig
+from cmjax.samplers.ddim import DDIMConfig
+from cmjax.samplers.euler import EulerConfig
 from cmjax.samplers.lcm import LCMConfig
-from cmjax.samplers.tcd import TCDConfig
 from cmjax.text_to_image.clip_vocabulary import REMEDY, installed_vocabulary, read_vocabulary
 from cmjax.text_to_image.fit import check_fit
 from cmjax.text_to_image.tokenizer import Tokenizer
@@ -46,6 +48,7 @@ class Source(NamedTuple):
       sampler: its config; None where the file says nothing of it.
       zeros_for_empty: whether no text is zeros.
       original: what the file in one piece is; None for a folder.
+      published: its row in the table of few-step models, for a file in one piece that has one.
     """
 
     where: Path
@@ -56,6 +59,7 @@ class Source(NamedTuple):
     sampler: SamplerConfig | None
     zeros_for_empty: bool
     original: Original | None = None
+    published: Published | None = None
 
     # ---- from elsewhere ----------------------------------------------------------------------------------------------
 
@@ -82,7 +86,8 @@ class Source(NamedTuple):
         said = self.original
         if said is not None and said.prediction_type is not None:
             values |= {"prediction_type": said.prediction_type, "rescale_betas_zero_snr": said.zero_snr}
-        return dataclasses.replace(own, **values)
+        told = dataclasses.replace(own, **values)
+        return told if self.published is None else self.published.configured(told)
 
     def with_autoencoder(self, part: Part) -> Source:
         """Take another autoencoder."""
@@ -189,8 +194,11 @@ class Source(NamedTuple):
 
     @property
     def sampler_config(self) -> SamplerConfig:
-        """The sampler's config; TCD's with the noise levels of all Stable Diffusion where nothing says."""
-        return _sampler() if self.sampler is None else self.sampler
+        """The sampler's config; that of the kind's folders where nothing says."""
+        if self.sampler is not None:
+            return self.sampler
+        assert self.original is not None  # a folder says it
+        return _sampler(self.original, self.published)
 
 
 def of_file(path: Path, *, ema: bool = False) -> Source:
@@ -210,26 +218,35 @@ def of_file(path: Path, *, ema: bool = False) -> Source:
     found |= dict(zip(encoders, original.text_encoders, strict=True))
     parts = {name: part for name, part in found.items() if part is not None}
     is_lcm = original.unet.config.time_cond_proj_dim is not None
-    says = original.prediction_type is not None or original.zero_snr or is_lcm or len(parts) > 1
+    row = find(path, kinds=("unet", "model"))
+    row = None if row is None or not row.is_drawn else row
+    says = original.prediction_type is not None or original.zero_snr or is_lcm or row is not None or len(parts) > 1
     return Source(
         where=path,
         pipeline=original.pipeline,
         parts=parts,
         encoders=encoders,
         tokenizers={},
-        sampler=_sampler(original) if says else None,
+        sampler=_sampler(original, row) if says else None,
         zeros_for_empty=kind.label is not None and not kind.is_refiner,
         original=original,
+        published=row,
     )
 
 
-def _sampler(original: Original | None = None) -> SamplerConfig:
-    """The sampler of a file without configs: TCD's, or LCM's for a network that is told the guidance scale."""
-    said: dict[str, Any] = {"steps_offset": 1, "set_alpha_to_one": False}
-    if original is None:
-        return TCDConfig(**said)
-    said |= {"prediction_type": original.prediction_type or "epsilon", "rescale_betas_zero_snr": original.zero_snr}
-    return (TCDConfig if original.unet.config.time_cond_proj_dim is None else LCMConfig)(**said)
+def _sampler(original: Original, row: Published | None) -> SamplerConfig:
+    """The sampler of a file without configs: as it was published, or else as folders of its kind have it.
+
+    Those of Stable Diffusion 1 and 2 have PNDM's or DDIM's, those of XL Euler's; a network that is told the guidance
+    scale is a latent consistency model. With pure noise at the last timestep, steps begin there (Lin et al. 2023).
+    """
+    values = {**LEVELS, "prediction_type": original.prediction_type or "epsilon"}
+    if original.zero_snr:
+        values |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if row is not None:
+        return row.configured(row.module.Config.of(values))
+    is_lcm, is_xl = original.unet.config.time_cond_proj_dim is not None, original.kind.label is not None
+    return (LCMConfig if is_lcm else EulerConfig if is_xl else DDIMConfig).of(values)
 
 
 def _tokenizers(tokenizer: str | Path | None, where: Path) -> dict[str, Tokenizer]:

@@ -13,8 +13,8 @@ from texts import text_model
 
 import cmjax
 from cmjax.cli import main
-from cmjax.cli.lora_option import published_settings
 from cmjax.cli.parser import parse
+from cmjax.cli.published import published_settings
 from cmjax.io.safetensors_files import write_safetensors
 from cmjax.text_to_image import Prompt
 
@@ -35,7 +35,7 @@ def test_drawn_with_two_loras_in_published_settings(home: Path, tmp_path: Path, 
     files = [home / "TCD-SD15-LoRA.safetensors", home / "style.safetensors"]
     argv = ["--lora", str(files[0]), "--lora", f"{files[1]}:0.6", "--prompt", "red fox", "--num", "1"]
     assert main(["sample", "--model", str(home / "model"), *argv, "--out", str(tmp_path / "a.npz")]) == 0
-    assert "TCD-SD15-LoRA was published for tcd, 4 steps, eta 0.3" in " ".join(capsys.readouterr().out.split())
+    assert "published settings of TCD-SD15-LoRA: tcd, 4 steps, eta 0.3" in " ".join(capsys.readouterr().out.split())
     pipe = cmjax.lora.merge(text_model(), [cmjax.lora.read(file) for file in files], [1.0, 0.6])
     keys = cmjax.image_keys(0, np.arange(1))
     state, prompt = cmjax.tcd.init(pipe.config, 4, eta=0.3), Prompt(pipe.tokenize(["red fox"]))
@@ -45,28 +45,19 @@ def test_drawn_with_two_loras_in_published_settings(home: Path, tmp_path: Path, 
 
 
 def test_what_was_asked_for_goes_before_what_was_published() -> None:
-    words = ["sample", "--prompt", "a", "--lora", "Hyper-SDXL-1step-lora.safetensors"]
+    words = ["sample", "--prompt", "a", "--lora", "dmd2_sdxl_4step_lora_fp16.safetensors"]
     options, note = published_settings(parse(words))
-    assert (options.timesteps, options.eta, options.steps) == ((800,), 1.0, None)
-    assert "Hyper-SDXL 1 step was published for" in note
+    assert (options.sampler, options.timesteps, options.steps) == ("lcm", (999, 749, 499, 249), None)
+    assert "published settings of DMD2 4 steps LoRA: lcm, 4 steps" in note
     options, _ = published_settings(parse([*words, "--steps", "3"]))
-    assert (options.timesteps, options.sampler, options.eta, options.steps) == (None, "tcd", 1.0, 3)
+    assert (options.timesteps, options.sampler, options.steps) == (None, "lcm", 3)
     options, _ = published_settings(parse([*words, "--sampler", "ddim"]))
     assert (options.timesteps, options.sampler, options.eta, options.steps) == (None, "ddim", None, None)
+    tcd = ["sample", "--prompt", "a", "--lora", "Hyper-SDXL-1step-lora.safetensors", "--eta", "0.5"]
+    options, _ = published_settings(parse(tcd))
+    assert (options.sampler, options.eta, options.steps) == ("tcd", 0.5, 1)
     options, note = published_settings(parse(["sample", "--prompt", "a", "--lora", "mine.safetensors"]))
     assert (options.steps, note) == (None, "")
-
-
-def test_every_published_row_can_be_laid_out() -> None:
-    for entry in cmjax.lora.PUBLISHED:
-        module = getattr(cmjax, entry.sampler)
-        eta = {} if entry.eta is None else {"eta": entry.eta}
-        path = {"timesteps": entry.timesteps} if entry.timesteps else {"num_steps": entry.steps}
-        assert module.init(module.Config(), **path, **eta).num_steps == entry.steps, entry
-        assert entry.source and entry.licence
-        name = f"{entry.files[0]}.safetensors" if entry.files else entry.title
-        assert cmjax.lora.published(name) == entry
-        assert cmjax.lora.published(entry.repo_id, name) == entry
 
 
 def test_inspect_says_what_a_file_is(home: Path, capsys) -> None:

@@ -47,7 +47,13 @@ def test_a_file_becomes_a_folder_and_a_file_again(capsys):
 def test_inspect_says_what_a_file_is(capsys):
     assert main(["inspect", "model.safetensors"]) == 0
     shown = said(capsys)
-    for word in ("model.safetensors (Stable Diffusion 1, BK-SDM tiny)", "text encoder 1", "float32", "TCDScheduler"):
+    for word in (
+        "model.safetensors (Stable Diffusion 1, BK-SDM tiny)",
+        "text encoder 1",
+        "float32",
+        "DDIMScheduler",
+        "25 steps",
+    ):
         assert word in shown, word
     model(XL).file("unet.safetensors", "unet", **{"model_ema.decay": np.zeros(1, np.float32)})
     assert main(["inspect", "unet.safetensors"]) == 0

@@ -17,7 +17,7 @@ from cmjax.cli.edit.tasks import prepare_task
 from cmjax.cli.edit.walks import compile_edits
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.lora_option import lora_rows, published_settings
+from cmjax.cli.lora_option import lora_rows
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import (
     ColorizeOptions,
@@ -30,6 +30,7 @@ from cmjax.cli.options import (
 )
 from cmjax.cli.output import check_out, report
 from cmjax.cli.prompts import open_prompts
+from cmjax.cli.published import published_settings
 from cmjax.cli.sampler_path import choose_sampler
 from cmjax.drawing import default_batch
 from cmjax.io.images import to_uint8

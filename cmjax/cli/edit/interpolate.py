@@ -15,11 +15,12 @@ from cmjax.cli import compile_cache
 from cmjax.cli.draw import draw
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import needed_classes
-from cmjax.cli.lora_option import lora_rows, published_settings
+from cmjax.cli.lora_option import lora_rows
 from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.options import InterpolateOptions
 from cmjax.cli.output import check_out, report
 from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts, refuse_classes
+from cmjax.cli.published import published_settings
 from cmjax.cli.sampler_path import choose_sampler, two_steps
 from cmjax.drawing import compile_batches, default_batch
 from cmjax.io.images import grid, to_uint8, write_png
