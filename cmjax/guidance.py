@@ -12,7 +12,22 @@ from cmjax._numerics import expand_like, f32, safe_sqrt
 from cmjax._struct import Struct
 from cmjax.types import Array, Cond, ModelFn
 
-__all__ = ["Guided", "Rescaled", "classifier_free", "rescaled"]
+__all__ = ["Guided", "Rescaled", "WithNull", "classifier_free", "rescaled"]
+
+
+class WithNull(Struct):
+    """A condition with the empty one beside it, as the data of a training run gives both.
+
+    Methods with a guided teacher (`cmjax.training`) lead it away from `null_cond`, and methods that drop conditions put
+    `null_cond` in their place. The networks are told one of the two, never this pair.
+
+    Attributes:
+      cond: a pytree, batch first.
+      null_cond: a pytree like cond, batch first too.
+    """
+
+    cond: Cond
+    null_cond: Cond
 
 
 class Guided(Struct):

@@ -8,12 +8,14 @@ from cmjax.lora.attach import attach, attached, detach
 from cmjax.lora.extract import extract
 from cmjax.lora.files import read, write
 from cmjax.lora.merge import merge
+from cmjax.lora.new import TARGETS, new
 from cmjax.lora.published import PUBLISHED, Published, published
 from cmjax.lora.resolve import base_of, resolve
 from cmjax.models.lora import Factors, Hadamard, Kronecker, LoRA, Product
 
 __all__ = [
     "PUBLISHED",
+    "TARGETS",
     "Factors",
     "Hadamard",
     "Kronecker",
@@ -26,6 +28,7 @@ __all__ = [
     "detach",
     "extract",
     "merge",
+    "new",
     "published",
     "read",
     "resolve",

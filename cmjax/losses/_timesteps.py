@@ -50,12 +50,14 @@ class Jump(NamedTuple):
       start: (x_t, t), f32[B, *S] and i32[B].
       end: (x̂_n, n), where the teacher's step ends; it gets no gradient.
       level: i32[B], the position of n among the levels.
+      start_level: i32[B], the position where the segment of t begins; 0 with one segment.
       sigmas: σ / α at t and at n, f32[B] each, for a `Weighting`.
     """
 
     start: tuple[Array, Array]
     end: tuple[Array, Array]
     level: Array
+    start_level: Array | int
     sigmas: tuple[Array, Array]
 
 
@@ -100,10 +102,11 @@ def jump(
     timesteps: Sequence[int] | np.ndarray | None,
     skip: int,
     cond: Cond,
+    segments: int | Array = 1,
 ) -> tuple[Jump, Array]:
     """Noise data to timesteps of the grid, and let the teacher take it `skip` of them lower; and the levels, i32[N+1].
 
-    The levels are the grid, preceded by timestep 0, where the lowest jumps end.
+    The levels are the grid, preceded by timestep 0, where the lowest jumps end. No jump leaves its segment.
     """
     x0 = floating("x0", x0)
     _know_rates(teacher)
@@ -113,11 +116,24 @@ def jump(
         raise ValueError("timesteps must hold one above 0: at 0 there is nothing to distil.")
     levels = jnp.asarray(np.union1d([0], grid).astype(np.int32))
     i = jax.random.randint(index_key, x0.shape[:1], 1, len(levels))
-    below = jnp.maximum(i - skip, 0)
+    first = _first_level(i, segments, len(levels) - 1)
+    below = jnp.maximum(i - skip, first)
     t, n = levels[i], levels[below]
     x_t = noised_at(teacher, t, x0, jax.random.normal(z_key, x0.shape, jnp.float32))
     x_n = jax.lax.stop_gradient(teacher(x_t, t, n, cond))
-    return Jump((x_t, t), (x_n, n), below, (noise_level(teacher, t), noise_level(teacher, n))), levels
+    return Jump((x_t, t), (x_n, n), below, first, (noise_level(teacher, t), noise_level(teacher, n))), levels
+
+
+def _first_level(i: Array, segments: int | Array, intervals: int) -> Array | int:
+    """Where the segment of level i ≥ 1 begins, of so many equal ones: the k of a sampler's k steps on this grid."""
+    if not is_traced(segments):
+        if not 1 <= segments <= intervals:
+            raise ValueError(f"segments must lie in [1, {intervals}], the size of the grid, got {segments}.")
+        if segments == 1:
+            return 0
+    segments = jnp.asarray(segments, jnp.int32)
+    before = (i - 1) * segments // intervals
+    return (before * intervals + segments - 1) // segments
 
 
 def _know_rates(teacher: Any) -> None:

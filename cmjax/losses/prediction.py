@@ -45,6 +45,7 @@ def noise_prediction(
     timesteps: Sequence[int] | np.ndarray | None = None,
     cond: Cond = None,
     dropout: bool = False,
+    noise_offset: float = 0.0,
     weighting: Weighting | None = None,
     metric: Metric = l2,
 ) -> Array:
@@ -67,6 +68,8 @@ def noise_prediction(
       timesteps: i64[N], the timesteps to draw from, strictly ascending and concrete; by default all of 0 ... T - 1.
       cond: conditioning pytree, or None.
       dropout: whether to pass the network a `key=` for dropout.
+      noise_offset: how much of the noise z is one number for each channel of an example, o N(0, 1), added to the rest,
+        so that a model without zero terminal SNR learns dark and bright pictures. The channels are the last axis.
       weighting: (τ, τ) -> f32[B]; None weights the errors of the network's own output equally.
       metric: (a, b) -> f32[B].
 
@@ -84,7 +87,8 @@ def noise_prediction(
       Array([1., 1., 1., 1.], dtype=float32)
 
     References:
-      Ho et al. 2020, equation 14 and algorithm 1; Salimans & Ho 2022, section 4; Hang et al. 2023, section 3.4.
+      Ho et al. 2020, equation 14 and algorithm 1; Salimans & Ho 2022, section 4; Hang et al. 2023, section 3.4;
+      Guttenberg 2023 (Diffusion with offset noise).
     """
     x0 = floating("x0", x0)
     t_key, z_key, dropout_key = jax.random.split(key, 3)
@@ -93,6 +97,9 @@ def noise_prediction(
     else:
         t = jax.random.choice(t_key, ascending(timesteps, g.num_train_timesteps).astype("int32"), x0.shape[:1])
     z = jax.random.normal(z_key, x0.shape, jnp.float32)
+    if noise_offset:
+        shape = (x0.shape[0], *(1,) * (x0.ndim - 2), x0.shape[-1])
+        z = z + noise_offset * jax.random.normal(jax.random.fold_in(z_key, 1), shape, jnp.float32)
     out = g.output(noised_at(g, t, x0, z), t, cond, **dropout_option(dropout_key, dropout))
     alpha, sigma = jax.lax.stop_gradient(g.rates(t))
     y = model_out(g.prediction_type, f32(x0), z, expand_like(alpha, x0), expand_like(sigma, x0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 
 from cmjax.losses._functions import JumpFn
 from cmjax.losses._pairs import compare, dropout_option
@@ -31,6 +32,8 @@ def trajectory_distillation(
     *,
     timesteps: Sequence[int] | np.ndarray | None = None,
     skip: int = 1,
+    segments: int | Array = 1,
+    to_start: bool = False,
     cond: Cond = None,
     student_cond: Cond = None,
     dropout: bool = False,
@@ -48,6 +51,11 @@ def trajectory_distillation(
     and timestep 0, where the lowest step and every sampled path end. Where m is n, the target is the teacher's own
     point. This is the loss of TCD, and, with a network that is told m (any g will do), of its TCF(S+).
 
+    With k segments, the grid is divided into k equal parts, which no jump leaves: m and n are at or above the timestep
+    where the part of t begins. These timesteps are those of a path of k steps on the grid, so that k steps of
+    eta 0 are what is trained. With k falling from 8 to 1 in stages, it is Hyper-SD's trajectory-segmented loss; with m
+    always where the part begins (`to_start`), it is the loss of phased consistency models.
+
     Args:
       g: the trajectory function being trained, as `cmjax.tcd.trajectory_fn` makes it, of order 1 or 2.
       g_target: the function that computes the targets: g itself (θ⁻ = sg θ) or an average of it.
@@ -59,6 +67,8 @@ def trajectory_distillation(
       timesteps: i64[N], the grid, strictly ascending and concrete; by default `teacher.grid`, every ⌊T / O⌋-th timestep
         by the config's original_inference_steps.
       skip: how many levels lower n lies than t, at most down to 0: more than 1 for a dense grid.
+      segments: k, from 1 to N; may be traced, i32[], where the stages of a run have one program.
+      to_start: whether m is always where the segment begins, and not any level between it and n.
       cond: conditioning pytree of the teacher, or None.
       student_cond: conditioning of g and g_target, if it differs from the teacher's, for instance by a guidance scale.
       dropout: whether to pass student and target a `key=` for dropout.
@@ -69,7 +79,7 @@ def trajectory_distillation(
       f32[B].
 
     Raises:
-      ValueError: timesteps do not ascend, lie outside of the table or are all 0.
+      ValueError: timesteps do not ascend, lie outside of the table or are all 0, or there are more segments than these.
       TypeError: x0 is not of a float dtype, timesteps are traced or fractional, or the teacher has no rates.
 
     Example:
@@ -79,15 +89,20 @@ def trajectory_distillation(
       (4,)
 
     References:
-      Zheng et al. 2024, section 4.1; Kim et al. 2023 (consistency trajectory models), the idea in noise levels.
+      Zheng et al. 2024, section 4.1; Kim et al. 2023 (consistency trajectory models), the idea in noise levels; Ren et
+      al. 2024 (Hyper-SD), section 3.1 (segments); Wang et al. 2024 (phased consistency models), section 3.2.
 
     Differs from the paper:
       m starts at timestep 0, not at the first point of the grid, so that jumps to where sampling ends are trained.
       Guidance belongs to the teacher: fixed, or drawn for each example as `latent_consistency_distillation` shows.
     """
     index_key, m_key, z_key, dropout_key = jax.random.split(key, 4)
-    pair, levels = jump(teacher, x0, index_key, z_key, timesteps=timesteps, skip=skip, cond=cond)
-    m = levels[jax.random.randint(m_key, x0.shape[:1], 0, pair.level + 1)]
+    pair, levels = jump(teacher, x0, index_key, z_key, timesteps=timesteps, skip=skip, cond=cond, segments=segments)
+    first = pair.start_level
+    if to_start:
+        m = levels[jnp.broadcast_to(jnp.asarray(first), x0.shape[:1])]
+    else:
+        m = levels[jax.random.randint(m_key, x0.shape[:1], first, pair.level + 1)]
     cond = cond if student_cond is None else student_cond
     options = dropout_option(dropout_key, dropout)
     return weighting(*pair.sigmas) * compare(g, (*pair.start, m), g_target, (*pair.end, m), cond, metric, **options)

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cmjax.models.layers import guidance_embedding
-from cmjax.models.network import Network, combine, from_function, from_linen, from_nnx, partition
+from cmjax.models.network import Network, combine, from_function, from_linen, from_nnx, partition, train_only
 from cmjax.models.unet2d import UNet, UNetConfig
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "from_nnx",
     "guidance_embedding",
     "partition",
+    "train_only",
     "vp_from_sigma",
 ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import jax
@@ -11,7 +14,7 @@ from flax import nnx
 
 from cmjax.types import Array, Cond
 
-__all__ = ["Network", "combine", "from_function", "from_linen", "from_nnx", "partition"]
+__all__ = ["Network", "combine", "from_function", "from_linen", "from_nnx", "partition", "train_only"]
 
 ModelT = TypeVar("ModelT")
 
@@ -137,6 +140,12 @@ class _Spec:
         self.run, self.definition, self.title, self.config = run, definition, title, config
         self._hash = hash((definition_hash, self.treedef))
 
+    def training(self, chosen: Sequence[bool]) -> _Spec:
+        """The same, with fewer parameters that are trained."""
+        spec = copy.copy(self)
+        spec.is_trained = tuple(one and other for one, other in zip(chosen, self.is_trained, strict=True))
+        return spec
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -188,7 +197,8 @@ def _is_float(leaf: Any) -> bool:
 def partition(model: ModelT) -> tuple[ModelT, ModelT]:
     """Split a model into what is trained and what stays, each of the model's structure with None for the rest.
 
-    Of a `Network` its parameters are trained; of any other pytree all float leaves.
+    Of a `Network` its parameters are trained; of any other pytree all float leaves. What is None already is in neither:
+    the part that is trained is split into itself and nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -200,10 +210,10 @@ def partition(model: ModelT) -> tuple[ModelT, ModelT]:
     """
     is_trained = [
         one
-        for part in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Network))
-        for one in (part.is_trained if isinstance(part, Network) else (_is_float(part),))
+        for part in jax.tree.leaves(model, is_leaf=lambda node: node is None or isinstance(node, Network))
+        for one in (part.is_trained if isinstance(part, Network) else (part is not None and _is_float(part),))
     ]
-    leaves, treedef = jax.tree.flatten(model)
+    leaves, treedef = jax.tree.flatten(model, is_leaf=lambda node: node is None)
     trained = [leaf if one else None for leaf, one in zip(leaves, is_trained, strict=True)]
     rest = [None if one else leaf for leaf, one in zip(leaves, is_trained, strict=True)]
     return jax.tree.unflatten(treedef, trained), jax.tree.unflatten(treedef, rest)
@@ -212,6 +222,46 @@ def partition(model: ModelT) -> tuple[ModelT, ModelT]:
 def combine(trained: ModelT, rest: ModelT) -> ModelT:
     """Put the two parts of a model together again."""
     return jax.tree.map(lambda one, other: other if one is None else one, trained, rest, is_leaf=lambda x: x is None)
+
+
+def train_only(network: Network, *names: str) -> Network:
+    """Say which leaves of a network are trained; all others are frozen, and training shares them with other models.
+
+    Args:
+      network: the network; its arrays are shared.
+      *names: of leaves or of layers, as in `Network.leaves()`: `mid_block` is all that begins with these words, and a
+        pattern may have wildcards, `up_blocks.*.attentions`. None freezes the whole network.
+
+    Returns:
+      The network, trained only where it was before and a name says so.
+
+    Raises:
+      ValueError: no leaf that can be trained has such a name.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> net = from_function(lambda p, x, t, cond: p["a"] * x + p["b"], params={"a": jnp.ones(3), "b": jnp.ones(2)})
+      >>> train_only(net, "b"), train_only(net)
+      (Network(<lambda>, 2 parameters), Network(<lambda>, 0 parameters))
+    """
+    spec = network._spec
+    chosen = [False] * len(spec.names)
+    for pattern in names:
+        told = [fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for name in spec.names]
+        if not any(one and could for one, could in zip(told, spec.is_trained, strict=True)):
+            near = difflib.get_close_matches(pattern, _layers(spec.names), n=3, cutoff=0.4)
+            hint = f" (nearest: {', '.join(near)})" if near else ""
+            raise ValueError(
+                f"names must be of leaves that can be trained, as Network.leaves() has, got {pattern!r}{hint}."
+            )
+        chosen = [one or other for one, other in zip(chosen, told, strict=True)]
+    return Network(network._leaves, spec.training(chosen))
+
+
+def _layers(names: Sequence[str]) -> list[str]:
+    """The names of leaves, and of everything that has some."""
+    words = [name.split(".") for name in names]
+    return sorted({".".join(one[:end]) for one in words for end in range(1, len(one) + 1)})
 
 
 # ---- wrappers --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax._order import batch_indices
+from cmjax.guidance import WithNull
 from cmjax.io.captions import Captioned
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder
@@ -33,7 +34,9 @@ class _Recipe(Protocol):
     def flip(self) -> bool: ...
 
 
-def captioned_batches(pipe: TextToImage, data: Captioned, recipe: _Recipe, *, drop: float = 0.1) -> CaptionedBatches:
+def captioned_batches(
+    pipe: TextToImage, data: Captioned, recipe: _Recipe, *, drop: float = 0.1, with_null: bool = False
+) -> CaptionedBatches:
     """Prepare captioned pictures for training the network of a text-to-image model.
 
     The pictures are encoded once, to the means of their latents, which stay in memory. At each step, one of each
@@ -46,6 +49,8 @@ def captioned_batches(pipe: TextToImage, data: Captioned, recipe: _Recipe, *, dr
         multiples of what the autoencoder makes one latent of.
       recipe: a `training.Recipe`, for its batch_size and seed.
       drop: the share of captions to drop, in [0, 1]. Give 0 for distillation, whose teacher is guided already.
+      with_null: whether each condition comes with that of no text beside it (`guidance.WithNull`), for methods that
+        guide the teacher, by `guidance_scale` or `guidance_range`, or that drop captions themselves.
 
     Returns:
       An endless iterable of (latents f32[B, h, w, c], `TextCond`) for `training.train`. The batch of a step
@@ -70,39 +75,43 @@ def captioned_batches(pipe: TextToImage, data: Captioned, recipe: _Recipe, *, dr
       Rombach et al. 2022, section 3.3; Ho & Salimans 2022, algorithm 1.
     """
     _check(pipe, data, recipe, drop)
-    return CaptionedBatches(pipe, data, recipe.seed, recipe.batch_size, drop)
+    return CaptionedBatches(pipe, data, recipe.seed, recipe.batch_size, drop, with_null)
 
 
 class CaptionedBatches:
     """An iterable of batches, (latents f32[B, h, w, c], `TextCond`); see `captioned_batches`."""
 
-    def __init__(self, pipe: TextToImage, data: Captioned, seed: int, batch_size: int, drop: float):
+    def __init__(
+        self, pipe: TextToImage, data: Captioned, seed: int, batch_size: int, drop: float, with_null: bool = False
+    ):
         self._pipe, self._seed, self._batch_size, self._drop = pipe, seed, batch_size, drop
+        self._with_null = with_null
         self._size = np.array(data.images.shape[1:3], np.float32)
         texts = {text: i for i, text in enumerate(dict.fromkeys(itertools.chain(*data.captions)))}
         self._texts = [np.array([texts[text] for text in of_one]) for of_one in data.captions]
         self._tokens = tuple(np.asarray(tokens) for tokens in pipe.tokenize(list(texts)))
         self._latents = _latents(pipe.autoencoder, data.images)
 
-    def batch(self, step: int) -> tuple[np.ndarray, TextCond]:
+    def batch(self, step: int) -> tuple[np.ndarray, TextCond | WithNull]:
         """The batch of one step."""
         chosen = batch_indices(self._seed, step, len(self._latents), self._batch_size)
         rng = np.random.default_rng([self._seed, step, 1])  # 1: no other draw of the run begins like this
         texts = [self._texts[i][rng.integers(len(self._texts[i]))] for i in chosen]
         is_dropped = rng.random(len(chosen)) < self._drop
         tokens = tuple(tokens[texts] for tokens in self._tokens)
-        return self._latents[chosen], _told(self._pipe, tokens, is_dropped, self._size)
+        told = _told(self._pipe, tokens, is_dropped, self._size)
+        return self._latents[chosen], told if self._with_null else told.cond
 
-    def starting_at(self, step: int) -> Iterator[tuple[np.ndarray, TextCond]]:
+    def starting_at(self, step: int) -> Iterator[tuple[np.ndarray, TextCond | WithNull]]:
         """The batches from a step on: a run that resumes asks for these."""
         return map(self.batch, itertools.count(step))
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, TextCond]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, TextCond | WithNull]]:
         return self.starting_at(0)
 
 
 @jax.jit
-def _told(pipe: TextToImage, tokens: PromptTokens, is_dropped: Array, size: Array) -> TextCond:
+def _told(pipe: TextToImage, tokens: PromptTokens, is_dropped: Array, size: Array) -> WithNull:
     """What the network is told: of texts, or of no text where they are dropped, and of the pictures' size."""
     cond = pipe.encode(tokens)
     if cond.sizes is not None:
@@ -112,7 +121,8 @@ def _told(pipe: TextToImage, tokens: PromptTokens, is_dropped: Array, size: Arra
     def choose(told: Array, empty: Array) -> Array:
         return jnp.where(is_dropped.reshape(-1, *(1,) * (told.ndim - 1)), empty, told)
 
-    return jax.tree.map(choose, cond, pipe.without_text(cond).replace(sizes=cond.sizes))
+    empty = pipe.without_text(cond).replace(sizes=cond.sizes)
+    return WithNull(jax.tree.map(choose, cond, empty), empty)
 
 
 def _latents(coder: LatentCoder, images: np.ndarray) -> np.ndarray:

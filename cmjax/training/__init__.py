@@ -23,7 +23,9 @@ from cmjax.training.methods import (
     Learner,
     Method,
     NoisePrediction,
+    PhasedConsistency,
     ProgressiveDistillation,
+    SegmentedTrajectory,
     TrajectoryDistillation,
 )
 from cmjax.training.recipe import Optimizer, Recipe
@@ -45,9 +47,11 @@ __all__ = [
     "Method",
     "NoisePrediction",
     "Optimizer",
+    "PhasedConsistency",
     "Progress",
     "ProgressiveDistillation",
     "Recipe",
+    "SegmentedTrajectory",
     "TrainState",
     "TrajectoryDistillation",
     "average",

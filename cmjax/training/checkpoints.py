@@ -9,7 +9,7 @@ import shutil
 import zlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,43 @@ if TYPE_CHECKING:
     from cmjax.samplers.base import SamplerConfig
     from cmjax.training.step import TrainState
 
-__all__ = ["environment", "fingerprint", "latest_step", "restore", "save", "taught_by"]
+__all__ = ["Beside", "beside", "environment", "fingerprint", "latest_step", "restore", "save"]
 
 _FORMAT = 1
 _KEPT = 2
+_MOST_AVERAGES = 16
 _REMEDY = "Without this folder, a run resumes from the checkpoint before it, if there is one."
 _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 
 
+class Beside(NamedTuple):
+    """What a run needs beside its checkpoints: its teacher, and what of its model is frozen.
+
+    Attributes:
+      teacher: what identifies it, or None.
+      frozen: the checksum of what is frozen, or None.
+      names: of the frozen leaves, in the model.
+    """
+
+    teacher: dict[str, Any] | None = None
+    frozen: int | None = None
+    names: frozenset[str] = frozenset()
+
+
+_NOTHING = Beside()
+
+
 def save(
-    folder: str | os.PathLike[str], state: TrainState, recipe: Recipe, config: SamplerConfig | None, taught: Any = None
+    folder: str | os.PathLike[str],
+    state: TrainState,
+    recipe: Recipe,
+    config: SamplerConfig | None,
+    told: Beside = _NOTHING,
 ) -> None:
     """Write a state, and what it followed, as `folder/STEP`; a kill leaves it complete or absent.
 
-    The state followed the recipe, the config, and the teacher that `taught` identifies (`taught_by`). The newest two
-    checkpoints are kept.
+    The state holds what is trained. It followed the recipe, the config, and what `told` identifies (`beside`). The
+    newest two checkpoints are kept.
 
     Raises:
       OSError: it cannot be written (a full disk); older checkpoints stay intact.
@@ -47,7 +69,8 @@ def save(
 
     folder, step = Path(folder).absolute(), int(state.step)
     arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_named(state)).items()}
-    meta = {"format": _FORMAT, **_followed(recipe, config), "teacher": taught, "environment": environment()}
+    meta = {"format": _FORMAT, **_followed(recipe, config), "teacher": told.teacher, "environment": environment()}
+    meta |= {} if told.frozen is None else {"frozen": told.frozen}
     _sweep(folder)
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
     try:
@@ -61,13 +84,17 @@ def save(
 
 
 def restore(
-    folder: str | os.PathLike[str], like: TrainState, recipe: Recipe, config: SamplerConfig | None, taught: Any = None
+    folder: str | os.PathLike[str],
+    like: TrainState,
+    recipe: Recipe,
+    config: SamplerConfig | None,
+    told: Beside = _NOTHING,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Read the newest state of a folder, into the structure of `like`; also the `environment` it was written in.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged, or of another network, optimizer, recipe, config or teacher.
+      ValueError: it is damaged, or of another network, optimizer, recipe, config, teacher or frozen part.
     """
     import orbax.checkpoint as ocp
 
@@ -88,15 +115,17 @@ def restore(
     for part, now in _followed(recipe, config).items():
         if fault := _difference(followed[part], now):
             raise ValueError(f"{path} followed a {part} with {fault}.")
-    if meta.get("teacher", taught) != taught:
+    if meta.get("teacher", told.teacher) != told.teacher:
         raise ValueError(f"{path} followed another teacher: give that one.")
+    if meta.get("frozen", told.frozen) != told.frozen:
+        raise ValueError(f"{path} is of a model whose frozen part has other weights: give that model.")
     wanted = _named(like)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             arrays = checkpointer.restore(path, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
     except Exception as error:
         raise ValueError(f"{path} is not a whole checkpoint ({error}). {_REMEDY}") from error
-    for name in sorted(wanted.keys() | arrays.keys()):
+    for name in sorted(wanted.keys() | (arrays.keys() - _frozen_before(told))):
         was, now = (_form(leaves[name]) if name in leaves else None for leaves in (arrays, wanted))
         if was != now:
             raise ValueError(f"{path} is of another network or optimizer: {name} was {was}, but is {now} now.")
@@ -140,9 +169,11 @@ def _followed(recipe: Recipe, config: SamplerConfig | None) -> dict[str, dict[st
     return {"recipe": recipe.to_dict(), "config": {} if config is None else config_dict(config)}
 
 
-def taught_by(teacher: Any) -> dict[str, Any] | None:
-    """Identify a teacher, a pair (model, config), by its weights and its config."""
-    return None if teacher is None else {"weights": fingerprint(teacher[0]), "config": config_dict(teacher[1])}
+def beside(teacher: Any, frozen: Any) -> Beside:
+    """Identify a teacher, a pair (model, config), and the frozen part of a model, by their weights."""
+    taught = None if teacher is None else {"weights": fingerprint(teacher[0]), "config": config_dict(teacher[1])}
+    names = frozenset(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(frozen))
+    return Beside(taught, fingerprint(frozen) if names else None, names)
 
 
 def fingerprint(model: Any) -> int:
@@ -169,6 +200,12 @@ def _named(state: TrainState) -> dict[str, Any]:
     """Name a state's leaves; random keys, which an optimizer may hold, are replaced by their data."""
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     return {name: _data(leaf) for name, leaf in found.items()}
+
+
+def _frozen_before(told: Beside) -> set[str]:
+    """What else checkpoints of earlier versions hold: copies of what is frozen."""
+    copies = (".model", ".target", *(f".averages[{i}]" for i in range(_MOST_AVERAGES)))
+    return {part + name for part in copies for name in told.names}
 
 
 def _data(leaf: Any) -> Any:

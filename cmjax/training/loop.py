@@ -81,7 +81,9 @@ def train(
 
     Args:
       model: any callable pytree `model(x, t, cond)`, such as `models.from_nnx(UNet(...))`. Its float leaves are
-        trained; of a `models.Network`, those that its wrapper says are parameters. All others stay as they are.
+        trained; of a `models.Network`, those that its wrapper says are parameters. All others stay as they are: the
+        weights beside a LoRA (`lora.attach`), or what `models.train_only` leaves out. Of these there is one copy, the
+        teacher's too if it has the same arrays; they have no optimizer state and are in no checkpoint.
       config: the sampler config that defines the model's noise levels; None for an autoencoder, which has none.
       images: u8[N, H, W, C]; or an iterable of batches (images, cond), u8[B, H, W, C] or f[B, *S] in [-1, 1]. A
         resumed run draws from the start of an iterable and drops the batches that it has seen; of one with a method
@@ -104,7 +106,7 @@ def train(
     Raises:
       ValueError: images are not u8[N, H, W, C] or fewer than a batch, labels do not fit, the config is not of the
         method's kind, a teacher is missing, superfluous or of other noise levels, the checkpoint is of another
-        network, recipe or teacher, or JAX runs in several processes.
+        network, recipe, teacher or frozen part, or JAX runs in several processes.
       FileNotFoundError: resume is True and there is no checkpoint.
       FileExistsError: resume is False and `out` holds the checkpoints of a run.
       FloatingPointError: the loss or the weights are no longer finite; the last checkpoint is older.
@@ -131,11 +133,14 @@ def train(
     if folder is not None:
         recipe.to_dict()  # refuses, before any work, what no checkpoint could hold
     _check_model(model, labels)
-    state, taught = init(model, recipe), None if folder is None else checkpoints.taught_by(teacher)
+    trained, frozen = partition(model)
+    state, told = init(trained, recipe), checkpoints.Beside()
+    if folder is not None:
+        told = checkpoints.beside(teacher, frozen)
     if resume:
         if folder is None:
             raise ValueError("resume needs `out`, the folder of the run to resume.")
-        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config, taught)
+        state, was = checkpoints.restore(folder / "checkpoints", state, recipe, config, told)
         _warn_of_changes(was)
     elif folder is not None and checkpoints.latest_step(folder / "checkpoints") is not None:
         raise FileExistsError(f"{folder} already holds a run; resume it, or choose another folder.")
@@ -148,15 +153,15 @@ def train(
 
     mesh = batch_mesh(recipe.batch_size // recipe.accumulate)
     weights, teacher_config = (None, None) if teacher is None else teacher
-    state, weights = jax.device_put((state, weights), NamedSharding(mesh, P()))
+    state, weights, frozen = _placed((state, weights, frozen), NamedSharding(mesh, P()))
     key = jax.random.key(recipe.seed)
     if resume and on_checkpoint is not None:
-        on_checkpoint(jax.tree.map(jnp.copy, state))
+        on_checkpoint(jax.tree.map(jnp.copy, state).whole(frozen))
     losses, last, since = [], step, time.perf_counter()
     while step < recipe.steps:
         batch = jax.device_put(following, NamedSharding(mesh, P("batch")))
         state, loss = train_step(
-            state, *batch, key, weights, recipe=recipe, config=config, teacher_config=teacher_config
+            state, *batch, key, weights, frozen, recipe=recipe, config=config, teacher_config=teacher_config
         )
         losses.append(loss)
         step += 1
@@ -179,11 +184,19 @@ def train(
         if is_kept:
             _refuse_divergence(state)
             if folder is not None:
-                checkpoints.save(folder / "checkpoints", state, recipe, config, taught)
+                checkpoints.save(folder / "checkpoints", state, recipe, config, told)
             if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
-                on_checkpoint(jax.tree.map(jnp.copy, state))
+                on_checkpoint(jax.tree.map(jnp.copy, state).whole(frozen))
             since = time.perf_counter()
-    return state
+    return state.whole(frozen)
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    """Put a tree on devices; what several of its parts share stays shared."""
+    leaves, treedef = jax.tree.flatten(tree)
+    once = list({id(leaf): leaf for leaf in leaves}.values())
+    put = dict(zip(map(id, once), jax.device_put(once, sharding), strict=True))
+    return jax.tree.unflatten(treedef, [put[id(leaf)] for leaf in leaves])
 
 
 def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:

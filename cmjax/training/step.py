@@ -27,7 +27,7 @@ class TrainState(Struct):
 
     Attributes:
       step: i32[], steps done.
-      model: the model, a ModelFn, whose leaves are the parameters.
+      model: the model, a ModelFn; or what is trained of it, with None in the place of what is frozen.
       target: the average that computes the targets, or None if the model itself does.
       averages: one average of the weights for each of the recipe's `ema_decays` and `ema_stds`.
       opt_state: the optimizer's state.
@@ -44,12 +44,24 @@ class TrainState(Struct):
         """The average to sample with: the first one."""
         return self.averages[0]
 
+    def whole(self, frozen: Any) -> TrainState:
+        """The state with whole models in the place of what is trained of them; they share what is frozen."""
+        averages = tuple(combine(one, frozen) for one in self.averages)
+        target = None if self.target is None else combine(self.target, frozen)
+        return self.replace(model=combine(self.model, frozen), target=target, averages=averages)
+
 
 def init(model: Any, recipe: Recipe) -> TrainState:
     """Start training.
 
     `model` is any callable pytree. Its float leaves are its parameters; of a `models.Network`, those that its wrapper
-    says are. All others stay as they are.
+    says are. All others stay as they are, in each of the state's copies. Where that is much, such as the weights
+    beside the factors of a LoRA, give what is trained alone, and the rest to `train_step`:
+
+        trained, frozen = models.partition(network)
+        state = init(trained, recipe)
+        state, loss = train_step(state, x0, cond, key, teacher, frozen, recipe=recipe, config=config)
+        network = models.combine(state.ema, frozen)
     """
 
     def own(tree: Any = model) -> Any:  # its own buffers: a step reuses those of its state
@@ -68,6 +80,7 @@ def train_step(
     cond: Cond,
     key: Key,
     teacher: Any = None,
+    frozen: Any = None,
     *,
     recipe: Recipe,
     config: Any,
@@ -76,18 +89,21 @@ def train_step(
     """Take one step: images u8[B, H, W, C] (or f[B, *S] in [-1, 1]), cond a pytree f[B, ...] -> (state, loss f32[]).
 
     `key` is the run's key, the same at every step; `teacher` is the teacher's model and `teacher_config` its config.
-    The state's buffers are donated to the new state: the old state cannot be read afterwards.
+    `frozen` is the part of the model that the state lacks (`init`); it has no gradient and no place in the optimizer,
+    and it may share its arrays with the teacher. The state's buffers are donated to the new state: the old state cannot
+    be read afterwards.
     """
     key = jax.random.fold_in(key, state.step)
 
     trained, rest = partition(state.model)
+    beside = rest if frozen is None else frozen
 
     def objective(trained: Any, images: Array, cond: Cond, key: Key) -> Array:
-        model = combine(trained, rest)
+        model = combine(trained, beside)
         flip_key, loss_key = jax.random.split(key)
         x0 = images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else f32(images)
         x0 = _flipped(x0, flip_key) if recipe.flip else x0
-        target = model if state.target is None else state.target
+        target = model if state.target is None else combine(partition(state.target)[0], beside)
         learner = Learner(model, target, config, None if teacher is None else (teacher, teacher_config))
         return recipe.method.loss(learner, x0, cond, loss_key, state.step, recipe.steps).mean()
 

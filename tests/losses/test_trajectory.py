@@ -82,6 +82,37 @@ def test_pairs_and_landings_are_drawn_evenly_from_the_grid(options, grid, skip):
     assert share[below > 0].mean() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("segments", [2, 3, 4, 8, 50])
+@pytest.mark.parametrize("to_start", [False, True])
+def test_no_jump_leaves_its_segment(segments, to_start):
+    """Segments begin where the steps of a path of as many steps do."""
+    t, n, m, _ = drawn(skip=7, segments=segments, to_start=to_start)
+    begins = np.append(0, np.asarray(cmjax.tcd.init(cmjax.tcd.TCDConfig(), segments).timesteps)[:0:-1])
+    of_t = begins[np.searchsorted(begins, t) - 1]
+    levels = np.array([0, *(np.arange(1, 51) * 20 - 1)])
+    i, first = np.searchsorted(levels, t), np.searchsorted(levels, of_t)
+    np.testing.assert_array_equal(n, levels[np.maximum(i - 7, first)])
+    assert (m <= n).all() and (m >= of_t).all() and set(t) == set(levels[1:])
+    if to_start:
+        np.testing.assert_array_equal(m, of_t)
+    elif segments < 5:
+        share = (np.searchsorted(levels, m) - first) / np.maximum(np.searchsorted(levels, n) - first, 1)
+        assert share[n > of_t].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_one_segment_is_the_whole_trajectory_and_stages_have_one_program():
+    g = cmjax.tcd.trajectory_fn(wave(0.0), cmjax.tcd.TCDConfig())
+    x0 = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    loss = lambda **options: losses.trajectory_distillation(g, g, g, x0, jax.random.key(1), **options)  # noqa: E731
+    staged = jax.jit(lambda k: loss(segments=k))
+    np.testing.assert_allclose(staged(1), loss(), rtol=1e-5)
+    np.testing.assert_allclose(staged(4), loss(segments=4), rtol=1e-5)
+    assert staged._cache_size() == 1 and not np.allclose(staged(4), staged(1))
+    for segments in (0, 51):
+        with pytest.raises(ValueError, match=rf"segments must lie in \[1, 50\], the size of the grid, got {segments}"):
+            loss(segments=segments)
+
+
 def test_the_noise_is_the_teachers():
     t, _, _, x = drawn()
     z = (x[:, 0] - ALPHA[t] * 0.5) / SIGMA[t]
@@ -94,14 +125,15 @@ def jumped(network, kind, x, t, s):
     return x if s == t else ALPHA[s] * x0 + SIGMA[s] * eps
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_each_value_is_the_formula(kind):
+@pytest.mark.parametrize(("kind", "segments"), [*((kind, 1) for kind in TYPES), ("v_prediction", 2)])
+def test_each_value_is_the_formula(kind, segments):
     config = cmjax.tcd.TCDConfig(prediction_type=kind, original_inference_steps=5)
     networks = [wave(shift) for shift in (0.0, 0.5, 1.0)]
     g, g_target, teacher = (Seen(cmjax.tcd.trajectory_fn(network, config)) for network in networks)
     x0 = np.random.default_rng(0).normal(size=(12, 3, 2)).astype(np.float32)
     weighting = lambda t, n: t + 2 * n  # noqa: E731
-    value = losses.trajectory_distillation(g, g_target, teacher, x0, jax.random.key(1), weighting=weighting)
+    options = {"weighting": weighting, "segments": segments, "to_start": segments > 1}
+    value = losses.trajectory_distillation(g, g_target, teacher, x0, jax.random.key(1), **options)
     (x, t, m, _), _ = g.calls[0]
     (_, n, _, _), _ = g_target.calls[0]
     assert len(set(np.asarray(t).tolist())) > 3

@@ -18,7 +18,12 @@ from cmjax.training.methods.distillation import (
     ContinuousDistillation,
     ProgressiveDistillation,
 )
-from cmjax.training.methods.vp_distillation import LatentConsistencyDistillation, TrajectoryDistillation
+from cmjax.training.methods.vp_distillation import (
+    LatentConsistencyDistillation,
+    PhasedConsistency,
+    SegmentedTrajectory,
+    TrajectoryDistillation,
+)
 
 __all__ = [
     "METHODS",
@@ -34,7 +39,9 @@ __all__ = [
     "Learner",
     "Method",
     "NoisePrediction",
+    "PhasedConsistency",
     "ProgressiveDistillation",
+    "SegmentedTrajectory",
     "TrajectoryDistillation",
 ]
 
@@ -49,6 +56,8 @@ METHODS: dict[str, type[Method]] = {
     "edm": Denoising,
     "tcd": TrajectoryDistillation,
     "lcd": LatentConsistencyDistillation,
+    "pcm": PhasedConsistency,
+    "tscd": SegmentedTrajectory,
     "vp": NoisePrediction,
     "autoencoder": Autoencoding,
 }

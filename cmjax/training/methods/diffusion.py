@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import jax
 
 from cmjax import losses
-from cmjax._bounds import positive, within
+from cmjax._bounds import at_least, positive, within
 from cmjax.parameterization import denoiser_fn
 from cmjax.samplers import tcd
 from cmjax.samplers.tcd import TCDConfig
 from cmjax.training.methods.base import Learner, Method
-from cmjax.training.methods.guidance import some_left_out
+from cmjax.training.methods.guidance import some_left_out, told
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -28,7 +28,7 @@ class Denoising(Method):
     Attributes:
       proposal_mean: the mean of ln σ, which is drawn from a normal distribution.
       proposal_std: its standard deviation.
-      label_dropout: the share of labels to drop, so that the model can be guided.
+      label_dropout: the share of labels, or texts, to drop, so that the model can be guided.
       dropout: whether the network gets a dropout key.
     """
 
@@ -52,7 +52,7 @@ class Denoising(Method):
             denoiser_fn(learner.model, learner.config),
             x0,
             key,
-            cond=cond,
+            cond=told(cond),
             dropout=self.dropout,
             sigma_min=learner.config.sigma_min,
             sigma_max=learner.config.sigma_max,
@@ -63,14 +63,15 @@ class Denoising(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisePrediction(Method):
-    """A variance-preserving diffusion model, such as the teacher of tcd and lcd. Ho et al. 2020.
+    """A variance-preserving diffusion model, such as the teacher of tcd and lcd, or a LoRA of one. Ho et al. 2020.
 
-    Its config holds the prediction type and the timesteps.
+    Its config holds the prediction type, the timesteps, and whether the last one is noise alone.
 
     Attributes:
       min_snr: γ of the weight min(SNR, γ) of the error of x0; None weights the errors of the network's own output
         equally.
-      label_dropout: the share of labels to drop, so that the model can be guided.
+      noise_offset: the share of noise that is one number for each channel of an example; see `losses.noise_prediction`.
+      label_dropout: the share of labels, or texts, to drop, so that the model can be guided.
       dropout: whether the network gets a dropout key.
     """
 
@@ -78,6 +79,7 @@ class NoisePrediction(Method):
     sample_steps: ClassVar[int] = 25
 
     min_snr: Annotated[float | None, positive()] = None
+    noise_offset: Annotated[float, at_least(0)] = 0.0
     label_dropout: Annotated[float, within("[0, 1)")] = 0.0
     dropout: bool = False
 
@@ -90,7 +92,8 @@ class NoisePrediction(Method):
             tcd.trajectory_fn(learner.model, learner.config),
             x0,
             key,
-            cond=cond,
+            cond=told(cond),
             dropout=self.dropout,
+            noise_offset=self.noise_offset,
             weighting=None if self.min_snr is None else losses.min_snr(self.min_snr),
         )

@@ -1,8 +1,11 @@
 """Guidance in training: teachers trained with label dropout, and students of guided teachers.
 
-A network of K classes accepts mixtures of classes, f32[B, K]. The even mixture of all classes means no label. A
-network thus needs no extra class, and any teacher trained in this way can be guided: `classifier_free(model, w,
-no_label(K))`.
+A condition that comes with the empty one beside it (`guidance.WithNull`), such as a text, is dropped for that one, and
+teachers are guided away from it.
+
+Else conditions are labels. A network of K classes accepts mixtures of classes, f32[B, K]. The even mixture of all
+classes means no label. A network thus needs no extra class, and any teacher trained in this way can be guided:
+`classifier_free(model, w, no_label(K))`.
 """
 
 from __future__ import annotations
@@ -12,10 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.guidance import classifier_free
+from cmjax._bounds import Rule
+from cmjax.guidance import WithNull, classifier_free
 from cmjax.types import Array, Cond, Key
 
-__all__ = ["guided", "no_label", "some_left_out"]
+__all__ = ["RANGE", "drawn_scales", "guided", "no_label", "some_left_out", "told"]
+
+RANGE = Rule(
+    "be () or two scales above 0, the lower one first",
+    lambda ends: not ends or (len(ends) == 2 and 0 < ends[0] <= ends[1]),
+)
 
 
 def no_label(num_classes: int) -> Array:
@@ -23,18 +32,47 @@ def no_label(num_classes: int) -> Array:
     return jnp.full((num_classes,), 1.0 / num_classes, jnp.float32)
 
 
-def some_left_out(model: Any, cond: Cond, key: Key, share: float) -> Array:
-    """Convert labels i32[B] to mixtures f32[B, K], and drop a share of them. Ho & Salimans 2022, algorithm 1."""
+def told(cond: Cond) -> Cond:
+    """What a network is told: the condition without the empty one beside it."""
+    return cond.cond if isinstance(cond, WithNull) else cond
+
+
+def some_left_out(model: Any, cond: Cond, key: Key, share: float) -> Cond:
+    """Drop a share of the conditions. Ho & Salimans 2022, algorithm 1.
+
+    Labels i32[B] become mixtures f32[B, K]; a condition with the empty one beside it becomes one of the two.
+    """
+    if isinstance(cond, WithNull):
+        batch = jax.tree.leaves(cond)[0].shape[0]
+        left_out = jax.random.bernoulli(key, share, (batch,))
+
+        def choose(full: Array, null: Array) -> Array:
+            return jnp.where(left_out.reshape(-1, *(1,) * (full.ndim - 1)), null.astype(full.dtype), full)
+
+        return jax.tree.map(choose, cond.cond, cond.null_cond)
     labels = _mixtures(model, cond, "label_dropout")
     left_out = jax.random.bernoulli(key, share, (len(labels), 1))
     return jnp.where(left_out, no_label(labels.shape[1]), labels)
 
 
-def guided(teacher: Any, cond: Cond, scale: float) -> tuple[tuple[Any, Any], Cond]:
-    """Guide a teacher (model, config) by a scale, and convert the labels for it. A scale of 1 changes neither."""
-    if scale == 1.0:
-        return teacher, cond
+def drawn_scales(key: Key, ends: tuple[float, ...], batch: int) -> Array:
+    """Draw one guidance scale for each example, uniformly, f32[B]."""
+    return jax.random.uniform(key, (batch,), jnp.float32, *ends)
+
+
+def guided(teacher: Any, cond: Cond, scale: float | Array) -> tuple[tuple[Any, Any], Cond]:
+    """Guide a teacher (model, config) by a scale, and convert the condition for it. A scale of 1 changes neither.
+
+    Args:
+      teacher: the pair.
+      cond: labels, or a condition with the empty one beside it.
+      scale: of all, or f32[B], one for each example.
+    """
+    if isinstance(scale, float | int) and scale == 1.0:
+        return teacher, told(cond)
     model, config = teacher
+    if isinstance(cond, WithNull):
+        return (classifier_free(model, scale, cond.null_cond), config), cond.cond
     labels = _mixtures(model, cond, "guidance_scale")
     return (classifier_free(model, scale, no_label(labels.shape[1])), config), labels
 
@@ -42,5 +80,8 @@ def guided(teacher: Any, cond: Cond, scale: float) -> tuple[tuple[Any, Any], Con
 def _mixtures(model: Any, cond: Cond, name: str) -> Array:
     classes = getattr(getattr(getattr(model, "module", None), "config", None), "num_class_embeds", None)
     if classes is None or cond is None:
-        raise ValueError(f"{name} needs labels, and a cmjax.models.UNet with num_class_embeds; leave it out.")
+        raise ValueError(
+            f"{name} needs labels, and a cmjax.models.UNet with num_class_embeds; or texts with the empty one beside "
+            "each (cmjax.guidance.WithNull); leave it out."
+        )
     return jax.nn.one_hot(cond, classes, dtype=jnp.float32)

@@ -1,0 +1,127 @@
+"""Methods on texts: the teacher is guided from the empty text beside each, by one scale or by one for each example."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+import cmjax
+from cmjax import losses, training
+from cmjax.guidance import WithNull
+from cmjax.models import from_function
+from cmjax.models.text_cond import TextCond
+from cmjax.training import METHODS, Learner
+from cmjax.training.methods.guidance import drawn_scales, some_left_out
+
+VP = cmjax.tcd.TCDConfig(prediction_type="v_prediction")
+RNG = np.random.default_rng(0)
+X0, KEY = jnp.asarray(RNG.normal(size=(6, 3, 3, 2)), jnp.float32), jax.random.key(5)
+TEXTS = jnp.asarray(RNG.normal(size=(6, 4, 2)), jnp.float32)
+COND = WithNull(TextCond(TEXTS), TextCond(jnp.ones_like(TEXTS)))
+
+
+def network(w, x, t, cond, key=None):
+    told = cond.context.mean(1) * (1.0 if cond.guidance is None else 1.0 + 0.1 * cond.guidance[:, None])
+    return jnp.sin(w * x + told[:, None, None] + 0.002 * t.astype(jnp.float32).reshape(-1, 1, 1, 1))
+
+
+STUDENT, TARGET, TEACHER = (from_function(network, params=jnp.float32(w)) for w in (0.9, 0.6, 0.4))
+
+
+def loss_of(name, cond=COND, **options):
+    method = METHODS[name](**options)
+    learner = Learner(STUDENT, TARGET, method.config_type(prediction_type="v_prediction"), (TEACHER, VP))
+    return np.asarray(method.loss(learner, X0, cond, KEY, jnp.int32(0), 8))
+
+
+def by_hand(scale, key, student_cond=None, **options):
+    """The trajectory loss with the guidance written out."""
+
+    def guided(x, t, cond):
+        full, empty = (TEACHER(x, t, one) for one in (COND.cond, COND.null_cond))
+        return empty + jnp.reshape(jnp.asarray(scale, jnp.float32), (-1, 1, 1, 1)) * (full - empty)
+
+    g, g_target, teacher = (cmjax.tcd.trajectory_fn(model, VP) for model in (STUDENT, TARGET, guided))
+    return losses.trajectory_distillation(g, g_target, teacher, X0, key, cond=COND.cond, **options)
+
+
+def test_the_teacher_is_guided_from_the_empty_text():
+    np.testing.assert_allclose(loss_of("tcd", guidance_scale=3.0), by_hand(3.0, KEY), rtol=1e-3)
+    np.testing.assert_array_equal(loss_of("tcd"), loss_of("tcd", COND.cond))  # by 1, not at all
+
+
+def test_each_example_has_a_scale_of_its_own():
+    key, scale_key = jax.random.split(KEY)
+    scales = drawn_scales(scale_key, (2.0, 9.0), 6)
+    assert len(set(np.asarray(scales).tolist())) == 6 and 2 <= scales.min() < 3 < 5 < scales.max() <= 9
+    np.testing.assert_allclose(loss_of("tcd", guidance_range=(2.0, 9.0)), by_hand(scales, key), rtol=1e-3)
+    for name, options in (("pcm", {"segments": 3, "to_start": True}), ("tscd", {"segments": 8})):
+        own = {"phases": 3} if name == "pcm" else {}
+        np.testing.assert_allclose(
+            loss_of(name, guidance_range=(2.0, 9.0), skip=3, **own), by_hand(scales, key, skip=3, **options), rtol=1e-3
+        )
+
+
+def test_a_student_of_many_scales_is_told_them():
+    told = loss_of("lcd", guidance_range=(2.0, 9.0), tell_guidance=True)
+    assert not np.allclose(told, loss_of("lcd", guidance_range=(2.0, 9.0)))
+    fixed, one = (
+        loss_of("lcd", tell_guidance=True, **o) for o in ({"guidance_scale": 3.0}, {"guidance_range": (3, 3)})
+    )
+    assert fixed.shape == one.shape == (6,)
+    with pytest.raises(ValueError, match="tell_guidance needs conditions with a guidance, such as a TextCond"):
+        loss_of("lcd", WithNull(TEXTS, TEXTS), tell_guidance=True)
+
+
+def test_texts_are_dropped_for_the_empty_one():
+    cond = some_left_out(STUDENT, COND, jax.random.key(0), 0.5)
+    kinds = [bool((a == b).all()) for a, b in zip(cond.context, COND.cond.context, strict=True)]
+    assert 0 < sum(kinds) < 6
+    assert all(one or (cond.context[i] == 1).all() for i, one in enumerate(kinds))
+    assert np.isfinite(loss_of("vp", label_dropout=0.5)).all()
+    assert not np.allclose(loss_of("vp", noise_offset=0.5), loss_of("vp"))
+
+
+def test_a_grid_of_its_own_is_walked():
+    np.testing.assert_allclose(
+        loss_of("tcd", grid=1000, skip=20), by_hand(1.0, KEY, timesteps=np.arange(1000), skip=20), rtol=1e-3
+    )
+    np.testing.assert_array_equal(loss_of("tcd", grid=50), loss_of("tcd"))
+
+
+def test_the_stages_of_segments_follow_one_another_in_one_program(tmp_path):
+    method = training.SegmentedTrajectory(segments=(8, 2, 1), stages=(2, 1, 1))
+    assert [method.figures(k, 8)["segments"] for k in range(8)] == [8] * 4 + [2] * 2 + [1] * 2
+    recipe = training.Recipe(method=method, steps=8, batch_size=6)
+    data = [(np.asarray(X0), COND)] * 8
+    before = training.train_step._cache_size()
+    state = training.train(STUDENT, VP, data, recipe=recipe, teacher=(TEACHER, VP), out=tmp_path, report_every=4)
+    assert int(state.step) == 8 and training.train_step._cache_size() == before + 1
+    assert [entry["segments"] for entry in training.read_log(tmp_path / "log.jsonl")] == [8, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tcd", {"guidance_range": (5.0,)}, r"guidance_range must be \(\) or two scales above 0"),
+        ("tcd", {"guidance_range": (5.0, 2.0)}, r"guidance_range must be \(\) or two scales above 0"),
+        ("lcd", {"guidance_range": (2.0, 5.0), "guidance_scale": 3.0}, "guidance_scale must be 1 where guidance_range"),
+        ("pcm", {"phases": 0}, "phases must be at least 1"),
+        ("tscd", {"segments": ()}, "segments must be one or more positive lengths"),
+        ("tscd", {"stages": (1.0,)}, r"stages must be \(\) or one positive length for each of 4 segments"),
+        ("tcd", {"grid": 0}, "grid must be at least 1"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        METHODS[name](**options)
+
+
+def test_stages_need_steps_and_a_grid_its_timesteps():
+    with pytest.raises(ValueError, match=r"stages of 3 steps last \[1, 1, 0, 1\] steps: each needs one"):
+        dataclasses.replace(toy.RECIPE, method=training.SegmentedTrajectory(), steps=3)
+    with pytest.raises(ValueError, match=r"grid must be at most 1000, the timesteps that there are, got 1001"):
+        training.TrajectoryDistillation(grid=1001).check_teacher(VP, VP)
