@@ -82,12 +82,7 @@ def _loras() -> list[Published]:
         config={"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"},
         source=f"{flash}; the levels of copies of PixArt's scheduler file",
     )  # fmt: skip
-    flash_sd3 = Published(
-        "flash-sd3", "Stable Diffusion 3", "jasperai/flash-sd3", sampler="flow", eta=1.0, config={"shift": 3.0},
-        network=_DIT, licence="CC BY-NC 4.0", source="its page; the rule of the paper, with the base model's levels",
-        note="its own scheduler was not available, so the spacing of its levels is a guess",
-    )  # fmt: skip
-    return [*qwen, *flux, *sd3, pixart, flash_sd3]
+    return [*qwen, *flux, *sd3, pixart]
 
 
 def _angles() -> list[Published]:

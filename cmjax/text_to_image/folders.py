@@ -66,8 +66,8 @@ def load(
 
     Args:
       path_or_name: a folder in diffusers layout, a model in the package (`"emoji"`), or a hub id, of which only the
-        files that are needed are downloaded; or a file in one piece: .safetensors, or .ckpt and .pt, of which nothing
-        is executed.
+        files that are needed are downloaded; or a file in one piece: .safetensors, or .ckpt, .pt and .bin, of which
+        nothing is executed.
       dtype: the dtype that the networks compute in. An autoencoder that overflows float16 (`force_upcast`) computes in
         float32 in its place; bfloat16 never overflows.
       param_dtype: the dtype that matrices are stored in; vectors (biases, norms) stay float32.
@@ -85,8 +85,10 @@ def load(
 
     Returns:
       The model. Its `config` is the folder's own where cmjax has that sampler; else it is read as a `TCDConfig`, which
-      has the noise levels and what the network predicts. A file in one piece says the latter by markers; for one that
-      has none but needs one: `pipe.replace(config=dataclasses.replace(pipe.config, prediction_type="v_prediction"))`.
+      has the noise levels and what the network predicts. A file in one piece has the sampler that one of its
+      name was published with (`cmjax.published`), or else its kind's ordinary one; markers in it say what its network
+      predicts, or its name does. For one that needs one but has none:
+      `pipe.replace(config=dataclasses.replace(pipe.config, prediction_type="v_prediction"))`.
 
     Raises:
       FileNotFoundError: there is no such model, or a part is missing.
@@ -180,7 +182,7 @@ def is_text_model(path_or_name: str | Path, *, revision: str | None = None, vari
 def _holds_unet(path: Path) -> bool:
     """Whether a file holds a UNet of Stable Diffusion; one that cannot be read is reported by what loads it."""
     with contextlib.suppress(ValueError):
-        return path.suffix in (".safetensors", ".ckpt") and holds_unet(path)
+        return path.suffix in (".safetensors", ".ckpt", ".bin") and holds_unet(path)
     return False
 
 

@@ -13,7 +13,11 @@ from single_files import FAMILIES, model, use_tiny_kinds
 from cmjax import text_to_image
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.single_files.stable_diffusion import Part
+from cmjax.samplers.ddim import DDIMConfig
+from cmjax.samplers.euler import EulerConfig
+from cmjax.samplers.euler_ancestral import EulerAncestralConfig
 from cmjax.samplers.lcm import LCMConfig
+from cmjax.samplers.tcd import TCDConfig
 from cmjax.text_to_image.folders import write_source
 from cmjax.text_to_image.opening import open_source
 
@@ -305,6 +309,27 @@ def test_the_sampler_is_what_markers_and_the_network_say(folder, tmp_path):
     path.write_text(json.dumps(other | {"beta_end": 0.012, "prediction_type": "epsilon"}))
     with pytest.raises(ValueError, match=r"marked as trained in noise levels .*Playground"):
         sampler(XL, edm_mean=np.zeros(4, np.float32))
+
+
+def test_a_published_file_has_its_sampler_and_another_the_ordinary_one_of_its_kind(folder, tmp_path):
+    def config(name, file, *parts, base=None):
+        return open_source(model(name).file(tmp_path / file, *parts), base=base).sampler_config
+
+    def said(config):
+        return type(config), config.prediction_type, config.timestep_spacing
+
+    x0 = config(XL, "sdxl_lightning_1step_unet_x0.safetensors", "unet", base=folder(XL))
+    assert said(x0) == (EulerConfig, "sample", "trailing")  # though the base's predicts epsilon
+    four = config(XL, "sdxl_lightning_4step_unet.safetensors", "unet", base=folder(XL))
+    assert said(four) == (EulerConfig, "epsilon", "trailing")
+    assert said(config(XL, "sd_xl_turbo_1.0_fp16.safetensors")) == (EulerAncestralConfig, "epsilon", "trailing")
+    assert said(config(XL, "mine.safetensors")) == (EulerConfig, "epsilon", "leading")
+    assert said(config(SD, "mine.safetensors")) == (DDIMConfig, "epsilon", "leading")
+    assert said(config(XL, "mine.safetensors", "unet")) == (EulerConfig, "epsilon", "leading")
+    assert isinstance(config(XL, "mine.safetensors", "unet", base=folder(XL)), TCDConfig)  # the base's own
+    file = tmp_path / "dmd2_sdxl_4step_unet_fp16.bin"
+    torchfiles.write(file, model(XL).tensors("unet"))
+    assert text_to_image.is_text_model(file) and isinstance(open_source(file).sampler_config, LCMConfig)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
