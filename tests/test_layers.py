@@ -71,7 +71,7 @@ FLOORS = {
     "io/torch_files": ("pickles", "archives", "reader"),
     "artifact": ("program", "drawer", "files"),
     "drawing": ("batches devices hosts", "grids shards"),
-    "lora": ("_checks parts published", "resolve scales", "attach extract files merge new"),
+    "lora": ("_checks parts published", "recommended resolve scales", "attach extract files merge new"),
     "recipes": (),
     "text_to_image": (
         "tiles tokenizer_files",
@@ -87,10 +87,10 @@ FLOORS = {
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
-        "lora_option model_parts published recommended",
-        "draw labels open_model output parser run_config sampler_path",
+        "lora_option model_parts recommended",
+        "draw labels open_model output published parser run_config sampler_path",
         "open_artifact prompts training_run",
-        "train_autoencoder",
+        "train_autoencoder train_text",
         "open_text_artifact",
         "convert edit evaluate export inspect lora sample train",
     ),

@@ -198,6 +198,8 @@ examples:
   cmjax train cd --data photos/ --teacher M --out runs/cd   distil a diffusion model
   cmjax sample --model runs/fashion/model                   draw from what was trained
   cmjax train autoencoder --data photos/ --out runs/coder   latents for text-to-image models
+  cmjax train tcd-lora --model M --data captioned/ --out runs/lora     few steps for a text-to-image model M
+  cmjax sample --model M --lora runs/lora/model --prompt "a fox"       draw with what was trained
 
 The run's folder holds model/ (for `cmjax sample --model`), samples/ (a grid at every checkpoint),
 run.json (recipe, network, noise levels), log.jsonl, curves.png and checkpoints/. A run continued with

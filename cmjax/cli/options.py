@@ -553,7 +553,7 @@ class TrainOptions(Options):
         "a recipe by name, or a TOML file (default: ect)", positional=True, nargs="?", metavar="RECIPE"
     )
     data: str = option(
-        "an .npz file of images (and labels), or a folder of images",
+        "an .npz file of images (and labels), or a folder of images; with --model, of pictures and captions",
         default=dataclasses.MISSING,
         group=INPUT,
         metavar="DATA",
@@ -566,6 +566,31 @@ class TrainOptions(Options):
     )
     label_names: tuple[str, ...] | None = option(
         "names of the classes, in order; stored with the model", group=INPUT, nargs="+", metavar="NAME"
+    )
+    model: str | None = option(
+        "a text-to-image model to train further, or to distil: a folder, a file, or a hub id; a recipe with [lora] "
+        "trains a LoRA of it",
+        group=TEXT,
+        metavar="M",
+    )
+    rank: int | None = option(
+        "the LoRA's rank (default: the recipe's)", group=TEXT, exclusive="rank", type=_count, metavar="R"
+    )
+    lora: str | None = option("start from this LoRA, a file or a hub id", group=TEXT, exclusive="rank", metavar="FILE")
+    lora_style: str = option(
+        "the names in the LoRA's file: of diffusers (peft) or of other programs (kohya) (default %(default)s)",
+        default="peft",
+        group=TEXT,
+        choices=("peft", "kohya"),
+    )
+    prompts: str | None = option(
+        "a file of prompts, one a line, that sample grids show (default: captions of the data)",
+        group=TEXT,
+        type=_path,
+        metavar="FILE",
+    )
+    variant: str | None = option(
+        "which of the model's weights to read, such as fp16 for those in half precision", group=TEXT, metavar="V"
     )
     teacher: str | None = option(
         f"the model to distil: {_MODEL}, or a diffusers folder of a DDPM; the student begins as a copy of it, unless "

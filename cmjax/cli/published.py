@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any, TypeVar
 
 import cmjax
-from cmjax.cli.errors import UsageError
+from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.lora_option import read_loras
 from cmjax.cli.options import PathOptions, TextOptions
 from cmjax.published import Published
 
@@ -51,10 +52,15 @@ def published_settings(options: OptionsT, *, path: bool = True, draws: bool = Tr
 
 
 def _row(options: Any) -> Published | None:
-    """The first LoRA's row, or else the model's."""
+    """The first LoRA's row, in the table or in its own file, or else the model's."""
     if getattr(options, "artifact", None) is not None:
         return None
-    for name, _ in getattr(options, "lora", None) or ():
+    names = [name for name, _ in getattr(options, "lora", None) or ()]
+    for name in names:
         if row := cmjax.published.find(name, kinds=("lora",)):
             return row
+    for name, one in zip(names, read_loras(options), strict=True):
+        with bad_input(f"--lora {name}"):
+            if row := cmjax.lora.recommended(one.lora):
+                return row
     return cmjax.published.find(options.model, kinds=("unet", "model"))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import cmjax
 from cmjax import training
-from cmjax.cli import compile_cache, train_autoencoder
+from cmjax.cli import compile_cache, train_autoencoder, train_text
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import match_classes
 from cmjax.cli.open_model import load_source, model_class_names
@@ -41,6 +41,8 @@ def run(options: TrainOptions) -> None:
     """Train a model and write the run's folder."""
     if train_autoencoder.is_asked(options):
         return train_autoencoder.run(options)
+    if train_text.is_asked(options):
+        return train_text.run(options)
     out = Path(options.out)
     check_out(out, Path(options.data), resume=options.resume, index="model_index.json")
     use_cores_as_devices()

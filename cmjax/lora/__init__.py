@@ -10,6 +10,7 @@ from cmjax.lora.files import read, write
 from cmjax.lora.merge import merge
 from cmjax.lora.new import TARGETS, new
 from cmjax.lora.published import PUBLISHED, Published, published
+from cmjax.lora.recommended import recommend, recommended
 from cmjax.lora.resolve import base_of, resolve
 from cmjax.models.lora import Factors, Hadamard, Kronecker, LoRA, Product
 
@@ -31,6 +32,8 @@ __all__ = [
     "new",
     "published",
     "read",
+    "recommend",
+    "recommended",
     "resolve",
     "write",
 ]

@@ -31,7 +31,8 @@ def test_stages_are_shares_of_any_run():
 @pytest.mark.parametrize("name", recipes.built_in())
 def test_every_recipe_of_the_library_is_one(name):
     given = recipes.read(name)
-    scheduler = given.pop("scheduler", None)
+    scheduler, lora = given.pop("scheduler", None), given.pop("lora", {})
+    assert lora.keys() <= {"rank", "alpha", "targets"}
     recipe = Recipe().changed(given, name)
     assert given["method"] in training.METHODS
     again = Recipe().changed(json.loads(json.dumps(recipe.to_dict())), "run.json")

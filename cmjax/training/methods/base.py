@@ -68,6 +68,13 @@ class Method(abc.ABC):
         """The config that the model is saved and sampled with after this many steps; here, a consistency model's."""
         return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
+    def drawn_with(self, config: Any) -> Mapping[str, Any] | None:
+        """How to draw with what was trained of a text-to-image model: sampler, steps, eta and timesteps.
+
+        None where the model's own sampler goes on to be the right one.
+        """
+        return None
+
     def spans(self, steps: int) -> tuple[int, ...]:
         """The parts of a run over which the learning rate falls; usually one."""
         return (steps,)

@@ -97,6 +97,10 @@ class _Trajectory(_Distillation):
 
     config_type: ClassVar[type] = TCDConfig
 
+    def drawn_with(self, config: Any) -> Mapping[str, Any]:
+        """By `tcd`, in about four steps."""
+        return {"sampler": "tcd", "steps": self.sample_steps, "eta": 0.3}
+
     def _loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, order: int, **options: Any) -> Array:
         teacher, cond, _, key = self._guided(learner, cond, key, x0.shape[0])
         return losses.trajectory_distillation(
@@ -149,12 +153,21 @@ class PhasedConsistency(_Trajectory):
       decay: as for `TrajectoryDistillation`.
       guidance_scale: as for `TrajectoryDistillation`.
       guidance_range: as for `TrajectoryDistillation`.
-      huber_c: as for `TrajectoryDistillation`; the published trainers have .001.
+      huber_c: as for `TrajectoryDistillation`.
       dropout: as for `TrajectoryDistillation`.
     """
 
     phases: Annotated[int, at_least(1)] = 4
     huber_c: Annotated[float | None, at_least(0, why="0 is the squared distance.")] = None
+
+    def drawn_with(self, config: Any) -> Mapping[str, Any]:
+        """By `tcd` without fresh noise, a step a phase."""
+        found = {"sampler": "tcd", "steps": self.phases, "eta": 0.0}
+        if self.grid is None:
+            return found
+        levels = np.union1d([0], training_grid(config.num_train_timesteps, self.grid))
+        ends = -(-np.arange(1, self.phases + 1) * (len(levels) - 1) // self.phases)
+        return found | {"timesteps": tuple(int(t) for t in levels[ends][::-1])}
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.trajectory_distillation` in segments, to where each begins."""
@@ -231,6 +244,10 @@ class LatentConsistencyDistillation(_Distillation):
 
     huber_c: Annotated[float | None, at_least(0, why="0 is the squared distance.")] = 0.001
     tell_guidance: bool = False
+
+    def drawn_with(self, config: Any) -> Mapping[str, Any]:
+        """By `lcm`, in about four steps."""
+        return {"sampler": "lcm", "steps": self.sample_steps}
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.latent_consistency_distillation`."""
