@@ -7,7 +7,8 @@ half on themselves; the others spend all. All start from the same seed and take 
 from 1e-3 down to 1e-4 (half of that where training goes on from a denoiser, a tenth in continuous time, which fails at
 more), and an average of decay .999 samples; the methods' own numbers are those of the recipes in `cmjax/recipes`, but
 for a longer warm-up of the tangent, and for `ct` a grid of 40 rather than 150 at the end: in so short a run the paper's
-passes 30 within the warm-up of the rate, and nothing is learned.
+passes 30 within the warm-up of the rate, and nothing is learned; and for `ctm`, whose teacher takes 3 steps at most
+for a pair rather than 17, since each costs two calls.
 
 The network is a small UNet. Pictures are folded, 28 x 28 x 1 to 14 x 14 x 4: the same pixels and the same noise, in a
 quarter of the places, which is what makes a dozen rows possible on two cores.
@@ -42,7 +43,7 @@ from flax import nnx
 import cmjax
 from cmjax import ode, recipes, training
 from cmjax.io import Checkpoint
-from cmjax.models import UNet, UNetConfig, from_nnx
+from cmjax.models import UNet, UNetConfig, from_nnx, with_target
 from cmjax.schedules import karras_sigmas
 
 BATCH = 32
@@ -128,6 +129,10 @@ ROWS = {
     "pd-4": Row("pd", 0.25, "edm", {"num_steps": 4, "stages": [1, 1, 1]}, sampled=(4,)),
     "pd-2": Row("pd", 0.125, "pd-4", {"num_steps": 2, "stages": [1]}, sampled=(2,)),
     "pd-1": Row("pd", 0.125, "pd-2", {"num_steps": 1, "stages": [1]}, sampled=(1,)),
+    "ctm": Row("ctm", 0.5, "edm", {"max_steps": 3}),
+    "meanflow": Row("meanflow"),
+    "meanflow-improved": Row("meanflow", changes={"improved": True}),
+    "shortcut": Row("shortcut"),
     "tcd": Row("tcd", 0.5, "vp"),
     "lcd": Row("lcd", 0.5, "vp"),
     "edm-long": Row("edm", sampled=(HEUN_STEPS,)),
@@ -139,6 +144,10 @@ for seed in (1, 2):
         after = f"{after}-seed{seed}" if after in SEEDED else after
         ROWS[f"{name}-seed{seed}"] = dataclasses.replace(ROWS[name], seed=seed, after=after)
 NAMES = {"edm": "EDM, Heun, 35 calls", "edm-long": "EDM, all images, Heun, 35 calls", "vp": "VP (v), DDIM, 25 calls"}
+
+
+def is_told_target(row: Row) -> bool:
+    return training.METHODS[row.recipe].is_told_target
 
 
 def minutes() -> float:
@@ -157,6 +166,7 @@ def trained(name: str, work: Path, images: int, data: tuple[np.ndarray, np.ndarr
     source = None if row.after is None else trained(row.after, work, images, data)
     folder.mkdir(parents=True, exist_ok=True)
     model = from_nnx(UNet(NETWORK, rngs=nnx.Rngs(row.seed))) if source is None else source.model
+    model = with_target(model) if recipe.method.is_told_target else model
     config = _config(row, source)
     teacher = (source.model, source.config) if source is not None and recipe.method.needs_teacher else None
     resume = training.latest_step(folder / "checkpoints") is not None
@@ -182,6 +192,8 @@ def trained(name: str, work: Path, images: int, data: tuple[np.ndarray, np.ndarr
 def _config(row: Row, source: Checkpoint | None) -> Any:
     """The noise levels: the teacher's, and those of the recipe where there is none."""
     wanted = training.METHODS[row.recipe].config_type
+    if wanted is cmjax.ctm.CTMConfig and source is not None:
+        return wanted.of_teacher(source.config)
     if source is not None:
         is_cm = wanted is cmjax.cm.CMConfig
         return source.config.of_consistency_model() if is_cm else cmjax.io.read_config(
@@ -226,7 +238,8 @@ def sampled(row: Row, made: Checkpoint, num_steps: int, count: int, seed: int, b
         np.asarray(draw(keys=keys[i : i + batch], shape=shape, cond=jnp.asarray(labels[i : i + batch], jnp.int32)))
         for i in range(0, count, batch)
     ]
-    return unfolded(np.concatenate(parts)).astype(np.float32), labels
+    images = np.concatenate(parts).astype(np.float32)
+    return unfolded(np.clip(images, -1.0, 1.0) if is_told_target(row) else images), labels
 
 
 def measured(name: str, made: Checkpoint, reference: Any, work: Path, count: int, seed: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ c_noise).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
@@ -30,6 +31,7 @@ __all__ = [
     "ctm_fn",
     "denoiser_fn",
     "from_trigflow",
+    "mean_flow_fn",
     "trigflow_fn",
     "trigflow_of_flow",
     "model_out",
@@ -406,3 +408,63 @@ def ctm_fn(model: ModelFn, config: _KarrasConfig) -> JumpFn:
       Kim et al. 2023, equations 6 and 7.
     """
     return JumpFn(model, config.sigma_data)
+
+
+# ---- flows that are told where they go -------------------------------------------------------------------------------
+
+
+class MeanFlowFn(Struct):
+    """x_r = x - (t - r) u(x, t, r), from level t of a flow to level r; see `mean_flow_fn`."""
+
+    model: Callable[..., Array]
+    scale: float = static()
+
+    def __call__(
+        self, x: Array, t: Array | float, r: Array | float, cond: Cond = None, *, key: Key | None = None
+    ) -> Array:
+        """Jump from level t to r <= t, f32[] or f32[B] each: f[B, *S]. Where r = t it is x."""
+        length = expand_like(f32(t) - f32(r), x)
+        return (f32(x) - length * f32(self.velocity(x, t, r, cond, key=key))).astype(x.dtype)
+
+    def velocity(
+        self, x: Array, t: Array | float, r: Array | float, cond: Cond = None, *, key: Key | None = None
+    ) -> Array:
+        """The average velocity u from t to r, f[B, *S]; where r = t the velocity itself."""
+        at = {} if key is None else {"key": key}
+        out = self.model(x, self.scale * f32(t), cond, s=self.scale * f32(r), **at)
+        if out.shape != x.shape:
+            raise ValueError(f"the model returned shape {out.shape} for x of shape {x.shape}; it must keep the shape.")
+        return out
+
+
+class _FlowConfig(Protocol):
+    """The number that a flow's function needs; every `meanflow.MeanFlowConfig` has it."""
+
+    @property
+    def num_train_timesteps(self) -> int: ...
+
+
+def mean_flow_fn(model: Callable[..., Array], config: _FlowConfig) -> MeanFlowFn:
+    """Make the jump of a flow whose network is told where it goes, from any level to any lower one.
+
+    Samples are x_t = (1 - t) x0 + t ε, for t from 0 (data) to 1 (noise), and the network predicts u, the average of the
+    velocity dx/dt over the trajectory from t to r: x_r = x_t - (t - r) u. Where r = t, u is the velocity itself.
+
+    Args:
+      model: a callable pytree `model(x, t, cond, s=...)`, told T t and s = T r.
+      config: a `meanflow.MeanFlowConfig`, or anything with `num_train_timesteps`, T.
+
+    Returns:
+      g(x, t, r, cond=None, *, key=None) -> x_r, for 1 >= t >= r >= 0, f32[] or f32[B] each; `g.velocity` of the same
+      arguments is u. A pytree: its leaves are the model's.
+
+    Example:
+      >>> import cmjax
+      >>> g = mean_flow_fn(lambda x, t, cond, s: jnp.ones_like(x), cmjax.meanflow.MeanFlowConfig())
+      >>> g(jnp.ones((1, 2)), 1.0, 0.25)
+      Array([[0.25, 0.25]], dtype=float32)
+
+    References:
+      Geng et al. 2025 (Mean Flows), equations 3 and 12.
+    """
+    return MeanFlowFn(model, float(config.num_train_timesteps))

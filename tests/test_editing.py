@@ -67,7 +67,7 @@ each_edit = pytest.mark.parametrize(("edit", "measure"), EDITS.values(), ids=EDI
 each_name = pytest.mark.parametrize("name", EDITS)
 
 
-def net(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+def net(x: jax.Array, t: jax.Array, cond: Any, s: Any = None) -> jax.Array:
     """Something smooth that mixes neighbours and colours, as a network does."""
     return jnp.tanh(jnp.roll(x, 1, axis=1) - 0.5 * x[..., ::-1]) + shift(t, x.dtype)
 

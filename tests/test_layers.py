@@ -35,7 +35,7 @@ FLOORS = {
     "models": (
         "config_files layers network text_cond",
         "autoencoder_kl autoencoder_tiny clip lora unet2d unet2d_condition",
-        "families original_names",
+        "families original_names two_times",
     ),
     "models/autoencoder_kl": ("names", "config", "network"),
     "models/autoencoder_tiny": ("names", "config", "network"),
@@ -83,7 +83,11 @@ FLOORS = {
         "export",
     ),
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
-    "training/methods": ("base guidance", "autoencoder consistency_training diffusion vp_distillation", "distillation"),
+    "training/methods": (
+        "base guidance",
+        "autoencoder consistency_training diffusion two_times vp_distillation",
+        "distillation",
+    ),
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",

@@ -16,7 +16,7 @@ STATE = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=3)
 SHAPE = (2, 4, 3)
 
 
-def net(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+def net(x: jax.Array, t: jax.Array, cond: Any, s: Any = None) -> jax.Array:
     return 0.5 * x
 
 

@@ -18,6 +18,7 @@ from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.models import UNetConfig
 from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.cm import CMConfig
+from cmjax.samplers.ctm import CTMConfig
 from cmjax.training.checkpoints import fingerprint
 
 __all__ = ["RUN", "RunConfig", "compute_dtype", "data_fingerprint", "recipe_as_asked", "run_config"]
@@ -110,6 +111,8 @@ def run_config(
         unet = _fitting(start, data, "--init")
     else:
         unet = _network(options, data, network) if said or taught is None else taught
+    if recipe.method.is_told_target:
+        unet = dataclasses.replace(unet, target_embed_type="timestep")
     source = start or teacher
     if scheduler is not None and start is None:
         config = _said(scheduler, name)
@@ -139,6 +142,8 @@ def _as_method_wants(config: Any, kind: type) -> Any:
     """A variance-preserving model's config as that of the sampler it is distilled for; a denoiser's noise levels."""
     if issubclass(kind, VPConfig) and isinstance(config, VPConfig):
         return read_config(config_dict(config), as_=kind)
+    if kind is CTMConfig and isinstance(config, CMConfig):  # a teacher's levels are the student's
+        return CTMConfig.of_teacher(config)
     return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
 

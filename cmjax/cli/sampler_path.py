@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cmjax
-from cmjax._sampler_names import ORDINARY
+from cmjax._sampler_names import ORDINARY, TWO_TIMES
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.options import PathOptions
 from cmjax.io import Checkpoint
@@ -29,6 +29,8 @@ _NEEDS = {  # models that no other one can be shown as
     "cm": "a sigma-space consistency model",
     "flow": "a flow",
     "scm": "a consistency model in angles",
+    "ctm": "a consistency trajectory model",
+    "meanflow": "a flow that is told where its steps land",
 }
 
 
@@ -92,11 +94,16 @@ def choose_sampler(
             raise UsageError(f"--{option} is for the samplers {said}, but the sampler is {sampler}.")
     if sampler != own and sampler in _NEEDS:
         raise UsageError(f"the sampler {sampler} needs {_NEEDS[sampler]}, but this model was made for {own}.")
-    if sampler != own and own in ("flow", "scm"):
+    if sampler != own and own in _NEEDS and own != "cm":
         raise UsageError(f"the model is {_NEEDS[own]}, which {sampler} cannot sample: leave out --sampler {sampler}.")
     if own == "cm" and sampler in ORDINARY:
         raise UsageError(
             f"the sampler {sampler} walks diffusion models, but this one was made to jump: cm, tcd or lcm."
+        )
+    if own in TWO_TIMES and not getattr(checkpoint.model.config, "is_told_target", True):
+        raise UsageError(
+            f"the model's scheduler is for {own}, whose networks are told where a step lands, but the network is not "
+            "(its config has no target_embed_type): one of the two files is of another model."
         )
     module = getattr(cmjax, sampler)
     with bad_input():

@@ -28,7 +28,7 @@ from cmjax.io import Checkpoint, ImageData
 from cmjax.io.configs import read_json, write_json
 from cmjax.io.image_sets import read_images
 from cmjax.io.images import to_uint8, write_png
-from cmjax.models import UNet, from_nnx
+from cmjax.models import UNet, from_nnx, with_target
 from cmjax.samplers.cm import CMConfig
 
 __all__ = ["run"]
@@ -104,13 +104,18 @@ def run(options: TrainOptions) -> None:
 def _first_model(settled: RunConfig, start: Checkpoint | None, teacher: Checkpoint | None) -> tuple[Any, str]:
     """What a run begins with, and its name: the model of --init, a copy of a teacher of its kind, or new weights."""
     if start is not None:
-        return start.model, "of --init"
-    if teacher is not None and teacher.model.config == settled.network:
+        return _as_settled(start.model, settled), "of --init"
+    if teacher is not None and _as_settled(teacher.model, settled).config == settled.network:
         meanings = [[getattr(c, name, None) for name in _MEANING] for c in (settled.config, teacher.config)]
         if meanings[0] == meanings[1]:
-            return teacher.model, "the teacher's"
+            return _as_settled(teacher.model, settled), "the teacher's"
     rngs = nnx.Rngs(settled.recipe.seed)
     return from_nnx(UNet(settled.network, rngs=rngs, dtype=jnp.dtype(settled.dtype))), "new"
+
+
+def _as_settled(model: Any, settled: RunConfig) -> Any:
+    """Give a network of one time the embedding of a second, where the method tells it."""
+    return with_target(model) if settled.recipe.method.is_told_target else model
 
 
 def _check_fit(data: ImageData, settled: RunConfig, teacher: Any) -> None:

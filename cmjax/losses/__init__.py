@@ -11,6 +11,7 @@ from cmjax.losses.continuous import continuous_consistency, infinitesimal_consis
 from cmjax.losses.ctm import balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import consistency_distillation, progressive_distillation
+from cmjax.losses.mean_flow import logit_normal, mean_flow, shortcut
 from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
 from cmjax.losses.prediction import noise_prediction
 from cmjax.losses.proposals import Proposal, karras, lognormal
@@ -40,11 +41,14 @@ __all__ = [
     "l1",
     "l2",
     "latent_consistency_distillation",
+    "logit_normal",
     "lognormal",
+    "mean_flow",
     "min_snr",
     "noise_prediction",
     "progressive_distillation",
     "pseudo_huber",
+    "shortcut",
     "snr",
     "snr_plus_one",
     "trajectory_distillation",

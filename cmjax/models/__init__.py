@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmjax.models.layers import guidance_embedding
 from cmjax.models.network import Network, combine, from_function, from_linen, from_nnx, partition, train_only
+from cmjax.models.two_times import told_length, with_target
 from cmjax.models.unet2d import UNet, UNetConfig
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ __all__ = [
     "guidance_embedding",
     "partition",
     "train_only",
+    "told_length",
     "vp_from_sigma",
+    "with_target",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from cmjax.samplers import cm, ddim, dpmpp, euler, euler_ancestral, flow, heun, lcm, scm, tcd
+from cmjax.samplers import cm, ctm, ddim, dpmpp, euler, euler_ancestral, flow, heun, lcm, meanflow, scm, tcd
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, step
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SamplerConfig",
     "SamplerState",
     "cm",
+    "ctm",
     "ddim",
     "dpmpp",
     "euler",
@@ -19,13 +20,14 @@ __all__ = [
     "flow",
     "heun",
     "lcm",
+    "meanflow",
     "sampler_of",
     "scm",
     "step",
     "tcd",
 ]
 
-ALL = (cm, tcd, lcm, flow, scm, ddim, euler, euler_ancestral, dpmpp, heun)
+ALL = (cm, tcd, lcm, flow, scm, ctm, meanflow, ddim, euler, euler_ancestral, dpmpp, heun)
 CONFIGS: dict[type[SamplerConfig], ModuleType] = {  # a sampler whose files have several classes lists them in CONFIGS
     config: sampler for sampler in ALL for config in getattr(sampler, "CONFIGS", (sampler.Config,))
 }

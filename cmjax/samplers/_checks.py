@@ -7,13 +7,15 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from cmjax._numerics import is_traced
+from cmjax._numerics import f32, is_traced
 
 __all__ = [
     "concrete",
     "count_steps",
+    "etas",
     "exactly_one",
     "fraction",
     "last_part",
@@ -58,6 +60,19 @@ def concrete(name: str, values: Any) -> np.ndarray:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be numbers, got {values!r:.60}.") from error
+
+
+def etas(eta: Any, n: int) -> Any:
+    """Check one eta for each step, f32[n]; NaN where a traced one is out of range."""
+    eta = f32(jnp.asarray(eta)) if is_traced(eta) else concrete("eta", eta)
+    if eta.shape not in ((), (n,)):
+        raise ValueError(f"eta must be a scalar or have one value per step, ({n},), got shape {eta.shape}.")
+    in_range = (eta >= 0) & (eta <= 1)
+    if is_traced(eta):
+        return jnp.broadcast_to(jnp.where(in_range, eta, jnp.nan), (n,))
+    if not in_range.all():
+        raise ValueError(f"eta must lie in [0, 1], got {eta}.")
+    return np.broadcast_to(eta, (n,))
 
 
 def fraction(name: str, value: Any) -> float:

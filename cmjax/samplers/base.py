@@ -144,6 +144,10 @@ class SamplerState(Struct, abc.ABC):
         """The network's inputs for this step: x, perhaps scaled, f[B, *S], and the timestep, f32[] or i32[]."""
         return x, self.now(self.timesteps)
 
+    def model_options(self) -> dict[str, Array]:
+        """What the network is passed by name beside x, t and cond: `s=`, if it is told where the step lands too."""
+        return {}
+
     @abc.abstractmethod
     def predict(self, model_out: Array, x: Array) -> Prediction:
         """Compute x0 and eps from the network's output and the x that it was given, both f[B, *S]."""
@@ -207,7 +211,8 @@ def _narrow(value: Any) -> Any:
 def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | None = None) -> tuple[StateT, Array]:
     """Take one step: predict x0, edit it, return to the next noise level.
 
-    The model is the caller's: `x_in, t = model_input(state, x)`, then `model_out = model(x_in, t, cond)`.
+    The model is the caller's: `x_in, t = model_input(state, x)`, then `model_out = model(x_in, t, cond)`; for samplers
+    of networks that are told where a step lands, `model(x_in, t, cond, **state.model_options())`.
 
     Args:
       state: a path, at its current step.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax._struct import static
 from cmjax.samplers import _flow
-from cmjax.samplers._checks import concrete
+from cmjax.samplers._checks import etas
 from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
 
@@ -171,22 +171,9 @@ def init(
         index=0,
         timesteps=told,
         sigmas=path,
-        etas=_etas(eta, len(levels)),
+        etas=etas(eta, len(levels)),
         inverted=config.invert_sigmas,
     )
-
-
-def _etas(eta: Any, n: int) -> Any:
-    """One eta for each step, f32[n]; NaN where a traced one is out of range."""
-    eta = f32(jnp.asarray(eta)) if is_traced(eta) else concrete("eta", eta)
-    if eta.shape not in ((), (n,)):
-        raise ValueError(f"eta must be a scalar or have one value per step, ({n},), got shape {eta.shape}.")
-    in_range = (eta >= 0) & (eta <= 1)
-    if is_traced(eta):
-        return jnp.broadcast_to(jnp.where(in_range, eta, jnp.nan), (n,))
-    if not in_range.all():
-        raise ValueError(f"eta must lie in [0, 1], got {eta}.")
-    return np.broadcast_to(eta, (n,))
 
 
 Config, State = FlowConfig, FlowState

@@ -346,7 +346,8 @@ def _walk(
     def body(carry, key):
         state, x = carry
         x_in, t = state.model_input(x)
-        state, x, pred = advance(state, model(x_in, t, cond), x, key, edit)
+        out = _call(model, x_in, t, cond, **state.model_options())
+        state, x, pred = advance(state, out, x, key, edit)
         return (state, x), (x, pred.x0) if keep or on_step else None
 
     if remat:
@@ -362,6 +363,19 @@ def _walk(
         return _until_the_end(body, state, x, keys), None
     (_, x), kept = jax.lax.scan(body, (state, x), keys)
     return x, kept
+
+
+def _call(model: ModelFn, x: Array, t: Array, cond: Cond, **options: Array) -> Array:
+    """Call the model; refuse one that cannot be told where a step lands, if the sampler says so."""
+    try:
+        return model(x, t, cond, **options)
+    except TypeError as error:
+        if "s" in options and "unexpected keyword argument 's'" in str(error):
+            raise TypeError(
+                "model must take s, where the step lands, for this sampler: model(x, t, cond, s=s). A network that is "
+                "told one time only is for the other samplers."
+            ) from error
+        raise
 
 
 def _reporting(body: Callable[..., Any], on_step: OnStep, start: Array, keep: bool) -> Callable[..., Any]:

@@ -108,6 +108,27 @@ def scaled(make: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda w: make(jax.tree_util.Partial(lambda w, x, t, cond, key=None: w * x, jnp.float32(w)), VP)
 
 
+def average_velocity(data: Gaussian) -> Any:
+    """u(x, t, r) of the data's flow, exactly; where r = t the velocity itself, as the limit of a short step."""
+
+    def u(x, t, r, cond=None, *, key=None):
+        r = jnp.where(t - r < 2e-3, t - 2e-3, r)
+        landed = data.flow(x, (1 - t, t), (1 - r, r))
+        return (x - landed) / (t - r)[:, None]
+
+    return u
+
+
+def velocity_of_a_line(w: Any) -> Any:
+    """The velocity of a network w x, as a pytree."""
+    return jax.tree_util.Partial(lambda w, x, t, r, cond=None, key=None: w * x, jnp.float32(w))
+
+
+def of_one(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss that has no target function."""
+    return lambda f, _, *args, **options: loss(f, *args, **options)
+
+
 CASES = {
     "consistency_training": Case(
         functools.partial(losses.consistency_training, num_scales=20), consistency, linear
@@ -119,11 +140,11 @@ CASES = {
     "progressive_distillation": Case(halved, denoiser, linear, calls=1),
     "denoising": Case(denoised, denoiser, linear, calls=1),
     "continuous_consistency": Case(
-        lambda f, _, *args, **options: losses.continuous_consistency(f, *args, **options),
+        of_one(losses.continuous_consistency),
         exact_trigflow, linear_trigflow, calls=1,
     ),
     "infinitesimal_consistency": Case(
-        lambda f, _, *args, **options: losses.infinitesimal_consistency(f, *args, **options),
+        of_one(losses.infinitesimal_consistency),
         consistency, linear, calls=1,
     ),
     "consistency_trajectory": Case(
@@ -132,6 +153,15 @@ CASES = {
         ),
         lambda data: data.to, linear_jump, WIDE, calls=4,
     ),
+    "mean_flow": Case(
+        of_one(functools.partial(losses.mean_flow, instant=0.5, power=0.0)),
+        average_velocity, velocity_of_a_line, calls=1,
+    ),
+    "mean_flow, improved": Case(
+        of_one(functools.partial(losses.mean_flow, instant=0.5, power=0.0, improved=True)),
+        average_velocity, velocity_of_a_line, calls=2,
+    ),
+    "shortcut": Case(functools.partial(losses.shortcut, share=0.5), average_velocity, velocity_of_a_line, calls=3),
     "trajectory_distillation": Case(
         along(losses.trajectory_distillation),
         lambda data: vp_gaussian.trajectory(data, VP), scaled(cmjax.tcd.trajectory_fn), BELL

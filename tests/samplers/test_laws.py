@@ -41,6 +41,8 @@ KINDS = [
         "lcm", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, id="lcm-v-zero-snr", marks=LATER
     ),
     pytest.param("flow", {"shift": 3.0, "invert_sigmas": True}, {"eta": 0.3}, id="flow-inverted-eta.3", marks=LATER),
+    pytest.param("ctm", {}, {"eta": 0.6}, id="ctm-eta.6"),
+    pytest.param("meanflow", {}, {"eta": 0.3}, id="meanflow-eta.3", marks=LATER),
     pytest.param(
         "ddim",
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", **LATENTS},
@@ -79,8 +81,8 @@ class Net(Struct):
 
     gain: jax.Array
 
-    def __call__(self, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
-        told = self.gain * t.astype(jnp.float32) / 1000.0
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any, s: Any = 0.0) -> jax.Array:
+        told = self.gain * (t.astype(jnp.float32) - 0.5 * s) / 1000.0
         if cond is not None:
             told = told + cond.reshape(cond.shape + (1,) * (x.ndim - 1))
         return (0.3 * x.astype(jnp.float32) + told).astype(x.dtype)
@@ -110,7 +112,8 @@ def taken(state: Any, out: jax.Array, x: jax.Array, z: jax.Array) -> tuple[jax.A
     """Everything that one step computes, with the noise given."""
     x_in, t = state.model_input(x)
     pred = state.predict(out, x)
-    return x_in, t.astype(jnp.float32), *pred, state.renoise(pred, z), *state.rates()
+    told = (t.astype(jnp.float32), *state.model_options().values())
+    return x_in, *told, *pred, state.renoise(pred, z), *state.rates()
 
 
 def at(state: Any, index: int) -> Any:
@@ -183,10 +186,11 @@ def test_2_jit_equals_eager_and_scan_equals_the_loop(name: str, config: Any, opt
     state_jit = state_jit.begin(x)  # or not: as `state`
     for key in jax.random.split(KEY, first.num_steps):
         x_in, t = cmjax.model_input(state, x)
-        out = NET(x_in, t, None)
+        out = NET(x_in, t, None, **state.model_options())
         x0s.append(state.predict(out, x).x0)
         state, x = cmjax.step(state, out, x, key)
-        state_jit, x_jit = step(state_jit, NET(*cmjax.model_input(state_jit, x_jit), None), x_jit, key)
+        out = NET(*cmjax.model_input(state_jit, x_jit), None, **state_jit.model_options())
+        state_jit, x_jit = step(state_jit, out, x_jit, key)
         close(x_jit, x)
         xs.append(x)
     walked = jax.jit(cmjax.trajectory)(NET, first, start(first), KEY)
@@ -247,6 +251,9 @@ def test_4_no_value_recompiles(sampler: ModuleType) -> None:
         (cmjax.tcd, "eta", [0.0, 0.3, 1.0]),
         (cmjax.tcd, "eta", [[0.0, 0.3], [0.3, 0.0], [1.0, 0.5]]),
         (cmjax.flow, "eta", [0.0, 0.3, 1.0]),
+        (cmjax.ctm, "eta", [0.0, 0.3, 1.0]),
+        (cmjax.ctm, "sigmas", [[80.0, 2.0], [70.0, 1.0], [10.0, 0.5]]),
+        (cmjax.meanflow, "sigmas", [[1.0, 0.5], [1.0, 0.7], [0.9, 0.3]]),
         (cmjax.ddim, "eta", [0.0, 0.3, 1.0]),
     ],
 )
@@ -376,9 +383,11 @@ def gaussian_prediction(name: str, state: Any, k: int, x: Any) -> Prediction:
     if name in ("lcm", "scm"):
         x0 = flow(alpha, sigma, 1.0, 0.0, x)
         return Prediction(x0, (x - alpha * x0) / sigma)
-    if name == "flow":
+    if name in ("flow", "meanflow"):
         sigma_s = float((1 - state.etas[k]) * state.sigmas[k + 1])
         alpha_s = 1 - sigma_s
+    elif name == "ctm":
+        alpha_s, sigma_s = 1.0, float(state.landings[k])
     elif name == "tcd":
         alpha_s, sigma_s = float(state.landing_alphas[k]), float(state.landing_sigmas[k])
     else:
@@ -394,7 +403,7 @@ def gaussian_prediction(name: str, state: Any, k: int, x: Any) -> Prediction:
 
 
 ALPHA_0 = np.sqrt(1 - 0.00085)  # TCD ends at timestep 0: beta_start of the noise is left
-END = {"cm": (1.0, 0.002), "tcd": (ALPHA_0, np.sqrt(0.00085))}  # others end at clean data
+END = {"cm": (1.0, 0.002), "ctm": (1.0, 0.002), "tcd": (ALPHA_0, np.sqrt(0.00085))}  # others end at clean data
 
 
 @each_kind
@@ -423,7 +432,18 @@ class GaussianNet(Struct):
     end: jax.Array
     name: str = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any, s: Any = None) -> jax.Array:
+        if self.name == "meanflow":  # the average velocity from t to s
+            t, s = t / 1000.0, s / 1000.0
+            shrink = jnp.sqrt((((1 - s) * SPREAD) ** 2 + s**2) / (((1 - t) * SPREAD) ** 2 + t**2))
+            return (x - (1 - s) * MEAN - shrink * (x - (1 - t) * MEAN)) / (t - s)
+        if self.name == "ctm":
+            sigma, low, data = jnp.exp(t / 250.0), jnp.exp(s / 250.0), 0.5
+            size = jnp.sqrt(sigma**2 + data**2)
+            x = x * size
+            landed = MEAN + jnp.sqrt((SPREAD**2 + low**2) / (SPREAD**2 + sigma**2)) * (x - MEAN)
+            x0 = (landed - low / sigma * x) / (1 - low / sigma)
+            return (x0 - data**2 / size**2 * x) * size / (sigma * data)
         if self.name == "flow":  # the velocity eps - x0 of data that end in one step
             s = t / 1000.0
             return (x - self.clean(1.0 - s, s, x)) / s
@@ -451,7 +471,8 @@ def test_8_samples_of_gaussian_data_have_its_mean_and_variance(sampler: ModuleTy
     """40,000 draws through the whole loop: were noise used twice, the variance would show it."""
     is_cm = sampler is cmjax.cm
     config = cmjax.cm.CMConfig(clip_denoised=False) if is_cm else sampler.Config()
-    state = sampler.init(config, num_steps=4, **({"eta": 1.0} if sampler in (cmjax.tcd, cmjax.flow) else {}))
+    etas = {cmjax.tcd: 1.0, cmjax.flow: 1.0, cmjax.ctm: 0.5, cmjax.meanflow: 0.5}
+    state = sampler.init(config, num_steps=4, **({"eta": etas[sampler]} if sampler in etas else {}))
     alphas, sigmas = cmjax.schedules.rates(cmjax.schedules.alphas_cumprod())
     end = np.array([alphas[0], sigmas[0]] if sampler is cmjax.tcd else [1.0, 0.0])
     net = GaussianNet(
@@ -486,7 +507,7 @@ def test_9_an_edit_to_itself_changes_nothing_and_a_constant_pins(sampler: Module
     same = walk(NET, state, x, KEY, edit=jax.tree_util.Partial(lambda x0: x0))
     for k in range(state.num_steps):  # where x0 = 14 x - …, rounding is larger in x0 than in x
         close(same.x[k], plain.x[k], 1e-5)
-    close(same.x[-1], plain.x0[-1] if sampler is cmjax.tcd else plain.x[-1], 1e-5)
+    close(same.x[-1], plain.x0[-1] if sampler in (cmjax.tcd, cmjax.ctm) else plain.x[-1], 1e-5)
     answer = jnp.tanh(normal(7))
     pinned = walk(NET, state, x, KEY, edit=Pin(answer))
     np.testing.assert_array_equal(pinned.x[-1], answer)
@@ -571,7 +592,7 @@ def test_12_generate_is_the_loop_by_hand(sampler: ModuleType, per_image: bool) -
     x = cmjax.prior(state, k_x, SHAPE)
     for k in steps:
         x_in, t = cmjax.model_input(state, x)
-        state, x = cmjax.step(state, NET(x_in, t, None), x, k)
+        state, x = cmjax.step(state, NET(x_in, t, None, **state.model_options()), x, k)
     close(generate(NET, first, key, SHAPE), x)
 
 
@@ -606,6 +627,8 @@ PUBLISHED = {
         invert_sigmas shift_terminal use_karras_sigmas use_exponential_sigmas use_beta_sigmas time_shift_type
         stochastic_sampling""",
     "scm": "num_train_timesteps prediction_type sigma_data",
+    "ctm": "sigma_min sigma_max sigma_data rho",
+    "meanflow": "num_train_timesteps",
     "cm": "num_train_timesteps sigma_min sigma_max sigma_data s_noise rho clip_denoised",
     "vp": """num_train_timesteps beta_start beta_end beta_schedule trained_betas original_inference_steps clip_sample
         clip_sample_range set_alpha_to_one steps_offset prediction_type thresholding dynamic_thresholding_ratio
@@ -618,8 +641,8 @@ def test_13_config_to_json_to_config(sampler: ModuleType, tmp_path: Any) -> None
     name = sampler.__name__.split(".")[-1]
     keys = {field.name for field in dataclasses.fields(sampler.Config)} - {"extra"}
     assert keys == set(PUBLISHED.get(name, PUBLISHED["vp"]).split())
-    changes = {"num_train_timesteps": 3}
-    if name not in ("cm", "flow", "scm"):
+    changes = {"sigma_min": 0.003} if name == "ctm" else {"num_train_timesteps": 3}
+    if name not in ("cm", "ctm", "flow", "meanflow", "scm"):
         changes |= {"trained_betas": [0.1, 0.2, 0.3]}  # pyright: ignore
     if name in ("tcd", "lcm"):
         changes |= {"original_inference_steps": 2}

@@ -17,7 +17,7 @@ LABELS = np.arange(20) % 3
 SAMPLED = {name: kind for name, kind in training.METHODS.items() if kind is not training.Autoencoding}  # of a ModelFn
 
 
-def network(params, x, t, cond, key=None):
+def network(params, x, t, cond, key=None, s=None):
     """Gain, bias, and a shift by class."""
     if cond is not None:
         x = x + params["class"][cond][:, None, None, None]

@@ -103,14 +103,24 @@ class TimestepEmbedding(nnx.Module):
       act: the activation's name.
       also: width of a second embedding, such as that of a guidance scale, which is projected and added to the input;
         None for none. Its projection begins as 0.
+      zero: whether the second layer's kernel begins as 0.
       rngs: keys of the initial weights.
     """
 
-    def __init__(self, dim: int, width: int, *, act: str = "silu", also: int | None = None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        *,
+        act: str = "silu",
+        also: int | None = None,
+        zero: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.act = activation(act)
         self.linear_1 = Linear(dim, width, rngs=rngs)
         self.cond_proj = None if also is None else Linear(also, dim, bias=False, zero=True, rngs=rngs)
-        self.linear_2 = Linear(width, width, rngs=rngs)
+        self.linear_2 = Linear(width, width, zero=zero, rngs=rngs)
 
     def __call__(self, emb: Array, also: Array | None = None) -> Array:
         """Map f32[B, dim], and the second embedding f32[B, also], to f32[B, width]."""

@@ -83,6 +83,9 @@ class UNetConfig:
         embedded as t is) or "identity" (the condition is already an embedding).
       num_class_embeds: number of classes, or None for an unconditional network; no effect with a class_embed_type.
       num_train_timesteps: rows of the learned time table.
+      target_embed_type: "timestep" for a network that is told where a step lands too, as `s=`, in an embedding like
+        that of the time; None for others. diffusers does not know this key. (A network whose class_embed_type is
+        "timestep" can be told s in place of a class.)
 
     Raises:
       ValueError: an option is not supported or two options contradict each other.
@@ -125,6 +128,7 @@ class UNetConfig:
     class_embed_type: Annotated[str | None, _CLASS_EMBEDS] = None
     num_class_embeds: Annotated[int | None, _POSITIVE, _MOST_ROWS] = None
     num_train_timesteps: Annotated[int | None, _POSITIVE, _MOST_ROWS] = None
+    target_embed_type: Annotated[str | None, one_of(None, "timestep")] = None
 
     def __post_init__(self):
         check_fields(self)
@@ -216,6 +220,11 @@ class UNetConfig:
         """Whether the network takes a condition."""
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
+    @property
+    def is_told_target(self) -> bool:
+        """Whether the network takes s, where a step lands."""
+        return self.target_embed_type is not None or self.class_embed_type == "timestep"
+
     def num_groups(self, channels: int) -> int:
         """Groups of a norm over so many channels, outside skip and K blocks."""
         return num_groups(channels, self.norm_num_groups)
@@ -247,4 +256,6 @@ class UNetConfig:
     def to_dict(self) -> dict[str, Any]:
         """Write the mapping of a diffusers config.json: every option, lists for tuples, and the class name."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        if self.target_embed_type is None:  # diffusers warns of keys that it does not know
+            del values["target_embed_type"]
         return {"_class_name": "UNet2DModel", **values}

@@ -94,6 +94,10 @@ class UNet(nnx.Module):
             self.class_embedding = ClassEmbedding(config.num_class_embeds, config.time_width, rngs=rngs)
         else:
             self.class_embedding = None
+        if config.target_embed_type is None:
+            self.target_embedding = None
+        else:  # begins as 0: a network that is given one computes what it did
+            self.target_embedding = TimestepEmbedding(width, config.time_width, zero=True, rngs=rngs)
 
     def _time(self, t: Array) -> Array:
         """Show times f[B] to the network: f32[B, D]."""
@@ -104,9 +108,12 @@ class UNet(nnx.Module):
             return self.time_proj(t.astype(jnp.int32))
         return positional(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
 
-    def _embed(self, t: Array, cond: Array | None) -> Array:
-        """The sum of the time's and the class's embedding: f32[B, E]."""
+    def _embed(self, t: Array, cond: Array | None, s: Array | None) -> Array:
+        """The sum of the time's, the target's and the class's embedding: f32[B, E]."""
         emb = self.time_embedding(self._time(t))
+        if self.target_embedding is not None:
+            assert s is not None
+            emb = emb + self.target_embedding(self._time(s))
         if cond is None:
             return emb
         if isinstance(self.class_embedding, ClassEmbedding):
@@ -115,7 +122,9 @@ class UNet(nnx.Module):
             return emb + self.class_embedding(self._time(cond))
         return emb + f32(cond)
 
-    def __call__(self, x: Array, t: Array, cond: Array | None = None, *, key: Key | None = None) -> Array:
+    def __call__(
+        self, x: Array, t: Array, cond: Array | None = None, *, s: Array | None = None, key: Key | None = None
+    ) -> Array:
         """Compute the network's output.
 
         Args:
@@ -124,6 +133,7 @@ class UNet(nnx.Module):
           cond: class labels, i32[B] or i32[] for all, or how much of each class, f[B, classes], rows that sum to 1 (a
             mixture of their embeddings, to go from one to another); or what `config.class_embed_type` says. None
             exactly for an unconditional network. A traced label out of range gives NaN.
+          s: what the network is told of where a step lands: f[] or f[B]. None exactly for networks that are not told.
           key: a key for the dropout; None for none.
 
         Returns:
@@ -134,9 +144,12 @@ class UNet(nnx.Module):
         """
         x_dtype, t = x.dtype, jnp.asarray(t)
         _check_x(self.config, x, t)
+        s = _check_target(self.config, s, x.shape[0])
+        if s is not None and self.target_embedding is None:
+            cond, s = _as_class(s, cond), None
         cond = _check_cond(self.config, cond, x.shape[0])
         t = jnp.broadcast_to(t, x.shape[:1])
-        emb, keys = self._embed(t, cond), dropout_keys(key, self.config.dropout)
+        emb, keys = self._embed(t, cond, s), dropout_keys(key, self.config.dropout)
         h = 2 * x - 1 if self.config.center_input_sample else x
         h, picture = self.conv_in(h), h  # skip blocks carry a small picture past the others
         skips = [h]
@@ -186,6 +199,33 @@ def _check_x(config: UNetConfig, x: Array, t: Array):
         )
     if t.shape not in ((), x.shape[:1]):
         raise ValueError(f"t must have shape () or ({x.shape[0]},) for x of shape {x.shape}, got {t.shape}.")
+
+
+def _check_target(config: UNetConfig, s: Array | None, batch: int) -> Array | None:
+    """Refuse a target that the network is not told, and the lack of one; broadcast one target over the batch."""
+    if s is None:
+        if config.target_embed_type is not None:
+            raise ValueError(
+                "s is missing: the network is told where a step lands (target_embed_type), as by the samplers ctm and "
+                "meanflow."
+            )
+        return None
+    if not config.is_told_target:
+        raise ValueError(
+            "s must be None: the network is told one time only (its target_embed_type is None). Take another sampler, "
+            "or give the network the embedding: cmjax.models.with_target."
+        )
+    s = jnp.asarray(s)
+    if s.shape not in ((), (batch,)):
+        raise ValueError(f"s must have shape () or ({batch},) for a batch of {batch}, got {s.shape}.")
+    return jnp.broadcast_to(s, (batch,))
+
+
+def _as_class(s: Array, cond: Array | None) -> Array:
+    """Tell the target by the class embedding of numbers, where there is one."""
+    if cond is not None:
+        raise ValueError("cond must be None where s is given: this network has one embedding for either.")
+    return s
 
 
 def _check_cond(config: UNetConfig, cond: Array | None, batch: int) -> Array | None:

@@ -18,6 +18,7 @@ from cmjax.training.methods.distillation import (
     ContinuousDistillation,
     ProgressiveDistillation,
 )
+from cmjax.training.methods.two_times import ConsistencyTrajectory, MeanFlow, Shortcut
 from cmjax.training.methods.vp_distillation import (
     LatentConsistencyDistillation,
     PhasedConsistency,
@@ -30,6 +31,7 @@ __all__ = [
     "Autoencoding",
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "ConsistencyTrajectory",
     "ContinuousDistillation",
     "ContinuousTraining",
     "Denoising",
@@ -37,11 +39,13 @@ __all__ = [
     "ImprovedConsistencyTraining",
     "LatentConsistencyDistillation",
     "Learner",
+    "MeanFlow",
     "Method",
     "NoisePrediction",
     "PhasedConsistency",
     "ProgressiveDistillation",
     "SegmentedTrajectory",
+    "Shortcut",
     "TrajectoryDistillation",
 ]
 
@@ -59,5 +63,8 @@ METHODS: dict[str, type[Method]] = {
     "pcm": PhasedConsistency,
     "tscd": SegmentedTrajectory,
     "vp": NoisePrediction,
+    "ctm": ConsistencyTrajectory,
+    "meanflow": MeanFlow,
+    "shortcut": Shortcut,
     "autoencoder": Autoencoding,
 }

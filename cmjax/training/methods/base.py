@@ -46,6 +46,7 @@ class Method(abc.ABC):
     needs_teacher: ClassVar[bool] = False
     teacher_type: ClassVar[type] = CMConfig
     shared: ClassVar[tuple[str, ...]] = ()  # what a student's config has in common with its teacher's
+    is_told_target: ClassVar[bool] = False  # whether the network is told where a step lands, too
     sample_steps: ClassVar[int] = 2  # of the pictures that show how far a run is
 
     def __post_init__(self) -> None:
