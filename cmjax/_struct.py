@@ -35,7 +35,7 @@ class Struct:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
-        jax.tree_util.register_dataclass(cls)
+        _register(cls)
 
     def replace(self, **changes: Any) -> Self:
         """Copy with some fields changed."""
@@ -44,6 +44,36 @@ class Struct:
     def __repr__(self) -> str:
         fields = [f for f in dataclasses.fields(self) if f.repr]  # pyright: ignore[reportArgumentType]
         return f"{type(self).__name__}({', '.join(f'{f.name}={_brief(getattr(self, f.name))}' for f in fields)})"
+
+
+def _register(cls: Any) -> None:
+    """Make a pytree of a class.
+
+    Not by `jax.tree_util.register_dataclass`: with it, JAX 0.10 holds structures of different classes for equal, and a
+    program that was compiled for one sampler's state may then run for another's.
+    """
+    fields = dataclasses.fields(cls)
+    leaves, statics = (
+        tuple(field.name for field in fields if bool(field.metadata.get("static")) is wanted)
+        for wanted in (False, True)
+    )
+    names = [jax.tree_util.GetAttrKey(name) for name in leaves]
+
+    def parts(struct: Any) -> tuple[Any, Any]:
+        values = struct.__dict__
+        return tuple([values[name] for name in leaves]), tuple([values[name] for name in statics])
+
+    def named(struct: Any) -> tuple[Any, Any]:
+        children, chosen = parts(struct)
+        return tuple(zip(names, children, strict=True)), chosen
+
+    def whole(chosen: Any, children: Any) -> Any:
+        struct = object.__new__(cls)
+        struct.__dict__.update(zip(leaves, children, strict=True))
+        struct.__dict__.update(zip(statics, chosen, strict=True))
+        return struct
+
+    jax.tree_util.register_pytree_with_keys(cls, named, whole, parts)
 
 
 def _brief(value: Any) -> str:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import cmjax
 from cmjax._struct import Struct, static
 
 
@@ -34,6 +35,25 @@ def test_a_struct_is_a_pytree_with_static_fields() -> None:
     assert paths == [".slope", ".offset"]
     grads = jax.grad(lambda line: line(jnp.float32(3.0)).sum())(LINE)
     assert grads.slope == 9.0
+
+
+def test_classes_with_the_same_fields_have_other_structures() -> None:
+    """Else a program that was compiled for one may run for the other."""
+
+    class Other(Struct):
+        slope: jax.Array
+        offset: jax.Array
+        name: str = static(default="line")
+
+    other = Other(LINE.slope, LINE.offset, name="a")
+    assert jax.tree.structure(LINE) != jax.tree.structure(other)
+    assert jax.tree.structure(LINE) == jax.tree.structure(LINE.replace(slope=1.0))
+    config = cmjax.ddim.DDIMConfig(clip_sample=False)
+    states = [cmjax.pad(path, 3) for path in (cmjax.lcm.init(config, 1), cmjax.ddim.init(config, 2))]
+    structures = {jax.tree.structure(state) for state in states}
+    assert len(structures) == 2
+    assert len({str(structure).partition("State")[2] for structure in structures}) == 1
+    assert [str(path[0]) for path, _ in jax.tree_util.tree_leaves_with_path(LINE)] == [".slope", ".offset"]
 
 
 def test_it_is_frozen_and_replaced() -> None:
