@@ -47,7 +47,8 @@ class HeunState(SigmaState):
     and correct the step before. So the n levels of `init` are 2 n - 1 steps, and all but the first are listed twice.
 
     Attributes:
-      bend: f32[2 n - 1], half of the step before, (σ' - σ) / 2, where a step corrects; 0 elsewhere.
+      bend: f32[2 n - 1], half of the step before, (σ' - σ) / 2, where a step corrects; 0 elsewhere, and where the step
+        before came from noise alone.
     """
 
     bend: Array
@@ -77,7 +78,7 @@ def init(
       sigmas: noise levels to visit, strictly decreasing, in place of num_steps. The path ends at 0.
 
     Returns:
-      A state at index 0, whose num_steps is 2 n - 1.
+      A state at index 0, whose num_steps is 2 n - 1. A step from noise alone (zero terminal SNR) is not corrected.
 
     Raises:
       ValueError: an argument or a value of the config is out of range.
@@ -98,6 +99,8 @@ def init(
     times, levels = _levels.ladder(config, num_steps, timesteps, sigmas)
     bend = np.zeros(2 * len(times) - 1)
     bend[1::2] = np.diff(levels[:-1]) / 2
+    if config.rescale_betas_zero_snr and times[0] == config.num_train_timesteps - 1:
+        bend[1:2] = 0.0  # half of an endless step, times a difference of two slopes
     return build(
         HeunState,
         index=0,

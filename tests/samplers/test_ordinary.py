@@ -127,6 +127,16 @@ def test_orders_of_convergence(module: Any, order: int) -> None:
     assert few < (0.2 if order == 1 else 0.03)
 
 
+def test_heun_does_not_correct_a_step_from_noise_alone() -> None:
+    """Half of the step from the level 4096 would be 2,000 times what the network's slopes differ by."""
+    config = dataclasses.replace(CONFIG, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    state = heun.init(config, 4)
+    assert state.bend[1] == 0.0 and state.bend[3] < 0.0
+    assert heun.init(config, timesteps=[900, 500]).bend[1] < 0.0
+    samples = walked(state, state.init_noise_sigma * normal(9), OUTS, ZS)
+    np.testing.assert_allclose(samples[1], samples[2], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("module", "options"),
     [(ddim, {"eta": 1.0}), (euler_ancestral, {}), (dpmpp, {"algorithm_type": "sde-dpmsolver++"})],
@@ -214,7 +224,10 @@ VALUES = [
     (lambda: ddim.init(CONFIG), "Give exactly one of num_steps and timesteps, got none."),
     (lambda: euler.init(EULER, 2, sigmas=[1.0]), "Give exactly one of num_steps, timesteps and sigmas, got num_steps"),
     (lambda: ddim.init(CONFIG, 4, eta=1.5), "eta must lie in [0, 1], got 1.5."),
-    (lambda: ddim.init(CONFIG, 4, eta=[0.1]), "eta must be a scalar or have one value per step, (4,), got shape (1,)."),
+    (
+        lambda: ddim.init(CONFIG, 4, eta=[0.1]),
+        "eta must be a scalar or have one value per step, (4,), or one per image",
+    ),
     (lambda: ddim.init(ZERO_SNR, 4), "prediction_type 'epsilon' divides by alpha, which is 0 at the last timestep"),
     (lambda: heun.init(ZERO_SNR, 4), "prediction_type 'epsilon' divides by alpha, which is 0 at the last timestep"),
     (
