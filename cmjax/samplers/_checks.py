@@ -21,6 +21,7 @@ __all__ = [
     "last_part",
     "least_strength",
     "right_config",
+    "steps_last",
     "strictly_decreasing",
 ]
 
@@ -62,17 +63,29 @@ def concrete(name: str, values: Any) -> np.ndarray:
         raise TypeError(f"{name} must be numbers, got {values!r:.60}.") from error
 
 
-def etas(eta: Any, n: int) -> Any:
-    """Check one eta for each step, f32[n]; NaN where a traced one is out of range."""
+def etas(eta: Any, n: int, *, per_image: bool = False) -> Any:
+    """Check one eta for each step, f32[n], or per image too, f32[B, n]; NaN where a traced one is out of range."""
     eta = f32(jnp.asarray(eta)) if is_traced(eta) else concrete("eta", eta)
-    if eta.shape not in ((), (n,)):
+    if per_image:
+        eta = steps_last(eta, n)
+    elif eta.shape not in ((), (n,)):
         raise ValueError(f"eta must be a scalar or have one value per step, ({n},), got shape {eta.shape}.")
-    in_range = (eta >= 0) & (eta <= 1)
+    in_range, shape = (eta >= 0) & (eta <= 1), (*eta.shape[:-1], n)
     if is_traced(eta):
-        return jnp.broadcast_to(jnp.where(in_range, eta, jnp.nan), (n,))
+        return jnp.broadcast_to(jnp.where(in_range, eta, jnp.nan), shape)
     if not in_range.all():
         raise ValueError(f"eta must lie in [0, 1], got {eta}.")
-    return np.broadcast_to(eta, (n,))
+    return np.broadcast_to(eta, shape)
+
+
+def steps_last(eta: Any, n: int) -> Any:
+    """Check η, and make steps the last axis, as states' tables have them: f[], f[n], f[B, 1] or f[B, n]."""
+    if eta.shape not in ((), (n,)) and not (eta.ndim == 2 and eta.shape[0] in (1, n) and eta.shape[1]):
+        raise ValueError(
+            f"eta must be a scalar or have one value per step, ({n},), or one per image of a batch, (1, B) or "
+            f"({n}, B), got shape {eta.shape}."
+        )
+    return eta.T
 
 
 def fraction(name: str, value: Any) -> float:

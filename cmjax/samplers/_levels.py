@@ -11,7 +11,7 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax.samplers import _vp
-from cmjax.samplers._checks import concrete, count_steps, exactly_one, strictly_decreasing
+from cmjax.samplers._checks import concrete, count_steps, exactly_one, steps_last, strictly_decreasing
 from cmjax.samplers._spacing import by_hand, spaced, spaced_between
 
 __all__ = ["end", "jump", "ladder", "refuse_growing", "respaced", "respacing", "table", "table_ladder", "told"]
@@ -146,6 +146,8 @@ def refuse_growing(levels: np.ndarray, last: float) -> None:
 def jump(alpha: np.ndarray, sigma: np.ndarray, eta: Any) -> tuple[Any, Any]:
     """How much of ε is kept at each next level, and how much noise there is fresh: f[n] each, of rates f64[n + 1].
 
+    Of one eta per image, f[B, n] each.
+
     x' = α' x0 + kept ε + fresh z with fresh = η σ' √(1 - r²), kept = √(σ'² - fresh²) and r = (σ' / α') / (σ / α): the
     posterior's noise at η = 1 (DDPM's), none at η = 0. The last step adds none, whatever η is.
 
@@ -154,15 +156,15 @@ def jump(alpha: np.ndarray, sigma: np.ndarray, eta: Any) -> tuple[Any, Any]:
     """
     eta = f32(eta) if is_traced(eta) else concrete("eta", eta)
     n = len(alpha) - 1
-    if eta.shape not in ((), (n,)):
-        raise ValueError(f"eta must be a scalar or have one value per step, ({n},), got shape {eta.shape}.")
+    eta = steps_last(eta, n)
     in_range = (eta >= 0) & (eta <= 1)
     if not is_traced(eta) and not in_range.all():
         raise ValueError(f"eta must lie in [0, 1], got {eta}.")
     ratio = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
     gone = np.maximum((1 - ratio) * (1 + ratio), 0.0)
     gone[-1] = 0.0
+    gone, after = (table.reshape((1,) * (eta.ndim - 1) + (n,)) for table in (gone, sigma[1:]))
     if is_traced(eta):
         eta = jnp.where(in_range, eta, jnp.nan)
-        return f32(sigma[1:]) * safe_sqrt(1 - eta**2 * f32(gone)), f32(sigma[1:] * np.sqrt(gone)) * eta
-    return sigma[1:] * np.sqrt(np.maximum(1 - eta**2 * gone, 0.0)), sigma[1:] * np.sqrt(gone) * eta
+        return f32(after) * safe_sqrt(1 - eta**2 * f32(gone)), f32(after * np.sqrt(gone)) * eta
+    return after * np.sqrt(np.maximum(1 - eta**2 * gone, 0.0)), after * np.sqrt(gone) * eta

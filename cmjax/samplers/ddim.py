@@ -11,6 +11,7 @@ import numpy as np
 from cmjax._numerics import f32
 from cmjax.samplers import _levels, _vp
 from cmjax.samplers._checks import exactly_one
+from cmjax.samplers._eta import weight
 from cmjax.samplers._spacing import spaced
 from cmjax.samplers._vp_state import VPState
 from cmjax.samplers.base import Prediction, build
@@ -51,8 +52,8 @@ class DDIMState(VPState):
     Attributes:
       alphas: f32[n + 1], α at the timesteps, then where the path ends.
       sigmas: f32[n + 1], σ there.
-      kept: f32[n], the weight of ε at the next level: σ' where η is 0.
-      fresh: f32[n], the weight of fresh noise, the paper's σ(η); kept² + fresh² = σ'². The last is 0.
+      kept: f32[n], or f32[B, n] of one η per image, the weight of ε at the next level: σ' where η is 0.
+      fresh: of that shape, the weight of fresh noise, the paper's σ(η); kept² + fresh² = σ'². The last is 0.
     """
 
     kept: Array
@@ -60,14 +61,18 @@ class DDIMState(VPState):
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """Step to x' = α' x0 + √(σ'² - σ(η)²) ε + σ(η) z, f32[B, *S]."""
-        return self.next(self.alphas) * pred.x0 + self.now(self.kept) * pred.eps + self.now(self.fresh) * f32(z)
+        return (
+            self.next(self.alphas) * pred.x0
+            + weight(self, self.kept, pred) * pred.eps
+            + weight(self, self.fresh, pred) * f32(z)
+        )
 
 
 def init(
     config: _vp.VPConfig,
     num_steps: int | None = None,
     *,
-    eta: float | Sequence[float] | Array = 0.0,
+    eta: float | Sequence[float] | Sequence[Sequence[float]] | Array = 0.0,
     timesteps: Sequence[int] | None = None,
 ) -> DDIMState:
     """Plan the path of DDIM. Give exactly one of num_steps and timesteps.
@@ -75,8 +80,8 @@ def init(
     Args:
       config: the model's config; another variance-preserving sampler's is read as DDIM's.
       num_steps: n in [1, T], spaced as the config says. 25 to 50 are usual.
-      eta: η in [0, 1]: 0 is deterministic, 1 adds as much noise as DDPM. A scalar, or one value per step, f[n]. May be
-        traced: then out of range gives NaN.
+      eta: η in [0, 1]: 0 is deterministic, 1 adds as much noise as DDPM. A scalar, one value per
+        step, f[n], or one per image, f[1, B] or f[n, B], for batches of B. May be traced: then out of range gives NaN.
       timesteps: strictly decreasing integers in [0, T - 1], in place of num_steps.
 
     Returns:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmjax._numerics import f32
 from cmjax.samplers import _levels, _vp
+from cmjax.samplers._eta import weight
 from cmjax.samplers._sigma_state import SigmaState
 from cmjax.samplers.base import Prediction, build
 from cmjax.types import Array
@@ -30,8 +31,8 @@ class EulerAncestralState(SigmaState):
     """The path of ancestral sampling: that of `SigmaState`, and these.
 
     Attributes:
-      kept: f32[n], σ_down, the level that a step lands at.
-      fresh: f32[n], σ_up, the weight of fresh noise; σ_down² + σ_up² = σ'². The last is 0.
+      kept: f32[n], or f32[B, n] of one η per image, σ_down, the level that a step lands at.
+      fresh: of that shape, σ_up, the weight of fresh noise; σ_down² + σ_up² = σ'². The last is 0.
     """
 
     kept: Array
@@ -39,14 +40,14 @@ class EulerAncestralState(SigmaState):
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """Step to x' = x0 + σ_down ε + σ_up z, f32[B, *S]."""
-        return pred.x0 + self.now(self.kept) * pred.eps + self.now(self.fresh) * f32(z)
+        return pred.x0 + weight(self, self.kept, pred) * pred.eps + weight(self, self.fresh, pred) * f32(z)
 
 
 def init(
     config: _vp.VPConfig,
     num_steps: int | None = None,
     *,
-    eta: float | Sequence[float] | Array = 1.0,
+    eta: float | Sequence[float] | Sequence[Sequence[float]] | Array = 1.0,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | np.ndarray | None = None,
 ) -> EulerAncestralState:
@@ -56,8 +57,8 @@ def init(
       config: the model's config; another variance-preserving sampler's is read as this one's.
       num_steps: n in [1, T], spaced as the config says. 20 to 50 are usual; SD-Turbo and SDXL-Turbo take 1 to 4, with
         the spacing `"trailing"`.
-      eta: η in [0, 1], the share of fresh noise as in DDIM; 0 is Euler's method. A scalar, or one value per step, f[n].
-        May be traced: then out of range gives NaN.
+      eta: η in [0, 1], the share of fresh noise as in DDIM; 0 is Euler's method. A scalar, one value per
+        step, f[n], or one per image, f[1, B] or f[n, B], for batches of B. May be traced: then out of range gives NaN.
       timesteps: strictly decreasing, in [0, T - 1], in place of num_steps; fractions lie between those of the table.
       sigmas: noise levels to visit, strictly decreasing, in place of num_steps. The path ends at 0.
 

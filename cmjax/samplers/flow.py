@@ -13,6 +13,7 @@ from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax._struct import static
 from cmjax.samplers import _flow
 from cmjax.samplers._checks import etas
+from cmjax.samplers._eta import weight
 from cmjax.samplers.base import Prediction, SamplerState, build
 from cmjax.types import Array
 
@@ -58,7 +59,7 @@ class FlowState(SamplerState):
 
     Attributes:
       sigmas: f32[n + 1], s, descending; the last is 0.
-      etas: f32[n], η of each step: how much of the next noise is fresh.
+      etas: f32[n], or f32[B, n] of one per image, η of each step: how much of the next noise is fresh.
       inverted: whether the network's time runs towards data, so that it predicts x0 - ε.
     """
 
@@ -84,18 +85,18 @@ class FlowState(SamplerState):
 
     def land(self, pred: Prediction) -> Array:
         """x_r = (1 - r) x0 + r ε at r = (1 - η) s': the sample before fresh noise. f32[B, *S]."""
-        r = self._landing()
+        r = self._landing(pred)
         return (1.0 - r) * pred.x0 + r * pred.eps
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """Noise it to s', x' = k x_r + √(s'² - k² r²) z with k = (1 - s') / (1 - r), f32[B, *S]; none at the end."""
-        r, s = self._landing(), self.next(self.sigmas)
+        r, s = self._landing(pred), self.next(self.sigmas)
         kept = (1.0 - s) / (1.0 - r)
         fresh = safe_sqrt((s - r) / (1.0 - r) * (s + kept * r))  # (s' - k r)(s' + k r), with all digits where r ≈ s'
         return kept * self.land(pred) + fresh * f32(z)
 
-    def _landing(self) -> Array:
-        return (1.0 - self.now(self.etas)) * self.next(self.sigmas)
+    def _landing(self, pred: Prediction) -> Array:
+        return (1.0 - weight(self, self.etas, pred)) * self.next(self.sigmas)
 
 
 def init(
@@ -104,7 +105,7 @@ def init(
     *,
     sigmas: Sequence[float] | np.ndarray | Array | None = None,
     timesteps: Sequence[float] | np.ndarray | Array | None = None,
-    eta: float | Sequence[float] | Array | None = None,
+    eta: float | Sequence[float] | Sequence[Sequence[float]] | Array | None = None,
     spacing: str = "linspace",
     mu: float | None = None,
     image_seq_len: int | None = None,
@@ -119,8 +120,9 @@ def init(
         they are not checked, nor spaced anew.
       timesteps: T s of each level after the shift, strictly decreasing, in (0, T]: what the network is told.
       eta: η in [0, 1], as TCD's: 0 is Euler's step, which lands on the next level, 1 noises x0 anew, and between them a
-        step lands at (1 - η) s'. A scalar, or one value per step, f[n]. May be traced: then out of range gives NaN. The
-        default is the scheduler's: 0, or 1 for LCM and stochastic sampling.
+        step lands at (1 - η) s'. A scalar, one value per step, f[n], or one per image, f[1, B] or f[n, B], for batches
+        of B. May be traced: then out of range gives NaN. The default is the scheduler's: 0, or 1 for LCM and stochastic
+        sampling.
       spacing: for num_steps: `"linspace"`, from 1 to 1/T, as the scheduler does alone (Stable Diffusion 3), or
         `"trailing"`, from 1 to 1/n, as the pipelines of FLUX, Qwen-Image and Z-Image do.
       mu: the shift for one size of pictures, where the config has use_dynamic_shifting.
@@ -171,7 +173,7 @@ def init(
         index=0,
         timesteps=told,
         sigmas=path,
-        etas=etas(eta, len(levels)),
+        etas=etas(eta, len(levels), per_image=True),
         inverted=config.invert_sigmas,
     )
 

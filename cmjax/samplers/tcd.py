@@ -13,7 +13,8 @@ from cmjax import schedules
 from cmjax._numerics import expand_like, f32, is_traced, read
 from cmjax._struct import static
 from cmjax.samplers import _distilled, _vp
-from cmjax.samplers._checks import concrete
+from cmjax.samplers._checks import concrete, steps_last
+from cmjax.samplers._eta import weight
 from cmjax.samplers._network import VPNetwork, network, whole_timesteps
 from cmjax.samplers._vp_state import VPState
 from cmjax.samplers.base import Prediction, build
@@ -61,22 +62,11 @@ class TCDState(VPState):
 
     def land(self, pred: Prediction) -> Array:
         """x_s = α_s x0 + σ_s ε: the sample at the landing time, before fresh noise. f32[B, *S]."""
-        return self._weight(self.landing_alphas, pred) * pred.x0 + self._weight(self.landing_sigmas, pred) * pred.eps
+        return weight(self, self.landing_alphas, pred) * pred.x0 + weight(self, self.landing_sigmas, pred) * pred.eps
 
     def renoise(self, pred: Prediction, z: Array) -> Array:
         """x_p = r x_s + √(1 - r²) z with r = α_p / α_s, f32[B, *S]."""
-        return self._weight(self.kept, pred) * self.land(pred) + self._weight(self.fresh, pred) * f32(z)
-
-    def _weight(self, table: Array, pred: Prediction) -> Array:
-        """A table's entry for this step, f[], or one for each image, f[B, 1, ..., 1]."""
-        if table.ndim == 1:
-            return self.now(table)
-        if table.shape[0] != pred.x0.shape[0]:
-            raise ValueError(
-                f"eta was given for {table.shape[0]} images, but the batch has {pred.x0.shape[0]}: "
-                "give one for each image, [n, B] or [1, B], or one for all, [] or [n]."
-            )
-        return expand_like(self.now(table.T), pred.x0)
+        return weight(self, self.kept, pred) * self.land(pred) + weight(self, self.fresh, pred) * f32(z)
 
 
 def init(
@@ -157,12 +147,7 @@ def _landings(eta: Any, arrivals: np.ndarray) -> Any:
     """Land at s = ⌊(1 - η) p⌋, i32[n] or i32[B, n]; for a traced η out of range at -1, which reads as NaN."""
     eta = jnp.asarray(eta) if is_traced(eta) else concrete("eta", eta)
     n = len(arrivals)
-    if eta.shape not in ((), (n,)) and not (eta.ndim == 2 and eta.shape[0] in (1, n) and eta.shape[1]):
-        raise ValueError(
-            f"eta must be a scalar or have one value per step, ({n},), or one per image of a batch, (1, B) or "
-            f"({n}, B), got shape {eta.shape}."
-        )
-    eta = eta.T  # steps are the last axis of a state's tables
+    eta = steps_last(eta, n)
     arrivals = arrivals.reshape((1,) * (eta.ndim - 1) + (n,))
     in_range = (eta >= 0) & (eta <= 1)
     if is_traced(eta):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax import tcd
+from cmjax import ddim, euler_ancestral, flow, tcd
 
 CONFIG = tcd.TCDConfig()
 N, B, SHAPE = 4, 3, (4, 4, 2)
@@ -31,11 +31,12 @@ def planned(eta: Any) -> tcd.TCDState:
     return tcd.init(CONFIG, N, eta=eta)
 
 
-def alone(eta: np.ndarray, change: Any) -> tuple[Any, Any]:
+def alone(eta: np.ndarray, change: Any, planned: Any = planned) -> tuple[Any, Any]:
     """The paths of single images, stacked where eta differs, and the axes to `vmap` over."""
     columns = [eta[0, i] if len(eta) == 1 else eta[:, i] for i in range(B)]
     paths = [change(planned(column)) for column in columns]
-    names = ("landings", "landing_alphas", "landing_sigmas", "kept", "fresh")
+    names = ("landings", "landing_alphas", "landing_sigmas", "kept", "fresh", "etas")
+    names = tuple(name for name in names if hasattr(paths[0], name))
     stacked = {name: jnp.stack([getattr(path, name) for path in paths]) for name in names}
     axes = jax.tree.map(lambda _: None, paths[0]).replace(**dict.fromkeys(names, 0))
     return paths[0].replace(**stacked), axes
@@ -53,6 +54,30 @@ def test_a_batch_is_vmap_over_single_images(eta: np.ndarray, change: Any) -> Non
     apart = jax.jit(jax.vmap(lambda state, key: walk(state, key[None])[0], in_axes=(axes, 0)))(state, KEYS)
     np.testing.assert_array_equal(together, apart)
     assert not np.array_equal(together, walk(change(planned(0.3)), KEYS))
+
+
+@pytest.mark.parametrize("sampler", [ddim, euler_ancestral, flow])
+@pytest.mark.parametrize(
+    "eta", [ETAS["[n, B]"], pytest.param(ETAS["[1, B]"], marks=pytest.mark.slow)], ids=["nB", "1B"]
+)
+def test_so_it_is_for_every_sampler_with_an_eta(sampler: Any, eta: np.ndarray) -> None:
+    """Without clipping, so that none of it is hidden."""
+    config = ddim.Config(clip_sample=False) if sampler is ddim else sampler.Config()
+
+    def planned(eta: Any) -> Any:
+        return sampler.init(config, N, eta=eta)
+
+    together = walk(planned(eta), KEYS)
+    state, axes = alone(eta, lambda state: state, planned)
+    apart = jax.jit(jax.vmap(lambda state, key: walk(state, key[None])[0], in_axes=(axes, 0)))(state, KEYS)
+    np.testing.assert_array_equal(together, apart)
+    rows = np.asarray(planned(eta).etas if sampler is flow else planned(eta).kept)
+    assert rows.shape == (B, N) and len(np.unique(rows[:, 0])) == B
+    traced = jax.jit(planned)(jnp.asarray(eta))
+    for one, other in zip(jax.tree.leaves(traced), jax.tree.leaves(planned(eta)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="eta was given for 2 images, but the batch has 3"):
+        jax.eval_shape(walk, planned([[0.0, 1.0]]), KEYS)
 
 
 def test_the_same_eta_for_all_is_one_eta() -> None:

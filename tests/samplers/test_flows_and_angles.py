@@ -220,7 +220,10 @@ VALUES = [
     (lambda: flow.init(LINEAR, 4, mu=-1.0), "mu must be a finite number, positive where time_shift_type is 'linear'"),
     (lambda: flow.init(FLOW, 4, spacing="leading"), "spacing must be 'linspace' or 'trailing', got 'leading'."),
     (lambda: flow.init(FLOW, 4, eta=1.5), "eta must lie in [0, 1], got 1.5."),
-    (lambda: flow.init(FLOW, 4, eta=[0.1, 0.2]), "eta must be a scalar or have one value per step, (4,), got shape"),
+    (
+        lambda: flow.init(FLOW, 4, eta=[0.1, 0.2]),
+        "eta must be a scalar or have one value per step, (4,), or one per image",
+    ),
     (lambda: flow.init(BETA_TOO, 4), "Only one of use_karras_sigmas and use_beta_sigmas can space the levels: set one"),
     (lambda: flow.init(TERMINAL, 1), "shift_terminal = 0.1 stretches the path between its first level and its last:"),
     (lambda: flow.init(flow.FlowConfig(shift_terminal=1.0), 4), "shift_terminal must lie in [0, 1), got 1.0."),
