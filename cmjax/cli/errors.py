@@ -17,6 +17,7 @@ _OPTIONS = (
     ("sigmas", "--sigma"),
     ("strength", "--strength"),
     ("eta", "--eta"),
+    ("mu", "--mu"),
     ("variant", "--variant"),
     ("block_out_channels", "--channels"),
     ("num_train_timesteps", "--num-train-timesteps"),

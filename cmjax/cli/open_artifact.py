@@ -30,7 +30,7 @@ def notes_of(name: str, path: PathOptions, checkpoint: Checkpoint) -> dict[str, 
     """Record how an export laid out its path, so that `sample --artifact` lays out others in the same way."""
     made_for = cmjax.io.config_dict(checkpoint.config)
     timesteps = None if path.timesteps is None else list(path.timesteps)
-    asked = {"sampler": path.sampler, "steps": path.steps, "timesteps": timesteps, "eta": path.eta}
+    asked = {"sampler": path.sampler, "steps": path.steps, "timesteps": timesteps, "eta": path.eta, "mu": path.mu}
     return {"model": name, "made_for": made_for, **asked}
 
 
@@ -39,7 +39,7 @@ def open_artifact(folder: str, path: PathOptions, fixed: Mapping[str, Any]) -> O
 
     Args:
       folder: where it is.
-      path: the steps, timesteps and eta that were asked for.
+      path: the steps, timesteps, eta and mu that were asked for.
       fixed: options that an export fixes, by name; None for those that were not given.
 
     Raises:
@@ -69,7 +69,7 @@ def _lay_out(found: artifact.Artifact, folder: str, path: PathOptions) -> Sample
     """Lay out the path that was asked for; what was not asked for stays as it was at the export."""
     held = found.held
     own = cmjax.samplers.sampler_of(held.config)
-    if path.steps is None and path.timesteps is None and path.eta is None:
+    if path.steps is None and path.timesteps is None and path.eta is None and path.mu is None:
         state = cmjax.pad(own.init(held.config, 1), held.max_steps).replace(**held.state)
         return SamplerSetup(None, lambda checkpoint: None, state, own.__name__.rpartition(".")[2], held.config)
     if "made_for" not in held.notes:
@@ -79,7 +79,8 @@ def _lay_out(found: artifact.Artifact, folder: str, path: PathOptions) -> Sample
     if steps is None and timesteps is None:
         steps, timesteps = notes["steps"], _numbers(notes["timesteps"])
     eta = notes["eta"] if path.eta is None else path.eta
-    asked = PathOptions(sampler=notes["sampler"], steps=steps, timesteps=timesteps, eta=eta)
+    mu = notes.get("mu") if path.mu is None else path.mu  # older artifacts know of none
+    asked = PathOptions(sampler=notes["sampler"], steps=steps, timesteps=timesteps, eta=eta, mu=mu)
     nothing: Any = jax.tree_util.Partial(_no_network)
     made_for = cmjax.io.read_config(notes["made_for"])
     setup = choose_sampler(Checkpoint(nothing, made_for), notes["model"], asked)

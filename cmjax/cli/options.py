@@ -211,6 +211,12 @@ class PathOptions(Options):
         type=float,
         metavar="E",
     )
+    mu: float | None = option(
+        "for flow: the shift of the noise levels, of models whose shift goes by the size of the picture",
+        group=SAMPLER,
+        type=float,
+        metavar="M",
+    )
     sigmas: tuple[float, ...] | None = None
     published: Any = None  # the row of `cmjax.published` whose settings are taken
 

@@ -87,11 +87,11 @@ def choose_sampler(
     if _is_denoiser(config):
         with bad_input():
             return _of_denoiser(checkpoint, path, plan)
-    for option in ("eta", "sigmas"):
+    for option in ("eta", "mu", "sigmas"):
         if getattr(path, option) is not None and not _takes(getattr(cmjax, sampler), option):
             names = [_short(module) for module in cmjax.samplers.ALL if _takes(module, option)]
-            said = f"{', '.join(names[:-1])} and {names[-1]}"
-            raise UsageError(f"--{option} is for the samplers {said}, but the sampler is {sampler}.")
+            said = f"samplers {', '.join(names[:-1])} and {names[-1]}" if names[1:] else f"sampler {names[0]}"
+            raise UsageError(f"--{option} is for the {said}, but the sampler is {sampler}.")
     if sampler != own and sampler in _NEEDS:
         raise UsageError(f"the sampler {sampler} needs {_NEEDS[sampler]}, but this model was made for {own}.")
     if sampler != own and own in _NEEDS and own != "cm":
@@ -120,9 +120,9 @@ def choose_sampler(
         planned = plan(sampler, config, asked)
         if sampler == own == "cm" and (found := _published_path(name, config, planned)):
             planned, note = {"timesteps": found}, f" (timesteps {', '.join(map(str, found))}, as published)"
-        eta = {} if path.eta is None else {"eta": path.eta}
+        knobs = {name: value for name in ("eta", "mu") if (value := getattr(path, name)) is not None}
         strength: Any = 1.0 if _takes(module, "strength") else planned.pop("strength", 1.0)
-        state = _last_part(module.init(config, **planned, **eta), strength)
+        state = _last_part(module.init(config, **planned, **knobs), strength)
         return SamplerSetup(show(checkpoint), show, state, sampler, config, note)
 
 
@@ -182,8 +182,8 @@ def _karras_timesteps(config: Any, vp: Any, num_steps: int) -> list[int]:
 
 def _of_denoiser(checkpoint: Checkpoint, path: PathOptions, plan: Callable[..., dict[str, Any]]) -> SamplerSetup:
     asked = _asked(path)
-    if (path.sampler or "tcd") != "tcd" or path.eta or "sigmas" in asked:
-        said = [f"--{name}" for name in ("sampler", "eta", "sigmas") if getattr(path, name)]
+    if (path.sampler or "tcd") != "tcd" or path.eta or path.mu is not None or "sigmas" in asked:
+        said = [f"--{name}" for name in ("sampler", "eta", "mu", "sigmas") if getattr(path, name)]
         remedy = f"leave out {' and '.join(said)}" if said else "give a consistency model"
         raise UsageError(f"the model is a denoiser, which walks as DDIM (tcd with eta 0) and cannot jump: {remedy}.")
     planned = plan("tcd", checkpoint.config, asked or {"num_steps": checkpoint.config.denoiser_steps})

@@ -221,9 +221,14 @@ def test_flows_and_angles_are_sampled_by_their_own_samplers():
     assert chosen(of_flow, steps=4, eta=0.5).state.etas.tolist() == [0.5] * 4
     assert chosen(of_flow, sigmas=(0.75, 0.5)).state.timesteps.tolist() == [750.0, 500.0]
     assert chosen(cmjax.flow.FlowLCMConfig()).sampler == "flow"
+    by_size = cmjax.flow.FlowConfig(use_dynamic_shifting=True)
+    expected = cmjax.flow.init(by_size, 3, mu=1.15).sigmas.tolist()
+    assert chosen(by_size, steps=3, mu=1.15).state.sigmas.tolist() == expected
     assert chosen(in_angles, timesteps=(1.5, 1.0)).state.timesteps.tolist() == [1.5, 1.0]
     for config, asked, message in (
         (of_flow, {"sampler": "tcd"}, "the model is a flow, which tcd cannot sample: leave out --sampler tcd."),
+        (in_angles, {"mu": 1.15}, "--mu is for the sampler flow, but the sampler is scm."),
+        (of_flow, {"mu": 1.15}, "mu and image_seq_len are for use_dynamic_shifting"),
         (in_angles, {"sampler": "flow"}, "the sampler flow needs a flow, but this model was made for scm."),
         (
             in_angles,
