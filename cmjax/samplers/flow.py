@@ -95,8 +95,10 @@ class FlowState(SamplerState):
         fresh = safe_sqrt((s - r) / (1.0 - r) * (s + kept * r))  # (s' - k r)(s' + k r), with all digits where r ≈ s'
         return kept * self.land(pred) + fresh * f32(z)
 
-    def _landing(self, pred: Prediction) -> Array:
-        return (1.0 - weight(self, self.etas, pred)) * self.next(self.sigmas)
+    def _landing(self, pred: Prediction | None = None) -> Array:
+        """r = (1 - η) s', f32[], or, of one η per image, in axes that multiply x0."""
+        eta = self.now(self.etas) if pred is None else weight(self, self.etas, pred)
+        return (1.0 - eta) * self.next(self.sigmas)
 
 
 def init(

@@ -43,6 +43,10 @@ CLASSES = {False: diffusers.StableDiffusionPipeline, True: diffusers.StableDiffu
 _DRAWING = (
     "schedulers.scheduling_tcd",
     "schedulers.scheduling_lcm",
+    "schedulers.scheduling_ddim",
+    "schedulers.scheduling_euler_discrete",
+    "schedulers.scheduling_euler_ancestral_discrete",
+    "schedulers.scheduling_dpmsolver_multistep",
     "pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
     "pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint",
     "pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img",
