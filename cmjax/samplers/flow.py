@@ -96,7 +96,7 @@ class FlowState(SamplerState):
         return kept * self.land(pred) + fresh * f32(z)
 
     def _landing(self, pred: Prediction | None = None) -> Array:
-        """r = (1 - η) s', f32[], or, of one η per image, in axes that multiply x0."""
+        """Where a step lands, r = (1 - η) s', f32[], or, of one η per image, in axes that multiply x0."""
         eta = self.now(self.etas) if pred is None else weight(self, self.etas, pred)
         return (1.0 - eta) * self.next(self.sigmas)
 
