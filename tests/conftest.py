@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import environment  # first: it sets what JAX reads
 import jax
 import pytest
+from _pytest.doctest import DoctestModule
 
 # Where only our own functions run. Elsewhere flax and optax promote freely (Adam fails when it may not).
 STRICT = (
@@ -36,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     if environment.CACHE is not None:
         environment.CACHE.cleanup()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Tests hold no doctests: what they share would be imported a second time, and all of it searched."""
+    return [collector for collector in (yield) if not isinstance(collector, DoctestModule)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
