@@ -15,6 +15,7 @@ import unets
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from shapes import shaped
 
 import cmjax
 from cmjax.io.folder import read_configs
@@ -94,7 +95,7 @@ def test_reading_and_writing_copy_a_tensor_at_a_time_and_loading_no_more_than_th
         write_safetensors(file_tensors(big), tmp_path / "again.safetensors")
         assert tracemalloc.get_traced_memory()[1] < size / 4
         tracemalloc.reset_peak()
-        wide = nnx.eval_shape(lambda: UNet(unets.config(block_out_channels=(64, 128)), rngs=nnx.Rngs(0)))
+        wide = shaped(lambda rngs: UNet(unets.config(block_out_channels=(64, 128)), rngs=rngs))
         loaded = load_weights(wide, tensors)
         assert tracemalloc.get_traced_memory()[1] < 1.3 * size
         del loaded
@@ -383,7 +384,7 @@ def mutations(whole, seed):
 
 @functools.cache
 def abstract():
-    return nnx.eval_shape(lambda: UNet(unets.config(**unets.SMALLEST), rngs=nnx.Rngs(0)))
+    return shaped(lambda rngs: UNet(unets.config(**unets.SMALLEST), rngs=rngs))
 
 
 @pytest.mark.parametrize("rounds", [1000, pytest.param(7000, marks=pytest.mark.slow)])
@@ -429,7 +430,7 @@ def test_nothing_but_a_typed_error_comes_of_damaged_jsons(rounds, folder):
             cmjax.io.label_names(folder)
             if seed % 30 == 0:
                 if network not in built:  # most damage is to the other two files
-                    nnx.eval_shape(lambda config=network: UNet(config, rngs=nnx.Rngs(0)))
+                    shaped(lambda rngs, config=network: UNet(config, rngs=rngs))
                     built.append(network)
                 sampler.__hash__()
         except ValueError:

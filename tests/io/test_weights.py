@@ -9,6 +9,7 @@ import pytest
 import unets
 from flax import nnx
 from safetensors.numpy import load_file
+from shapes import shaped
 
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import file_tensors, load_weights
@@ -22,7 +23,7 @@ def module():
 
 @functools.cache
 def abstract(**changes):
-    return nnx.eval_shape(lambda: UNet(unets.config(**changes), rngs=nnx.Rngs(0)))
+    return shaped(lambda rngs: UNet(unets.config(**changes), rngs=rngs))
 
 
 def test_names_and_layouts_are_those_of_the_files(module):

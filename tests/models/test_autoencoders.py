@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from shapes import shaped
 
 from cmjax.models.autoencoder_kl import Autoencoder, AutoencoderConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
@@ -101,7 +102,7 @@ def test_what_autoencoders_do_not_have_is_refused_by_name(config, options, says)
 @pytest.mark.parametrize("network", [Autoencoder, AutoencoderTiny])
 def test_pictures_of_another_shape_are_refused(network):
     config = AutoencoderConfig() if network is Autoencoder else AutoencoderTinyConfig()
-    module = nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0)))
+    module = shaped(lambda rngs: network(config, rngs=rngs))
     with pytest.raises(ValueError, match=r"x must have shape \(batch, height, width, 3\)"):
         module.encode(jnp.ones((1, 8, 8, 4)))
     with pytest.raises(ValueError, match=r"z must have shape \(batch, height, width, 4\)"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import unets
 from flax import nnx
+from shapes import shaped
 
 from cmjax.models import UNet, from_nnx
 from cmjax.models.layers.resample import fir_double
@@ -45,7 +46,7 @@ def inputs(batch=2):
 
 
 def count(**options):
-    abstract = nnx.eval_shape(lambda: UNet(unets.config(**options), rngs=nnx.Rngs(0)))
+    abstract = shaped(lambda rngs: UNet(unets.config(**options), rngs=rngs))
     return sum(leaf.size for leaf in jax.tree.leaves(from_nnx(abstract)))
 
 

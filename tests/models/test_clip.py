@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shapes import shaped
 
 from cmjax.io.assembly import assemble
 from cmjax.io.weights import file_tensors, load_weights
@@ -25,7 +26,7 @@ TOKENS = np.array([[48, 5, 7, 49, 49, 49], [48, 3, 3, 20, 11, 49], [48, 49, 0, 0
 @cache
 def encoder():
     """An encoder whose every weight is drawn, norms and biases too."""
-    module = nnx.eval_shape(lambda: TextEncoder(CONFIG, rngs=nnx.Rngs(0)))
+    module = shaped(lambda rngs: TextEncoder(CONFIG, rngs=rngs))
     rng = np.random.default_rng(0)
     shapes = file_tensors(jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), module))
     tensors = {name: rng.normal(size=value.shape).astype(np.float32) / 2 for name, value in shapes.items()}
@@ -130,13 +131,13 @@ def test_a_token_changes_nothing_before_it():
     ],
 )
 def test_where_the_pooled_output_is_read(eos, rows):
-    module = nnx.eval_shape(lambda: TextEncoder(TextConfig(**SIZE, eos_token_id=eos), rngs=nnx.Rngs(0)))
+    module = shaped(lambda rngs: TextEncoder(TextConfig(**SIZE, eos_token_id=eos), rngs=rngs))
     np.testing.assert_array_equal(module._end(jnp.asarray(TOKENS)), rows)
 
 
 def test_tokens_of_textual_inversion_do_not_move_the_pooled_row():
     config = TextConfig(**SIZE | {"vocab_size": 49410}, eos_token_id=2)
-    module = nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0)))
+    module = shaped(lambda rngs: TextEncoder(config, rngs=rngs))
     tokens = jnp.array([[49406, 49408, 49409, 320, 49407, 49407], [49406, 320, 49407, 49407, 49407, 49407]])
     np.testing.assert_array_equal(module._end(tokens), [4, 2])
 

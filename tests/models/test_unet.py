@@ -5,6 +5,7 @@ import optax
 import pytest
 import unets
 from flax import nnx
+from shapes import shaped
 
 import cmjax
 from cmjax.models import UNet, from_nnx
@@ -171,5 +172,5 @@ def test_a_training_step_in_nnx():
 
 def test_weights_are_float32_whatever_jax_is_told(network):
     with jax.enable_x64(True):
-        new = from_nnx(nnx.eval_shape(lambda: UNet(network.config, rngs=nnx.Rngs(0))))
+        new = from_nnx(shaped(lambda rngs: UNet(network.config, rngs=rngs)))
         assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden.unets import UNETS, unfolded
+from shapes import shaped
 
 from cmjax.io.assembly import assemble
 from cmjax.io.weights import _leaves
@@ -43,7 +44,7 @@ BATCH = 3
 def build(dtype=jnp.float32, **changes):
     """A network with no zeros among its weights."""
     config = UNetConditionConfig(**READS_ALL | changes)
-    abstract = nnx.eval_shape(lambda: UNetCondition(config, rngs=nnx.Rngs(0), dtype=dtype))
+    abstract = shaped(lambda rngs: UNetCondition(config, rngs=rngs, dtype=dtype))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), from_nnx(abstract))
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity.live import Ledger
+from shapes import shaped
 
 import cmjax
 
@@ -35,11 +36,9 @@ UNCONDITIONAL = CONDITIONAL | {"num_class_embeds": None, "resnet_time_scale_shif
 
 def random_network(options: dict[str, Any]) -> Any:
     """Make a small UNet whose every weight is random: a fresh one's last convolution is zero."""
-    from flax import nnx
-
     from cmjax.models import UNet, UNetConfig, from_nnx
 
-    abstract = from_nnx(nnx.eval_shape(lambda: UNet(UNetConfig.from_dict(options), rngs=nnx.Rngs(0))))
+    abstract = from_nnx(shaped(lambda rngs: UNet(UNetConfig.from_dict(options), rngs=rngs)))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), abstract)
 

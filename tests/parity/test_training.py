@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toy
 import unets
-from flax import nnx
+from shapes import shaped
 
 from cmjax import training
 from cmjax.io.weights import file_tensors, load_weights
@@ -64,7 +64,7 @@ def pair(seed):
     config = unets.config(**options, sample_size=8, attention_head_dim=4, resnet_time_scale_shift="scale_shift")
     torch.manual_seed(seed)
     net = diffusers.UNet2DModel.from_config(config.to_dict()).eval()
-    abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    abstract = shaped(lambda rngs: UNet(config, rngs=rngs))
     return net, from_nnx(load_weights(abstract, {key: value.numpy() for key, value in net.state_dict().items()}))
 
 

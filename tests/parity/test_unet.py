@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from shapes import shaped
 
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import file_tensors, load_weights
@@ -192,7 +192,7 @@ def check(options, seed, folder):
     theirs = reference(options, seed)
     config = UNetConfig.from_dict(dict(theirs.config))
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    ours = load_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
+    ours = load_weights(shaped(lambda rngs: UNet(config, rngs=rngs)), state)
     call = inputs(config, seed)
     assert distance(run(from_nnx(ours), *map(_array, call)), run_reference(theirs, *call)) <= 2e-5
 
@@ -340,7 +340,7 @@ def test_networks_as_published_with_weights_in_the_first_files_names(name, size)
     theirs = reference(PUBLISHED[name], 0)
     config = UNetConfig.from_dict(json.loads(json.dumps(PUBLISHED[name])))
     state = old_names({name: value.numpy() for name, value in theirs.state_dict().items()})
-    ours = load_weights(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), state)
+    ours = load_weights(shaped(lambda rngs: UNet(config, rngs=rngs)), state)
     call = inputs(config, 0, (size, size))
     assert distance(run(from_nnx(ours), *map(_array, call)), run_reference(theirs, *call)) <= 2e-5
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from golden.unets import UNETS, unfolded
+from shapes import shaped
 from texts import LENGTH, tokenizer
 
 from cmjax.io.parts import write_part
@@ -136,7 +136,7 @@ def _drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarra
 
 
 def _module(kind: Any, config: Any, seed: int) -> Part:
-    module = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+    module = shaped(lambda rngs: kind(config, rngs=rngs))
     blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), module)
     return Part(config, _drawn({name: value.shape for name, value in file_tensors(blank).items()}, seed))
 

@@ -3,11 +3,9 @@
 import jax
 import numpy as np
 import unets
-from flax import nnx
 
 import cmjax
 from cmjax.io import Checkpoint
-from cmjax.models import UNet, from_nnx
 
 
 def checkpoint(*, channels=1, classes=3, seed=0, config=None, **changes):
@@ -23,6 +21,5 @@ def checkpoint(*, channels=1, classes=3, seed=0, config=None, **changes):
         **changes,
     )
     rng = np.random.default_rng(seed)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(unet_config, rngs=nnx.Rngs(0))))
-    state = jax.tree.map(lambda leaf: jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), state)
-    return Checkpoint(from_nnx(nnx.merge(graphdef, state)), config or cmjax.cm.CMConfig())
+    numbers = lambda leaf: jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+    return Checkpoint(jax.tree.map(numbers, unets.without_numbers(unet_config)), config or cmjax.cm.CMConfig())

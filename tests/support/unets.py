@@ -1,9 +1,11 @@
 """Small UNets with random weights, and what to call them with: for tests of networks and wrappers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from shapes import shaped
 
 from cmjax.models import UNet, UNetConfig, from_nnx
 
@@ -30,11 +32,17 @@ def config(**changes):
     return UNetConfig(**(options | changes))
 
 
+@functools.cache
+def without_numbers(unet_config, dtype=jnp.float32):
+    """The network without its numbers, which takes longer than making numbers for it."""
+    return from_nnx(shaped(lambda rngs: UNet(unet_config, rngs=rngs, dtype=dtype)))
+
+
 def network(dtype=jnp.float32, **changes):
     """A network with no zeros among its weights."""
-    abstract = nnx.eval_shape(lambda: UNet(config(**changes), rngs=nnx.Rngs(0), dtype=dtype))
     rng = np.random.default_rng(1)  # NumPy's: jax.random compiles a program for every shape
-    return jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), from_nnx(abstract))
+    numbers = lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype)  # noqa: E731
+    return jax.tree.map(numbers, without_numbers(config(**changes), dtype))
 
 
 @jax.jit
