@@ -183,8 +183,8 @@ def test_denoise_is_one_call_of_the_model(capsys):
     [
         ([], {"sigmas": [5.38, 2.24]}),
         (["--sigmas", "3,0.5"], {"sigmas": [3.0, 0.5]}),
-        (["--strength", "0.5"], {"num_steps": 2, "strength": 0.5}),
-        (["--steps", "2"], {"sigmas": [5.38, 2.24]}),
+        pytest.param(["--strength", "0.5"], {"num_steps": 2, "strength": 0.5}, marks=pytest.mark.slow),
+        pytest.param(["--steps", "2"], {"sigmas": [5.38, 2.24]}, marks=pytest.mark.slow),
         (["--steps", "3"], {"num_steps": 3, "strength": 0.6}),
     ],
 )

@@ -28,7 +28,7 @@ def tiny(monkeypatch):
 
 def pytest_generate_tests(metafunc):
     if "rounds" in metafunc.fixturenames:
-        metafunc.parametrize("rounds", [200, pytest.param(3_000, marks=pytest.mark.slow)])
+        metafunc.parametrize("rounds", [100, pytest.param(3_000, marks=pytest.mark.slow)])
 
 
 def said(call):

@@ -86,6 +86,7 @@ def row2(cond: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:2], cond)
 
 
+@pytest.mark.slow
 def test_weights_divided_among_devices_draw_the_same_pictures(pipe, cond, mesh, here, tmp_path):
     save(pipe, tmp_path / "model")
 
