@@ -1,6 +1,7 @@
 """Files in and out: models in diffusers' layout, sampler configs, pictures."""
 
 from cmjax.io.assembly import Checkpoint
+from cmjax.io.captioned import CaptionedPicture, CaptionedSource, open_captions
 from cmjax.io.captions import Captioned, read_captions
 from cmjax.io.checkpoint import load, load_unet, save
 from cmjax.io.class_names import label_names
@@ -17,6 +18,8 @@ from cmjax.io.torch_files.reader import read_pt
 
 __all__ = [
     "Captioned",
+    "CaptionedPicture",
+    "CaptionedSource",
     "Checkpoint",
     "Embedding",
     "ImageData",
@@ -31,6 +34,7 @@ __all__ = [
     "load_original",
     "load_unet",
     "on_white",
+    "open_captions",
     "read_captions",
     "read_config",
     "read_embedding",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from cmjax.io.image_sets import is_picture, read_pictures
 
-__all__ = ["Captioned", "read_captions"]
+__all__ = ["Captioned", "caption_lines", "caption_texts", "captioned_files", "read_captions", "some"]
 
 _METADATA = "metadata.jsonl"
 
@@ -58,6 +58,23 @@ def read_captions(folder: str | Path) -> Captioned:
       >>> data.images.shape, data.captions
       ((1, 8, 8, 3), (('a dark night', 'no light at all'),))
     """
+    told = captioned_files(folder)
+    return Captioned(read_pictures(list(told)), tuple(told.values()))
+
+
+def captioned_files(folder: str | Path) -> dict[Path, tuple[str, ...]]:
+    """Read the captions of a folder of pictures, and no picture.
+
+    Args:
+      folder: as for `read_captions`.
+
+    Returns:
+      The captions of each picture's file, in the order of the pictures.
+
+    Raises:
+      FileNotFoundError: as for `read_captions`.
+      ValueError: as for `read_captions`, but for what pictures hold.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -65,8 +82,17 @@ def read_captions(folder: str | Path) -> Captioned:
     pictures, texts = _files(folder)
     if not pictures:
         raise FileNotFoundError(f"{folder} holds no pictures.")
-    told = _of_metadata(folder, pictures) if (folder / _METADATA).exists() else _of_texts(folder, pictures, texts)
-    return Captioned(read_pictures(list(told)), tuple(told.values()))
+    return _of_metadata(folder, pictures) if (folder / _METADATA).exists() else _of_texts(folder, pictures, texts)
+
+
+def some(names: Sequence[object], most: int = 3) -> str:
+    """Name the first few of many.
+
+    Example:
+      >>> some(["a.png", "b.png", "c.png", "d.png"]), some(["a.png"])
+      ('a.png, b.png, c.png, ...', 'a.png')
+    """
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -90,22 +116,27 @@ def _of_texts(folder: Path, pictures: list[Path], texts: list[Path]) -> dict[Pat
     if alone:
         raise ValueError(
             f"{folder} must hold a caption for each picture, but {_count(alone, pictures)} lack one, such as "
-            f"{alone[0]}: write it into {_text(alone)}, or move the picture away."
+            f"{some(alone)}: write it into {_text(alone)}, or move the picture away."
         )
     stems = {path.with_suffix("") for path in pictures}
     if lost := [path for stem, path in by_stem.items() if stem not in stems]:
         raise ValueError(
-            f"{folder} must hold a picture for each caption, but {_count(lost, texts)} lack one, such as {lost[0]}: "
+            f"{folder} must hold a picture for each caption, but {_count(lost, texts)} lack one, such as {some(lost)}: "
             "move the text away, or put its picture beside it."
         )
-    read = {stem: _lines(path) for stem, path in by_stem.items()}
+    read = {stem: caption_lines(path.read_bytes(), str(path)) for stem, path in by_stem.items()}
     return {path: read[path.with_suffix("")] for path in pictures}
 
 
-def _lines(path: Path) -> tuple[str, ...]:
-    lines = [line.strip() for line in _decoded(path.read_bytes(), str(path)).splitlines()]
+def caption_lines(raw: bytes, where: str) -> tuple[str, ...]:
+    """Read the contents of a text file: captions, one a line.
+
+    Raises:
+      ValueError: there is none, or the file is not UTF-8.
+    """
+    lines = [line.strip() for line in _decoded(raw, where).splitlines()]
     if not any(lines):
-        raise ValueError(f"{path} must hold a caption, but it is empty: write one, or move its picture away too.")
+        raise ValueError(f"{where} must hold a caption, but it is empty: write one, or move its picture away too.")
     return tuple(filter(None, lines))
 
 
@@ -137,7 +168,7 @@ def _of_metadata(folder: Path, pictures: list[Path]) -> dict[Path, tuple[str, ..
         found[path] = captions
     if alone := [path for path in pictures if path not in found]:
         raise ValueError(
-            f"{file} must hold a line for each picture, but {_count(alone, pictures)} lack one, such as {alone[0]}: "
+            f"{file} must hold a line for each picture, but {_count(alone, pictures)} lack one, such as {some(alone)}: "
             "add it, or move the picture away."
         )
     return found
@@ -151,7 +182,7 @@ def _entry(line: str, where: str) -> tuple[PurePosixPath, tuple[str, ...]]:
         raise ValueError(f"{where} must be a JSON object, but it is not valid JSON: {error}.") from error
     if not isinstance(entry, Mapping) or not {"file_name", "text"} <= entry.keys():
         raise ValueError(f"{where} must be a JSON object with file_name and text, got {line:.60}.")
-    return _path(entry["file_name"], where), _captions(entry["text"], where)
+    return _path(entry["file_name"], where), caption_texts(entry["text"], where)
 
 
 def _path(name: Any, where: str) -> PurePosixPath:
@@ -164,7 +195,12 @@ def _path(name: Any, where: str) -> PurePosixPath:
     return path
 
 
-def _captions(text: Any, where: str) -> tuple[str, ...]:
+def caption_texts(text: Any, where: str) -> tuple[str, ...]:
+    """Read a caption, or a list of alternatives, from what JSON holds.
+
+    Raises:
+      ValueError: it is neither, or one is empty.
+    """
     texts = text if isinstance(text, list) else [text]
     if not texts or not all(isinstance(one, str) and one.strip() for one in texts):
         raise ValueError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-__all__ = ["Levels", "read_levels"]
+__all__ = ["Levels", "read_levels", "read_size", "stream_levels"]
 
 # What Pillow decodes itself. Without this list a file named .png may be a format that starts another program (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
@@ -56,30 +58,77 @@ def read_levels(path: str | Path) -> Levels:
         raise FileNotFoundError(f"{path} does not exist.")
     if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device: give a PNG or JPEG file.")
+    # From a stream, not a name: a name is mapped into memory, where Pillow reads rows of turned TIFF files wrongly.
+    with path.open("rb") as stream:
+        return stream_levels(stream, os.fspath(path))
+
+
+def stream_levels(stream: IO[bytes], name: str) -> Levels:
+    """Read a picture from an open file, as `read_levels` does.
+
+    Args:
+      stream: the file, which stays open.
+      name: what messages call it.
+
+    Raises:
+      ValueError: as for `read_levels`.
+    """
+    return _told(_decoded, stream, name)
+
+
+def read_size(stream: IO[bytes], name: str) -> tuple[int, int]:
+    """Read a picture's height and width, once it is turned as its EXIF says, from its first bytes: nothing is decoded.
+
+    Args:
+      stream: the file, which stays open.
+      name: what messages call it.
+
+    Raises:
+      ValueError: it is not a picture, or its beginning is damaged.
+    """
+    return _told(_size, stream, name)
+
+
+_T = TypeVar("_T")
+
+
+def _told(read: Callable[[IO[bytes]], _T], stream: IO[bytes], name: str) -> _T:
+    """Read something, or say in one sentence why not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of sizes and of metadata; too large is refused here
-            return _decoded(path)
+            return read(stream)
     except _RefusedError as error:
-        raise ValueError(f"{path} {error}") from None
+        raise ValueError(f"{name} {error}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture: give a PNG or JPEG file.") from None
+        raise ValueError(f"{name} is not a picture: give a PNG or JPEG file.") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path} {_too_large()}") from None
+        raise ValueError(f"{name} {_too_large()}") from None
     except Exception as error:  # decoders raise anything: struct.error, TypeError, RuntimeError, SyntaxError
-        reason = " ".join(str(error).split()).replace(os.fspath(path), "it").rstrip(".") or type(error).__name__
-        raise ValueError(f"{path} is damaged, and cannot be read: {reason}.") from error
+        reason = " ".join(str(error).split()).replace(name, "it").rstrip(".") or type(error).__name__
+        raise ValueError(f"{name} is damaged, and cannot be read: {reason}.") from error
 
 
 class _RefusedError(Exception):
     """A sound file that is not what is wanted; the message follows its name."""
 
 
-def _decoded(path: Path) -> Levels:
-    # From a stream, not a name: a name is mapped into memory, where Pillow reads rows of turned TIFF files wrongly.
-    with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
+@contextmanager
+def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
+    with Image.open(stream, formats=_FORMATS) as file:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise _RefusedError(_too_large())
+        yield file
+
+
+def _size(stream: IO[bytes]) -> tuple[int, int]:
+    with _opened(stream) as file:
+        is_on_its_side = _orientation(file) >= 5
+        return (file.width, file.height) if is_on_its_side else (file.height, file.width)
+
+
+def _decoded(stream: IO[bytes]) -> Levels:
+    with _opened(stream) as file:
         frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
         if frames > 1:
             raise _RefusedError(f"has {frames} frames: give a single picture.")
