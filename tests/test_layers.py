@@ -39,7 +39,7 @@ FLOORS = {
     ),
     "models/autoencoder_kl": ("names", "config", "network"),
     "models/autoencoder_tiny": ("names", "config", "network"),
-    "models/clip": ("names", "config", "network"),
+    "models/clip": ("names", "config preprocessing", "transformer", "network vision"),
     "models/unet2d_condition": ("names", "config", "conditions", "network"),
     "models/lora": ("factors", "adapted lora"),
     "models/layers": (

@@ -105,6 +105,17 @@ FAMILIES = [
         library="transformers",
         is_model=False,
     ),
+    Family(
+        clip.names.VISION_CLASSES[0],
+        others=clip.names.VISION_CLASSES[1:],
+        config=clip.VisionConfig,
+        network=clip.VisionEncoder,
+        folder=clip.names.VISION_FOLDER,
+        stem=clip.names.STEM,
+        current=clip.names.current_vision,
+        library="transformers",
+        is_model=False,
+    ),
 ]
 
 

@@ -9,7 +9,8 @@ from flax import nnx
 
 from cmjax._numerics import f32
 from cmjax.models.clip.config import TextConfig
-from cmjax.models.layers import ClassEmbedding, Dtype, LayerNorm, Linear, activation, attend
+from cmjax.models.clip.transformer import Encoder
+from cmjax.models.layers import ClassEmbedding, Dtype, LayerNorm, Linear
 from cmjax.types import Array
 
 __all__ = ["TextEncoder", "TextOutput"]
@@ -43,56 +44,10 @@ class _Embeddings(nnx.Module):
         return self.token_embedding(tokens) + self.position_embedding(jnp.arange(tokens.shape[1]))
 
 
-class _CausalAttention(nnx.Module):
-    """Attention of each token to itself and those before it."""
-
-    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.q_proj = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.k_proj = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.v_proj = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out_proj = Linear(width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        q, k, v = (
-            project(x).reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(attend(q, k, v, causal=True).swapaxes(1, 2).reshape(x.shape))
-
-
-class _FeedForward(nnx.Module):
-    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
-        self.act = activation(config.hidden_act)
-
-    def __call__(self, x: Array) -> Array:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class _Layer(nnx.Module):
-    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
-        self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = _CausalAttention(config, dtype, rngs)
-        self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = _FeedForward(config, dtype, rngs)
-
-    def __call__(self, x: Array) -> Array:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
-class _Encoder(nnx.Module):
-    def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
-        self.layers = nnx.List([_Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
-
-
 class _Transformer(nnx.Module):
     def __init__(self, config: TextConfig, dtype: Dtype, rngs: nnx.Rngs):
         self.embeddings = _Embeddings(config, rngs)
-        self.encoder = _Encoder(config, dtype, rngs)
+        self.encoder = Encoder(config, dtype, rngs, causal=True)
         self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
@@ -148,15 +103,11 @@ class TextEncoder(nnx.Module):
             raise ValueError(
                 f"tokens may be {self.config.max_position_embeddings} for each text at most, got {tokens.shape[1]}."
             )
-        x = self.text_model.embeddings(tokens)
-        hidden = [x]
-        for layer in self.text_model.encoder.layers:
-            x = layer(x)
-            hidden.append(x)
-        last = self.text_model.final_layer_norm(x)
+        hidden = self.text_model.encoder(self.text_model.embeddings(tokens))
+        last = self.text_model.final_layer_norm(hidden[-1])
         pooled = jnp.take_along_axis(last, self._end(tokens)[:, None, None], axis=1)[:, 0]
         projected = f32(self.text_projection(pooled)) if self.config.projection else None
-        return TextOutput(last, pooled, tuple(hidden), projected)
+        return TextOutput(last, pooled, hidden, projected)
 
     def _end(self, tokens: Array) -> Array:
         """Find the row of each text where the pooled output is read."""
