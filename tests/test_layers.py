@@ -86,7 +86,7 @@ FLOORS = {
     "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
     "training/methods": (
         "base guidance",
-        "autoencoder consistency_training diffusion two_times vp_distillation",
+        "autoencoder consistency_training diffusion matching two_times vp_distillation",
         "distillation",
     ),
     "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),

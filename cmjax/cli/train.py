@@ -178,7 +178,7 @@ class _CheckpointWriter:
 
     def __call__(self, state: training.TrainState) -> None:
         picture = self.out / "samples" / f"{int(state.step):07d}.png"
-        made = Checkpoint(state.ema, self._made(int(state.step)))
+        made = Checkpoint(self.settled.recipe.method.student(state.ema), self._made(int(state.step)))
         show, draw = self._drawing(made.config)
         drawn = draw(0, show(made))
         with bad_input("--out"):

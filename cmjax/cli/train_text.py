@@ -194,7 +194,7 @@ class _CheckpointWriter:
         self.keys = cmjax.image_keys(0, np.arange(len(settled.prompts) * _PICTURES))
 
     def __call__(self, state: training.TrainState) -> None:
-        network = jax.device_put(state.ema, jax.local_devices()[0])
+        network = jax.device_put(self.settled.recipe.method.student(state.ema), jax.local_devices()[0])
         guidance = _GUIDANCE if self.row is None else None
         pipe = self.pipe.replace(unet=network)
         drawn = cmjax.text_to_image.draw(pipe, self.state, self.keys, self.cond, guidance=guidance)

@@ -11,6 +11,7 @@ from cmjax.losses.continuous import continuous_consistency, infinitesimal_consis
 from cmjax.losses.ctm import balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import consistency_distillation, progressive_distillation
+from cmjax.losses.matching import distribution_matching
 from cmjax.losses.mean_flow import logit_normal, mean_flow, shortcut
 from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
 from cmjax.losses.prediction import noise_prediction
@@ -32,6 +33,7 @@ __all__ = [
     "consistency_trajectory",
     "continuous_consistency",
     "denoising",
+    "distribution_matching",
     "easy_consistency_tuning",
     "edm",
     "elementwise_huber",

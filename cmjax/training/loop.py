@@ -101,7 +101,8 @@ def train(
         it for the checkpoint that it continues from, since a kill may have come between the write and the call.
 
     Returns:
-      The last state; its `ema` is the model to sample with.
+      The last state; its `ema` is the model to sample with (of a method that trains further networks beside it, what
+      `recipe.method.student` finds there).
 
     Raises:
       ValueError: images are not u8[N, H, W, C] or fewer than a batch, labels do not fit, the config is not of the
@@ -156,7 +157,7 @@ def train(
     state, weights, frozen = _placed((state, weights, frozen), NamedSharding(mesh, P()))
     key = jax.random.key(recipe.seed)
     if resume and on_checkpoint is not None:
-        on_checkpoint(jax.tree.map(jnp.copy, state).whole(frozen))
+        on_checkpoint(jax.tree.map(jnp.copy, state).whole(recipe.method.begin(frozen)))
     losses, last, since = [], step, time.perf_counter()
     while step < recipe.steps:
         batch = jax.device_put(following, NamedSharding(mesh, P("batch")))
@@ -186,9 +187,9 @@ def train(
             if folder is not None:
                 checkpoints.save(folder / "checkpoints", state, recipe, config, told)
             if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
-                on_checkpoint(jax.tree.map(jnp.copy, state).whole(frozen))
+                on_checkpoint(jax.tree.map(jnp.copy, state).whole(recipe.method.begin(frozen)))
             since = time.perf_counter()
-    return state.whole(frozen)
+    return state.whole(recipe.method.begin(frozen))
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:

@@ -63,6 +63,7 @@ def init(model: Any, recipe: Recipe) -> TrainState:
         state, loss = train_step(state, x0, cond, key, teacher, frozen, recipe=recipe, config=config)
         network = models.combine(state.ema, frozen)
     """
+    model = recipe.method.begin(model)
 
     def own(tree: Any = model) -> Any:  # its own buffers: a step reuses those of its state
         return jax.tree.map(jnp.copy, tree)
@@ -96,7 +97,7 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
 
     trained, rest = partition(state.model)
-    beside = rest if frozen is None else frozen
+    beside = rest if frozen is None else recipe.method.begin(frozen)
 
     def objective(trained: Any, images: Array, cond: Cond, key: Key) -> Array:
         model = combine(trained, beside)

@@ -18,6 +18,7 @@ from cmjax.training.methods.distillation import (
     ContinuousDistillation,
     ProgressiveDistillation,
 )
+from cmjax.training.methods.matching import DistributionMatching
 from cmjax.training.methods.two_times import ConsistencyTrajectory, MeanFlow, Shortcut
 from cmjax.training.methods.vp_distillation import (
     LatentConsistencyDistillation,
@@ -35,6 +36,7 @@ __all__ = [
     "ContinuousDistillation",
     "ContinuousTraining",
     "Denoising",
+    "DistributionMatching",
     "EasyConsistencyTuning",
     "ImprovedConsistencyTraining",
     "LatentConsistencyDistillation",
@@ -62,6 +64,7 @@ METHODS: dict[str, type[Method]] = {
     "lcd": LatentConsistencyDistillation,
     "pcm": PhasedConsistency,
     "tscd": SegmentedTrajectory,
+    "dmd": DistributionMatching,
     "vp": NoisePrediction,
     "ctm": ConsistencyTrajectory,
     "meanflow": MeanFlow,

@@ -69,6 +69,14 @@ class Method(abc.ABC):
         """The config that the model is saved and sampled with after this many steps; here, a consistency model's."""
         return config.of_consistency_model() if isinstance(config, CMConfig) else config
 
+    def begin(self, model: Any) -> Any:
+        """What is trained in the place of a model: more than one, if the method has further networks."""
+        return model
+
+    def student(self, model: Any) -> Any:
+        """The model that draws, of what is trained."""
+        return model
+
     def drawn_with(self, config: Any) -> Mapping[str, Any] | None:
         """How to draw with what was trained of a text-to-image model: sampler, steps, eta and timesteps.
 
