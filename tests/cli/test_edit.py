@@ -200,7 +200,9 @@ def test_stroke_redraws_from_the_noised_picture(options, path):
         assert np.abs(read(f"out/a-{i}.png") - wanted[..., 0]).max() <= 1
 
 
-@pytest.mark.parametrize("options", [["--sampler", "tcd", "--eta", "0.5"], ["--sampler", "lcm"]])
+@pytest.mark.parametrize(
+    "options", [["--sampler", "tcd", "--eta", "0.5"], pytest.param(["--sampler", "lcm"], marks=pytest.mark.slow)]
+)
 def test_other_samplers_keep_what_is_known_too(options, capsys):
     edit("inpaint", "a.png", "--mask", "mask.png", "--num", "1", *options)
     said = capsys.readouterr().out

@@ -376,7 +376,11 @@ def test_an_output_that_is_full_is_one_sentence(model):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="how many cores there are for us is not known")
 @pytest.mark.parametrize(
     ("said", "devices"),
-    [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5)],
+    [
+        ({}, None),
+        pytest.param({"JAX_NUM_CPU_DEVICES": "3"}, 3, marks=pytest.mark.slow),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
 )
 def test_each_core_is_a_device_unless_the_user_has_said_how_many_there_are(said, devices):
     program = "import jax; from cmjax.drawing import use_cores_as_devices as f; f(); print(jax.device_count()); f()"

@@ -20,7 +20,7 @@ from cmjax.models import partition
 FORMS = ("lora", "locon_mid", "loha", "lokr_low", "dora_out", "dora_in")
 each_form = pytest.mark.parametrize(
     "form",
-    [form if form in ("lora", "loha", "dora_out") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS],
+    [form if form in ("lora", "dora_out") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS],
 )
 X = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
 T = jnp.float32(400.0)

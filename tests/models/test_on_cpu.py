@@ -74,9 +74,9 @@ def test_every_road_leads_to_the_convolution(name):
     assert relative(ours, exact(x, kernel, padding=padding_of(kernel))) <= 2e-6
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("strides", [(1, 1), pytest.param((2, 2), marks=pytest.mark.slow), (2, 1)])
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (1, 0))])
-@pytest.mark.parametrize("window", [(1, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("window", [(1, 1), pytest.param((2, 2), marks=pytest.mark.slow), (3, 3)])
 def test_any_window_stride_and_padding_as_one_product(window, padding, strides, monkeypatch):
     monkeypatch.setattr(on_cpu, "_KERNEL_PER_PIXEL", 0)
     x, kernel = arrays((2, 6, 5, 3), (*window, 3, 4))

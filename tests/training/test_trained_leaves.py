@@ -43,8 +43,15 @@ def bits(leaf):
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
-@pytest.mark.parametrize("make", [linen, with_nnx])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "accumulate"),
+    [
+        (linen, 1),
+        (with_nnx, 2),
+        pytest.param(linen, 2, marks=pytest.mark.slow),
+        pytest.param(with_nnx, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_only_parameters_are_trained(make, accumulate, tmp_path):
     recipe = training.Recipe(steps=3, batch_size=4, accumulate=accumulate, method=training.Denoising())
     state = training.train(make(), cmjax.cm.CMConfig(), IMAGES, recipe=recipe, out=tmp_path, checkpoint_every=2)
