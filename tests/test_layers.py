@@ -78,7 +78,7 @@ FLOORS = {
         "tiles tokenizer_files",
         "autoencoder tokenizer",
         "autoencoder_folder clip_vocabulary fit windows",
-        "pipeline sources",
+        "clip pipeline sources",
         "captioned draw embeddings inpaint opening",
         "folders",
         "export",
@@ -89,7 +89,7 @@ FLOORS = {
         "autoencoder consistency_training diffusion matching two_times vp_distillation",
         "distillation",
     ),
-    "evaluation": ("features manifold split statistics", "classifier metrics", "extractors"),
+    "evaluation": ("features manifold split statistics", "classifier metrics text", "pictograms", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
         "lora_option model_parts recommended",

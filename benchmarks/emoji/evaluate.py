@@ -28,9 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from captions import COLOURS, PLACES, STYLES, SUBJECTS, Tokenizer, arrangement_held_out, caption, is_held_out
-from judge import arrangement, judge, read, sharpness
+from judge import arrangement, judge, sharpness
 
 import cmjax
+from cmjax.evaluation import PICTOGRAM_CLASSIFIER, read_pictograms
 
 sys.path.append(str(Path(__file__).parents[1]))
 from common import machine, target
@@ -215,7 +216,7 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="what prepare.py wrote")
     add("--pipeline", type=Path, default=_HERE / "pipeline")
-    add("--judge", type=Path, default=_HERE / "judge.safetensors")
+    add("--judge", type=Path, default=PICTOGRAM_CLASSIFIER)
     add("--json", type=Path, help="where the figures go")
     add("--keep", type=Path, help="where the pictures go (.npz)")
     add("--latents", type=Path, help="a folder of drawn latents: those of an earlier run are decoded, not drawn again")
@@ -252,7 +253,7 @@ def main() -> None:
             latents_of(args, pipe, name, lines[: args.teacher_prompts if ROWS[name][0] else args.prompts])
             print(name, flush=True)
         return
-    model, real = read(args.judge), compose(data, what)
+    model, real = read_pictograms(args.judge), compose(data, what)
     take("real", real)
     take("reconstructed", reconstruct(pipe, real))
     by_subject: dict[str, Any] = {}

@@ -5,7 +5,7 @@
 trains the classifier on a CPU, on pictures that `data.py` composes as it does for `train.py`: it never sees the
 combinations that are held out. It has three heads: 113 subjects, four styles, and seven arrangements (one pictogram in
 the centre, left, right, top or bottom; two; three). The background's colour needs no classifier: the median of the
-outermost pixels is compared with the ten colours.
+outermost pixels is compared with the ten colours. The weights in the package, `emoji-classifier`, were made so.
 """
 
 from __future__ import annotations
@@ -21,41 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from captions import COLOURS, PLACES, STYLES, SUBJECTS, Tokenizer
+from captions import COLOURS, PLACES, Tokenizer
 from flax import nnx
 
-from cmjax.io import read_safetensors, write_safetensors
-from cmjax.models.layers import Conv, GroupNorm, Linear, ResnetBlock
+from cmjax.evaluation import PictogramClassifier, read_pictograms, write_pictograms
 
-__all__ = ["Judge", "arrangement", "judge", "read", "sharpness"]
-
-_ARRANGEMENTS = len(PLACES) + 2
-
-
-class Judge(nnx.Module):
-    """Logits of subject, style and arrangement of pictures f[B, 64, 64, 3] in [-1, 1]."""
-
-    def __init__(self, *, rngs: nnx.Rngs):
-        def block(width: int) -> ResnetBlock:
-            return ResnetBlock(width, width, time_width=None, groups=8, eps=1e-5, dtype=jnp.float32, rngs=rngs)
-
-        self.halve1 = Conv(3, 32, strides=2, rngs=rngs)
-        self.halve2 = Conv(32, 64, strides=2, rngs=rngs)
-        self.halve3 = Conv(64, 128, strides=2, rngs=rngs)
-        self.block1 = block(128)
-        self.halve4 = Conv(128, 192, strides=2, rngs=rngs)
-        self.block2 = block(192)
-        self.norm = GroupNorm(192, 8, eps=1e-5)
-        self.subject = Linear(192, len(SUBJECTS), rngs=rngs)
-        self.style = Linear(192, len(STYLES), rngs=rngs)
-        self.arrangement = Linear(16 * 192, _ARRANGEMENTS, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x = self.halve2(nnx.silu(self.halve1(x)))
-        x = self.halve4(nnx.silu(self.block1(self.halve3(nnx.silu(x)))))
-        x = nnx.silu(self.norm(self.block2(x)))
-        pooled = x.mean((1, 2))
-        return self.subject(pooled), self.style(pooled), self.arrangement(x.reshape(len(x), -1))
+__all__ = ["arrangement", "judge", "sharpness"]
 
 
 def arrangement(place: Any, number: Any) -> Any:
@@ -63,9 +34,11 @@ def arrangement(place: Any, number: Any) -> Any:
     return place * (number == 0) + (len(PLACES) - 1 + number) * (number > 0)
 
 
-def train(data: emoji.Data, seconds: float, *, batch: int = 32, rate: float = 1.5e-3, seed: int = 0) -> Judge:
+def train(
+    data: emoji.Data, seconds: float, *, batch: int = 32, rate: float = 1.5e-3, seed: int = 0
+) -> PictogramClassifier:
     """Train from scratch; the rate falls to 0 over the seconds."""
-    graph, params = nnx.split(Judge(rngs=nnx.Rngs(seed)))
+    graph, params = nnx.split(PictogramClassifier(rngs=nnx.Rngs(seed)))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
 
     @jax.jit
@@ -105,29 +78,12 @@ def train(data: emoji.Data, seconds: float, *, batch: int = 32, rate: float = 1.
     return nnx.merge(graph, params)
 
 
-def write(model: Judge, path: Path) -> None:
-    """Write the weights in float16."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    write_safetensors({".".join(map(str, name)): np.asarray(leaf[...], np.float16) for name, leaf in flat}, path)
-
-
-def read(path: Path) -> Judge:
-    """Read what `write` wrote."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Judge(rngs=nnx.Rngs(0))))
-    tensors = read_safetensors(path)
-    flat = [
-        (name, leaf.replace(jnp.asarray(tensors[".".join(map(str, name))], jnp.float32)))
-        for name, leaf in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
-
-
 @nnx.jit
-def _see(model: Judge, x: jax.Array) -> Any:
+def _see(model: PictogramClassifier, x: jax.Array) -> Any:
     return tuple(logits.argmax(-1) for logits in model(x))
 
 
-def judge(model: Judge, pictures: np.ndarray, batch: int = 100) -> dict[str, np.ndarray]:
+def judge(model: PictogramClassifier, pictures: np.ndarray, batch: int = 100) -> dict[str, np.ndarray]:
     """Say what is in pictures f[N, 64, 64, 3] in [-1, 1]: subject, style, arrangement, colour, each i[N]."""
     count = len(pictures)
     x = np.clip(np.asarray(pictures, np.float32), -1, 1)
@@ -173,9 +129,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=400)
     args = parser.parse_args()
     data = emoji.load(args.data, Tokenizer())
-    write(train(data, args.seconds), args.out)
+    write_pictograms(train(data, args.seconds), args.out)
     what = emoji.draw_attributes(jax.random.key(10**6), 2000)
-    seen = judge(read(args.out), np.asarray(jax.jit(emoji.pictures)(data, what, jax.random.key(10**6 + 1))))
+    seen = judge(read_pictograms(args.out), np.asarray(jax.jit(emoji.pictures)(data, what, jax.random.key(10**6 + 1))))
     asked = what._asdict() | {"arrangement": arrangement(what.place, what.number)}
     print(json.dumps({name: float((guess == np.asarray(asked[name])).mean()) for name, guess in seen.items()}))
 

@@ -1,4 +1,4 @@
-"""Load an extractor by name: the one in the package, or one that a program of your own makes."""
+"""Load an extractor by name: one in the package, or one that a program of your own makes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from cmjax.evaluation.classifier import ClassifierFeatures, read_classifier
 from cmjax.evaluation.features import Extractor, as_pytree
+from cmjax.evaluation.pictograms import PictogramJudge, read_pictograms
 
-__all__ = ["EMBEDDED", "load_extractor"]
+__all__ = ["EMBEDDED", "PICTOGRAMS", "load_extractor"]
 
-EMBEDDED = "fashion-mnist-classifier"
+EMBEDDED, PICTOGRAMS = "fashion-mnist-classifier", "emoji-classifier"
 
 
 def load_extractor(name: str = EMBEDDED) -> Extractor:
@@ -25,7 +26,7 @@ def load_extractor(name: str = EMBEDDED) -> Extractor:
     pixels; cmjax does not include it.
 
     Args:
-      name: "fashion-mnist-classifier", or "package.module:make".
+      name: "fashion-mnist-classifier", "emoji-classifier" (a `PictogramJudge`), or "package.module:make".
 
     Returns:
       A callable pytree from images f32[B, H, W, C] in [-1, 1] to `Features`.
@@ -36,15 +37,17 @@ def load_extractor(name: str = EMBEDDED) -> Extractor:
       ValueError: the name has neither form, or the module has no such attribute.
 
     Example:
-      >>> load_extractor("inception")
+      >>> load_extractor("fid")
       Traceback (most recent call last):
-      ValueError: an extractor is 'fashion-mnist-classifier', or 'package.module:make' of your own, got 'inception'.
+      ValueError: an extractor is 'fashion-mnist-classifier', 'emoji-classifier' or a 'module:make', got 'fid'.
     """
     if name == EMBEDDED:
         return ClassifierFeatures.of(read_classifier())
+    if name == PICTOGRAMS:
+        return PictogramJudge.of(read_pictograms())
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ValueError(f"an extractor is {EMBEDDED!r}, or 'package.module:make' of your own, got {name!r}.")
+        raise ValueError(f"an extractor is {EMBEDDED!r}, {PICTOGRAMS!r} or a 'module:make', got {name!r}.")
     with _modules_of_this_folder():
         module = importlib.import_module(module_name)
         make = getattr(module, attribute, None)

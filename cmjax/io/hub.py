@@ -110,6 +110,7 @@ def download(
     revision: str | None = None,
     whole: bool = False,
     parts: Sequence[str] = _PARTS,
+    files: Sequence[str] | None = None,
 ) -> Path:
     """Download a repository's model, or find it in huggingface_hub's cache.
 
@@ -119,6 +120,7 @@ def download(
       revision: a branch, tag or commit; None for the newest.
       whole: whether to download the parts of a text-to-image model, and not only the network that draws.
       parts: which of them.
+      files: patterns of names, for a repository that is no model in diffusers' layout: those and no others.
 
     Returns:
       The folder, in diffusers layout.
@@ -131,8 +133,9 @@ def download(
         from huggingface_hub import snapshot_download
 
         wanted = whole_patterns(variant, parts) if whole else patterns(variant)
+        wanted = wanted if files is None else list(files)
         path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
-        if whole:
+        if whole or files is not None:
             return path
         odd = {part: family for part, family in named_parts(path).items() if part != family.folder}
         if odd:  # its model_index.json gives them other names

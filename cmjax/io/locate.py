@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cmjax.io import hub
 from cmjax.io.atomic import recover_folder
@@ -47,6 +48,7 @@ def resolve(
     variant: str | None = None,
     whole: bool = False,
     parts: Sequence[str] | None = None,
+    files: Sequence[str] | None = None,
 ) -> Path:
     """Find a model: a folder or file of that name, then a model in the package, then a repository on the hub.
 
@@ -56,6 +58,7 @@ def resolve(
       variant: the variant of the weights to download.
       whole: whether to download the parts of a text-to-image model, and not only the network that draws.
       parts: which of them; None for all.
+      files: patterns of names to download, and no others; None for those of a model in diffusers' layout.
 
     Returns:
       The folder, or the file.
@@ -82,7 +85,8 @@ def resolve(
     if name in embedded_models():
         return _PRETRAINED / name
     if hub.is_repo_id(name) and not path.parent.is_dir():
-        some = {} if parts is None else {"parts": parts}
+        given: dict[str, Sequence[str] | None] = {"parts": parts, "files": files}
+        some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return hub.download(name, variant=variant, revision=revision, whole=whole, **some)
     if name in embedded_loras():
         raise FileNotFoundError(

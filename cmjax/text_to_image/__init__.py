@@ -10,6 +10,7 @@ from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.autoencoder import LatentCoder, compute_dtype
 from cmjax.text_to_image.autoencoder_folder import load_autoencoder, save_autoencoder
 from cmjax.text_to_image.captioned import CaptionedBatches, captioned_batches
+from cmjax.text_to_image.clip import Clip, load_clip
 from cmjax.text_to_image.draw import Prompt, draw, draw_prompt, guided, redraw
 from cmjax.text_to_image.embeddings import add_embedding
 from cmjax.text_to_image.export import for_export
@@ -21,6 +22,7 @@ from cmjax.text_to_image.windows import Tokens, apply_weights, tokenize_windows
 
 __all__ = [
     "CaptionedBatches",
+    "Clip",
     "LatentCoder",
     "Prompt",
     "TextCond",
@@ -41,6 +43,7 @@ __all__ = [
     "is_text_model",
     "load",
     "load_autoencoder",
+    "load_clip",
     "redraw",
     "save",
     "save_autoencoder",

@@ -185,7 +185,7 @@ def test_mistakes_in_evaluating(capsys):
         (["--reference", "stats.npz", *PIXELS], "the statistics are of 3 features, but evaluate_eyes:pixels has 64"),
         (["--reference", "stats.npz", "--save-statistics", "a.npz"], "--save-statistics: they are those of the images"),
         (data, "sees images of (28, 28, 1), got (8, 8, 1). Name an extractor of your own: --features package."),
-        ([*data, "--features", "inception"], "an extractor is 'fashion-mnist-classifier', or 'package.module:make'"),
+        ([*data, "--features", "inception"], "'emoji-classifier' or a 'module:make'"),
         ([*data, "--features", "no_such_module:make"], "--features: No module named 'no_such_module'"),
         ([*data, "--features", "evaluate_eyes:no"], "the module evaluate_eyes has nothing named 'no'"),
         ([*data, "--features", "evaluate_eyes:PIXELS"], "has nothing named 'PIXELS'"),

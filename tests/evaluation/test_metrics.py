@@ -63,7 +63,7 @@ def test_images_in_some_order_without_labels_are_shuffled():
 
 def test_the_embedded_extractor_has_a_name():
     assert load_extractor(EMBEDDED).graphdef is not None
-    with pytest.raises(ValueError, match="an extractor is 'fashion-mnist-classifier', or"):
+    with pytest.raises(ValueError, match="'emoji-classifier' or a 'module:make'"):
         load_extractor("os.path")
     with pytest.raises(TypeError, match="must be a function that makes an extractor, got a str"):
         load_extractor("os:sep")

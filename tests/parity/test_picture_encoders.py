@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from parity.networks import close, nchw, shaken
 from PIL import Image
+from texts import tokenizer
 
 from cmjax.io.assembly import assemble
 from cmjax.io.configs import write_json
 from cmjax.io.safetensors_files import read_safetensors, write_safetensors
 from cmjax.io.weights import file_tensors
 from cmjax.models.clip import Preprocessing, VisionConfig
+from cmjax.text_to_image import load_clip
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -94,3 +96,27 @@ def test_pictures_are_prepared_as_by_transformers(shape):
     prepare = Preprocessing.from_dict(processor.to_dict())
     out = np.asarray(prepare(levels[None] / np.float32(127.5) - 1))[0]
     assert (np.abs(out - theirs) > 1e-5).mean() <= 0.002 and np.abs(out - theirs).max() < 0.016
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_a_whole_clip_scores_as_in_transformers(tmp_path, act):
+    ours = tokenizer()
+    ours.write(tmp_path)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    texts = {**size, "vocab_size": len(ours), "max_position_embeddings": 10, "hidden_act": act}
+    texts |= {"eos_token_id": ours.eos_id, "bos_token_id": ours.bos_id}
+    vision = {**size, "image_size": 24, "patch_size": 8, "hidden_act": act}
+    config = transformers.CLIPConfig(text_config=texts, vision_config=vision, projection_dim=12)
+    theirs = shaken(transformers.CLIPModel(config), 0)
+    theirs.save_pretrained(tmp_path)
+    prepare = Preprocessing(size=24, crop=24)
+    write_json(prepare.to_dict(), tmp_path / "preprocessor_config.json")
+    clip, prompts = load_clip(tmp_path), ["red fox", "a b"]
+    x = np.random.default_rng(0).uniform(-1, 1, size=(2, 24, 30, 3)).astype(np.float32)
+    tokens = clip.tokenize(prompts)
+    expected = theirs(input_ids=torch.from_numpy(tokens).long(), pixel_values=nchw(np.asarray(prepare(x))))
+    vectors = jax.jit(lambda clip, x, tokens: (clip.embed_images(x), clip.embed_texts(tokens)))(clip, x, tokens)
+    for own, name in zip(vectors, ("image_embeds", "text_embeds"), strict=True):
+        close(own, getattr(expected, name), 1e-5)
+    cosines = expected.logits_per_image.detach().numpy().diagonal() / theirs.logit_scale.exp().item()
+    np.testing.assert_allclose(np.asarray(vectors[0] * vectors[1]).sum(1), cosines, atol=1e-5)
