@@ -79,7 +79,7 @@ FLOORS = {
         "autoencoder tokenizer",
         "autoencoder_folder clip_vocabulary fit windows",
         "clip pipeline sources",
-        "captioned draw embeddings inpaint opening",
+        "captioned draw embeddings inpaint opening told",
         "folders",
         "export",
     ),

@@ -141,8 +141,9 @@ def run(options: TrainOptions) -> None:
             if settled.lora is None
             else begun or cmjax.lora.new(pipe.unet, **settled.lora, seed=settled.recipe.seed)
         )
-        _check_fit(settled.recipe, pipe, data)
+        _check_fit(settled, pipe, data)
         pipe = load(False)
+        student = pipe if not _gets_told(settled, pipe) else cmjax.text_to_image.tell_guidance(pipe)
     try:
         batches = cmjax.text_to_image.captioned_batches(pipe, data, settled.recipe, drop=0.0, with_null=True)
     except ValueError as error:
@@ -151,7 +152,7 @@ def run(options: TrainOptions) -> None:
         (out / "samples").mkdir(parents=True, exist_ok=True)
         write_json({**settled.to_dict(), **about}, out / RUN)
     recipe = settled.recipe
-    model = pipe.unet if lora is None else cmjax.lora.attach(pipe.unet, lora)
+    model = student.unet if lora is None else cmjax.lora.attach(pipe.unet, lora)
     console = Console(markup=False, highlight=False)
     what = f"{model!r}" if lora is None else f"{lora!r} beside {pipe.unet!r}"
     console.print(
@@ -168,7 +169,7 @@ def run(options: TrainOptions) -> None:
         out=out,
         resume=options.resume,
         checkpoint_every=options.checkpoint_every,
-        on_checkpoint=_CheckpointWriter(options, settled, pipe, console),
+        on_checkpoint=_CheckpointWriter(options, settled, student, console),
     )
     which = f"--model {model_name} --lora {out / 'model'}" if has_lora else f"--model {out / 'model'}"
     prompt = settled.prompts[0].replace('"', "'")
@@ -359,8 +360,14 @@ def _table(lora: LoRA) -> dict[str, Any]:
     return {"rank": rank, "alpha": float(first.alpha), "targets": sorted(lora.of("unet"))}
 
 
-def _check_fit(recipe: training.Recipe, pipe: Any, data: Captioned) -> None:
+def _gets_told(settled: _Settled, pipe: Any) -> bool:
+    """Whether the student's network has to be told the guidance scale, unlike the teacher's."""
+    return getattr(settled.recipe.method, "tell_guidance", False) and pipe.unet.config.time_cond_proj_dim is None
+
+
+def _check_fit(settled: _Settled, pipe: Any, data: Captioned) -> None:
     """Refuse what could not be trained, before weights are read."""
+    recipe = settled.recipe
     height, width = data.images.shape[1:3]
     with bad_input("--data"):
         pipe.latent_shape(1, (height, width))
@@ -370,10 +377,13 @@ def _check_fit(recipe: training.Recipe, pipe: Any, data: Captioned) -> None:
         )
     if recipe.method.needs_teacher:
         recipe.method.check_teacher(read_config(config_dict(pipe.config), as_=recipe.method.config_type), pipe.config)
-    if getattr(recipe.method, "tell_guidance", False) and not pipe.unet.config.time_cond_proj_dim:
+    if _gets_told(settled, pipe) and settled.lora is not None:
         raise ValueError(
-            "tell_guidance needs a network that is told the guidance (time_cond_proj_dim), unlike --model's."
+            "tell_guidance needs a network that is told the guidance (time_cond_proj_dim), and a LoRA of another has "
+            "no layer for it: leave out [lora], or tell_guidance."
         )
+    if pipe.unet.config.time_cond_proj_dim is not None and recipe.method.needs_teacher:
+        raise ValueError("--model: the network is told the guidance scale, and is distilled already: give its teacher.")
 
 
 def _prompts(options: TrainOptions, data: Captioned) -> tuple[str, ...]:

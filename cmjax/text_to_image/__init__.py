@@ -18,6 +18,7 @@ from cmjax.text_to_image.folders import convert, is_text_model, load, save
 from cmjax.text_to_image.inpaint import inpaint_edit, inpainting
 from cmjax.text_to_image.pipeline import TextToImage
 from cmjax.text_to_image.tokenizer import Tokenizer
+from cmjax.text_to_image.told import tell_guidance
 from cmjax.text_to_image.windows import Tokens, apply_weights, tokenize_windows
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "redraw",
     "save",
     "save_autoencoder",
+    "tell_guidance",
     "tokenize_windows",
 ]

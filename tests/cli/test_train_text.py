@@ -129,6 +129,11 @@ def test_a_run_may_start_from_a_lora_or_train_the_whole_network(capsys):
         file.write('method = "vp"\n[vp]\nlabel_dropout = 0.2\nnoise_offset = 0.1\n')
     assert main(["train", "vp.toml", *whole[1:]]) == 0
     assert cmjax.text_to_image.load("full/model").unet.config == text_model().unet.config
+    with open("lcd.toml", "w") as file:
+        file.write('method = "lcd"\n[lcd]\nguidance_range = [2, 9]\ntell_guidance = true\n')
+    assert main(["train", "lcd.toml", *whole[1:-1], "told"]) == 0
+    made = cmjax.text_to_image.load("told/model")
+    assert made.unet.config.time_cond_proj_dim == 256 and made.pipeline == "LatentConsistencyModelPipeline"
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(capsys, made):

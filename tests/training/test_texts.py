@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from texts import text_model
 
 import cmjax
 from cmjax import losses, training
@@ -125,3 +126,21 @@ def test_stages_need_steps_and_a_grid_its_timesteps():
         dataclasses.replace(toy.RECIPE, method=training.SegmentedTrajectory(), steps=3)
     with pytest.raises(ValueError, match=r"grid must be at most 1000, the timesteps that there are, got 1001"):
         training.TrajectoryDistillation(grid=1001).check_teacher(VP, VP)
+
+
+def test_a_network_learns_to_be_told_the_scale():
+    pipe = text_model()
+    told = cmjax.text_to_image.tell_guidance(pipe, 8)
+    x, cond = jnp.ones((2, 4, 4, 4)), pipe.encode(pipe.tokenize(["red", "fox"]))
+    call = jax.jit(lambda unet, cond: unet(x, jnp.int32(500), cond))
+    same = call(told.unet, cond.replace(guidance=jnp.array([2.0, 9.0])))
+    np.testing.assert_allclose(same, call(pipe.unet, cond), rtol=1e-6)
+    shared = {**told.unet.leaves()}
+    assert shared.pop("time_embedding.cond_proj.kernel").shape == (8, 8)
+    assert all(leaf is pipe.unet.leaves()[name] for name, leaf in shared.items())
+    with pytest.raises(ValueError, match="must have a network that is not told the guidance scale, but its network is"):
+        cmjax.text_to_image.tell_guidance(told)
+    with pytest.raises(ValueError, match="dim must be even, sines and cosines, got 7"):
+        cmjax.text_to_image.tell_guidance(pipe, 7)
+    with pytest.raises(ValueError, match="pipe must have a whole network, without LoRAs and frozen parts"):
+        cmjax.text_to_image.tell_guidance(cmjax.lora.attach(pipe, cmjax.lora.new(pipe, 2)))
