@@ -14,7 +14,7 @@ import cmjax
 ROOT = Path(cmjax.__file__).parent
 # Layer of each module or package under cmjax: imports point down.
 LAYERS = {
-    0: ("types", "schedules", "_typed", "_bounds", "_sampler_names", "_version"),
+    0: ("_ahead", "types", "schedules", "_typed", "_bounds", "_sampler_names", "_version"),
     1: ("_struct", "_numerics", "_random", "_order", "_compiled", "_cpu", "_mesh", "parameterization"),
     2: ("samplers", "guidance", "editing", "noises", "losses", "ode", "curricula"),
     3: ("latents", "published", "sampling", "search", "vp_model"),
@@ -75,10 +75,11 @@ FLOORS = {
     "lora": ("_checks parts published", "recommended resolve scales", "attach extract files merge new"),
     "recipes": (),
     "text_to_image": (
-        "tiles tokenizer_files",
+        "buckets tiles tokenizer_files",
         "autoencoder tokenizer",
         "autoencoder_folder clip_vocabulary fit windows",
         "clip pipeline sources",
+        "latent_cache",
         "captioned draw embeddings inpaint opening told",
         "folders",
         "export",

@@ -117,12 +117,31 @@ class LatentCoder(Struct):
           TypeError: images are no floats, key is no key, or the weights are abstract.
           ValueError: images have another shape, there is not one key for each, or `tile` is not a multiple of 4.
         """
-        images = floating("images", images)
-        check_pictures("images", images, self.config.in_channels, self.downsampling)
         if key is not None:
             has_key_per_image(key)  # refuses what is no key
+        return _encode(self, self._pictures(images), key)
+
+    def encode_distribution(self, images: Array) -> tuple[Array, Array]:
+        """Code pictures as the distributions that their latents are drawn from.
+
+        Args:
+          images: as for `encode`.
+
+        Returns:
+          Mean and standard deviation of the latents as the diffusion network sees them, f32[B, h, w, latent_channels]
+          each: mean + deviation · z is a sample, for z from N(0, 1). An `AutoencoderTiny` has a deviation of 0.
+
+        Raises:
+          TypeError: as for `encode`.
+          ValueError: as for `encode`.
+        """
+        return _encode_distribution(self, self._pictures(images))
+
+    def _pictures(self, images: Array) -> Array:
+        images = floating("images", images)
+        check_pictures("images", images, self.config.in_channels, self.downsampling)
         self._check()
-        return _encode(self, images, key)
+        return images
 
     def decode(self, latents: Array) -> Array:
         """Code latents as pictures.
@@ -170,6 +189,14 @@ def _encode(coder: LatentCoder, images: Array, key: Key | None) -> Array:
         latents = latents + jnp.exp(0.5 * log_variance) * noise(key, latents.shape)
     centre, gain = coder._affine()
     return (latents - centre) * gain
+
+
+@jax.jit
+def _encode_distribution(coder: LatentCoder, images: Array) -> tuple[Array, Array]:
+    latents, log_variance = coder._code(coder.network.module.encode, images, (coder.downsampling, 1))
+    centre, gain = coder._affine()
+    deviation = jnp.zeros_like(latents) if log_variance is None else jnp.exp(0.5 * log_variance) * gain
+    return (latents - centre) * gain, deviation
 
 
 @jax.jit

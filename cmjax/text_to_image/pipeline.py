@@ -224,6 +224,15 @@ class TextToImage(Struct):
         """Whether the network is told an aesthetic score in place of a target size (Stable Diffusion XL's refiner)."""
         return is_told_score(self.unet.config, self.text_encoders[-1].config)
 
+    def told_sizes(self, batch: int, size: tuple[int, int] | None = None) -> Array | None:
+        """What `encode` tells the network of uncropped pictures of a size: f32[B, 6], f32[B, 5], or None for nothing.
+
+        Args:
+          batch: B.
+          size: (H, W); None for the native size.
+        """
+        return self._sizes(size, None, batch)
+
     # ---- what encode is made of ----------------------------------------------------------------------------------
 
     @property
