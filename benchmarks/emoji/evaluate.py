@@ -53,6 +53,8 @@ ROWS = {
     "student, 4 steps, eta 0.3": (False, 4, 0.3),
     "teacher, 25 calls, guidance 3": (True, 25, 0.0),
 }
+# Of a LoRA of the teacher: steps and eta.
+LORA_ROWS = {"LoRA, 1 step": (1, 0.0), "LoRA, 2 steps, eta 0.3": (2, 0.3), "LoRA, 4 steps, eta 0.3": (4, 0.3)}
 
 
 def prompts(count: int, seed: int = 0) -> tuple[emoji.Attributes, np.ndarray]:
@@ -223,6 +225,7 @@ def main() -> None:
     add("--only-latents", action="store_true", help="draw the latents, and stop")
     add("--prompts", type=int, default=1000)
     add("--teacher-prompts", type=int, default=200, help="the first of them; the teacher is slow")
+    add("--lora", type=Path, help="a LoRA of the teacher, measured too, with as many prompts as the teacher")
     add("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     args = parser.parse_args()
 
@@ -267,6 +270,10 @@ def main() -> None:
                 by_subject.setdefault(word, {"prompts": int(mine.sum())})[name] = round(
                     float(right["subject"][mine].mean()), 2
                 )
+    if args.lora:
+        fast = cmjax.lora.merge(load_teacher(args.pipeline), cmjax.lora.read(args.lora))
+        for name, (steps, eta) in LORA_ROWS.items():
+            take(name, decode(fast, draw_latents(fast, lines[: args.teacher_prompts], steps, eta, None)))
     result["by_subject"] = by_subject
     if args.json:
         args.json.write_text(json.dumps(result | {"targets": _targets(rows)}, indent=1) + "\n")

@@ -48,7 +48,8 @@ def published_settings(options: OptionsT, *, path: bool = True, draws: bool = Tr
             wanted |= {"timesteps": row.timesteps} if row.timesteps else {"steps": row.steps}
     if row.guidance is not None and isinstance(options, TextOptions) and options.guidance is None:
         wanted["guidance"] = row.guidance
-    return dataclasses.replace(options, **wanted), f" (published settings of {row.title}: {row.settings})"
+    kind = "published settings" if row.repo_id else "settings"  # or in the header of a LoRA's file
+    return dataclasses.replace(options, **wanted), f" ({kind} of {row.title}: {row.settings})"
 
 
 def _row(options: Any) -> Published | None:

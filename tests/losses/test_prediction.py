@@ -147,3 +147,24 @@ def test_bad_input_is_refused(x0, timesteps, kind, message):
     g = cmjax.tcd.trajectory_fn(lambda x, t, cond: x, config("epsilon"))
     with pytest.raises(kind, match=message):
         losses.noise_prediction(g, x0, jax.random.key(0), timesteps=timesteps)
+
+
+def test_offset_noise_is_one_number_for_each_channel_of_an_example():
+    """And it is noise: the network has to predict it too."""
+    seen = []
+
+    def network(x, t, cond=None, *, key=None):
+        seen.append((x, t))
+        return jnp.zeros_like(x)
+
+    g = cmjax.tcd.trajectory_fn(network, cmjax.tcd.TCDConfig())
+    x0 = jnp.zeros((300, 8, 8, 2))
+    plain, moved = (losses.noise_prediction(g, x0, jax.random.key(0), noise_offset=o) for o in (0.0, 0.5))
+    (x, t), (y, _) = seen
+    sigma = g.rates(t)[1][:, None, None, None]
+    offset = np.asarray((y - x) / sigma)
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1, :1], offset.shape), atol=2e-3)
+    assert offset[:, 0, 0].std() == pytest.approx(0.5, abs=0.05)
+    assert np.corrcoef(offset[:, 0, 0].T)[0, 1] == pytest.approx(0.0, abs=0.15)
+    np.testing.assert_allclose(moved, np.square(np.asarray(y / sigma)).mean((1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(plain, np.square(np.asarray(x / sigma)).mean((1, 2, 3)), rtol=1e-4)
