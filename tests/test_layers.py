@@ -95,7 +95,7 @@ FLOORS = {
         "compile_cache errors help_texts options",
         "lora_option model_parts recommended",
         "draw labels open_model output published parser run_config sampler_path",
-        "open_artifact prompts training_run",
+        "open_artifact prompts text_data training_run",
         "train_autoencoder train_text",
         "open_text_artifact",
         "convert edit evaluate export inspect lora sample train",

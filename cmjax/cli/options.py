@@ -559,7 +559,8 @@ class TrainOptions(Options):
         "a recipe by name, or a TOML file (default: ect)", positional=True, nargs="?", metavar="RECIPE"
     )
     data: str = option(
-        "an .npz file of images (and labels), or a folder of images; with --model, of pictures and captions",
+        "an .npz file of images (and labels), or a folder of images; with --model, a folder of pictures and captions, "
+        "or .tar or .parquet files of such (one, or a pattern in quotes)",
         default=dataclasses.MISSING,
         group=INPUT,
         metavar="DATA",
@@ -597,6 +598,23 @@ class TrainOptions(Options):
     )
     variant: str | None = option(
         "which of the model's weights to read, such as fp16 for those in half precision", group=TEXT, metavar="V"
+    )
+    buckets: bool = option(
+        "resize and crop each picture to one of several sizes of the model's area, tall, square or wide (default: all "
+        "to the model's size, unless they have one size)",
+        default=False,
+        group=TEXT,
+        action="store_true",
+    )
+    cache: str | None = option(
+        "compute latents and texts once into this folder, and read them from there; a later call goes on where one "
+        "stopped",
+        group=TEXT,
+        type=_path,
+        metavar="DIR",
+    )
+    skip_unreadable: bool = option(
+        "leave out pictures that cannot be read, rather than stop", default=False, group=TEXT, action="store_true"
     )
     teacher: str | None = option(
         f"the model to distil: {_MODEL}, or a diffusers folder of a DDPM; the student begins as a copy of it, unless "

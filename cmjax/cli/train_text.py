@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from cmjax.cli.options import TrainOptions
 from cmjax.cli.prompts import of_texts
 from cmjax.cli.run_config import RUN, compute_dtype, recipe_as_asked
 from cmjax.cli.sampler_path import own_path
+from cmjax.cli.text_data import TextData, read_text_data
 from cmjax.cli.training_run import check_out, draw_curves, train_with_bar
 from cmjax.drawing import class_grid, use_cores_as_devices
-from cmjax.io import Captioned
 from cmjax.io.atomic import atomic_file
 from cmjax.io.configs import config_dict, read_config, read_json, write_json
 from cmjax.io.images import to_uint8, write_png
@@ -49,7 +48,7 @@ _MEANINGLESS = {
     "classes": "captions say what a picture shows",
     "label_names": "captions say what a picture shows",
 }
-_TEXT_OPTIONS = ("rank", "lora", "prompts", "variant")
+_TEXT_OPTIONS = ("rank", "lora", "prompts", "variant", "buckets", "skip_unreadable", "cache")
 
 
 class _Settled(NamedTuple):
@@ -89,8 +88,8 @@ def is_asked(options: TrainOptions) -> bool:
     if options.model is not None:
         return True
     for name in _TEXT_OPTIONS:
-        if getattr(options, name) is not None:
-            raise UsageError(f"--{name} belongs to a text-to-image model: give --model too.")
+        if getattr(options, name) not in (None, False):
+            raise UsageError(f"--{name.replace('_', '-')} belongs to a text-to-image model: give --model too.")
     if options.recipe is not None:
         with bad_input():
             if _LORA in recipes.read(options.recipe):
@@ -120,11 +119,11 @@ def run(options: TrainOptions) -> None:
     if options.compile_cache:
         compile_cache.enable()
     with bad_input("--data"):
-        data = cmjax.io.read_captions(options.data)
+        data = read_text_data(options)
     with bad_input():
         about = {
             "model": cmjax.io.digest(model_name, variant=options.variant, whole=True),
-            "data": _fingerprint(data),
+            "data": data.fingerprint(),
         }
         dtype = compute_dtype(options.dtype, before)
         weights = dtype if has_lora else "float32"
@@ -144,8 +143,9 @@ def run(options: TrainOptions) -> None:
         _check_fit(settled, pipe, data)
         pipe = load(False)
         student = pipe if not _gets_told(settled, pipe) else cmjax.text_to_image.tell_guidance(pipe)
+    console = Console(markup=False, highlight=False)
     try:
-        batches = cmjax.text_to_image.captioned_batches(pipe, data, settled.recipe, drop=0.0, with_null=True)
+        batches = data.batches(pipe, settled.recipe, console)
     except ValueError as error:
         raise UsageError(f"--data: {error}") from error
     with bad_input("--out"):
@@ -153,10 +153,9 @@ def run(options: TrainOptions) -> None:
         write_json({**settled.to_dict(), **about}, out / RUN)
     recipe = settled.recipe
     model = student.unet if lora is None else cmjax.lora.attach(pipe.unet, lora)
-    console = Console(markup=False, highlight=False)
     what = f"{model!r}" if lora is None else f"{lora!r} beside {pipe.unet!r}"
     console.print(
-        f"{len(data.images):,} pictures with captions, {what}, {recipe.steps:,} steps of {recipe.batch_size}",
+        f"{data.count:,} pictures with captions, {what}, {recipe.steps:,} steps of {recipe.batch_size}",
         soft_wrap=True,
     )
     train_with_bar(
@@ -171,6 +170,8 @@ def run(options: TrainOptions) -> None:
         checkpoint_every=options.checkpoint_every,
         on_checkpoint=_CheckpointWriter(options, settled, student, console),
     )
+    if batches.skipped:
+        console.print(f"{len(batches.skipped):,} pictures could not be read; others took their places")
     which = f"--model {model_name} --lora {out / 'model'}" if has_lora else f"--model {out / 'model'}"
     prompt = settled.prompts[0].replace('"', "'")
     console.print(f'draw with it: cmjax sample {which} --prompt "{prompt}"', soft_wrap=True)
@@ -280,7 +281,7 @@ def _settled(
     options: TrainOptions,
     given: dict[str, Any],
     pipe: Any,
-    data: Captioned,
+    data: TextData,
     before: Any,
     about: dict[str, Any],
     begun: LoRA | None,
@@ -365,16 +366,15 @@ def _gets_told(settled: _Settled, pipe: Any) -> bool:
     return getattr(settled.recipe.method, "tell_guidance", False) and pipe.unet.config.time_cond_proj_dim is None
 
 
-def _check_fit(settled: _Settled, pipe: Any, data: Captioned) -> None:
+def _check_fit(settled: _Settled, pipe: Any, data: TextData) -> None:
     """Refuse what could not be trained, before weights are read."""
     recipe = settled.recipe
-    height, width = data.images.shape[1:3]
-    with bad_input("--data"):
-        pipe.latent_shape(1, (height, width))
-    if recipe.batch_size > len(data.images):
+    if recipe.batch_size > data.count:
         raise UsageError(
-            f"--batch: a batch of {recipe.batch_size} needs more pictures than the {len(data.images)} in the data."
+            f"--batch: a batch of {recipe.batch_size} needs more pictures than the {data.count} in the data."
         )
+    with bad_input("--data"):
+        data.sizes(pipe, recipe.batch_size)
     if recipe.method.needs_teacher:
         recipe.method.check_teacher(read_config(config_dict(pipe.config), as_=recipe.method.config_type), pipe.config)
     if _gets_told(settled, pipe) and settled.lora is not None:
@@ -386,7 +386,7 @@ def _check_fit(settled: _Settled, pipe: Any, data: Captioned) -> None:
         raise ValueError("--model: the network is told the guidance scale, and is distilled already: give its teacher.")
 
 
-def _prompts(options: TrainOptions, data: Captioned) -> tuple[str, ...]:
+def _prompts(options: TrainOptions, data: TextData) -> tuple[str, ...]:
     if options.prompts is None:
         texts = dict.fromkeys(of_one[0] for of_one in data.captions)
         return tuple(texts)[:_SHOWN]
@@ -400,9 +400,3 @@ def _told(method: training.Method) -> float:
     """The guidance scale that stands for a method's."""
     ends = getattr(method, "guidance_range", ())
     return sum(ends) / 2 if ends else getattr(method, "guidance_scale", 1.0)
-
-
-def _fingerprint(data: Captioned) -> dict[str, int]:
-    """Identify pictures and captions."""
-    told = "\0".join("\n".join(of_one) for of_one in data.captions).encode()
-    return {"images": len(data.images), "crc32": zlib.crc32(told, zlib.crc32(np.ascontiguousarray(data.images).data))}

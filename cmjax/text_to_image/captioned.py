@@ -266,7 +266,7 @@ class _Source:
         if not self._may_skip:
             raise ValueError(
                 f"{len(names):,} of {len(self._data):,} pictures cannot be read, such as {some(names)}: move them "
-                "away, or give skip_unreadable=True."
+                "away, or give skip_unreadable=True (--skip-unreadable)."
             )
         self.skipped |= dict.fromkeys(names, "has no size that can be read")
 
@@ -289,7 +289,8 @@ class _Source:
                 return other, self._data[other]
             except (ValueError, OSError) as error:
                 if not self._may_skip:
-                    raise ValueError(f"{error} To go on without such pictures, give skip_unreadable=True.") from error
+                    remedy = "To go on without such pictures, give skip_unreadable=True (--skip-unreadable)."
+                    raise ValueError(f"{error} {remedy}") from error
                 self.skipped[self._data.name(other)] = str(error)
         raise ValueError(f"no picture of the bucket {self._buckets[bucket]} can be read.")
 

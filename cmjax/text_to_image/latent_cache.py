@@ -86,8 +86,7 @@ class LatentCache:
                 if examples is not None:
                     found[bucket].append(np.array(examples))
                     self._row[examples], self._bucket[examples] = np.arange(len(examples)), bucket
-            if self._about["skip_unreadable"]:
-                self.unreadable += json.loads(read_metadata(_pictures(self.folder, number))[_UNREADABLE])
+            self.unreadable += json.loads(read_metadata(_pictures(self.folder, number))[_UNREADABLE])
         self.members = [np.concatenate(some) if some else np.empty(0, np.int64) for some in found]
 
     def __len__(self) -> int:
@@ -233,7 +232,6 @@ def precompute(
         "buckets": [list(size) for size in sizes],
         "sample": sample,
         "shard_size": shard_size,
-        "skip_unreadable": skip_unreadable,
     }
     _begin(out, about, data, numbers)
     if part == (0, 1):
@@ -402,7 +400,8 @@ def _write_pictures(
     for index, found in zip(span, _in_threads(lambda i: _fitted(data, i, buckets), span, 2 * batch_size), strict=True):
         if isinstance(found, Exception):
             if not skip_unreadable:
-                raise ValueError(f"{found} To leave such pictures out, give skip_unreadable=True.") from found
+                remedy = "To leave such pictures out, give skip_unreadable=True (--skip-unreadable)."
+                raise ValueError(f"{found} {remedy}") from found
             unreadable.append(data.name(index))
             continue
         bucket, fitted = found
