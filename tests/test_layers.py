@@ -84,7 +84,7 @@ FLOORS = {
         "folders",
         "export",
     ),
-    "training": ("log methods", "recipe", "data step", "checkpoints", "loop"),
+    "training": ("hosts log methods", "recipe", "data step", "checkpoints", "loop"),
     "training/methods": (
         "base guidance",
         "autoencoder consistency_training diffusion matching two_times vp_distillation",

@@ -18,6 +18,7 @@ import optax
 
 from cmjax._version import __version__
 from cmjax.io.configs import config_dict, read_config
+from cmjax.training import hosts
 from cmjax.training.recipe import OPTAX, Recipe
 
 if TYPE_CHECKING:
@@ -68,18 +69,21 @@ def save(
     import orbax.checkpoint as ocp  # takes seconds to import
 
     folder, step = Path(folder).absolute(), int(state.step)
-    arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_named(state)).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(hosts.gathered(_named(state))).items()}
     meta = {"format": _FORMAT, **_followed(recipe, config), "teacher": told.teacher, "environment": environment()}
     meta |= {} if told.frozen is None else {"frozen": told.frozen}
-    _sweep(folder)
+    if hosts.is_first():
+        _sweep(folder)
+    hosts.together("swept")
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder / str(step), args=args, force=True)
     except (OSError, ValueError, RuntimeError) as error:  # the latter from tensorstore, of a file it cannot write
-        _sweep(folder)
+        if hosts.is_first():
+            _sweep(folder)
         raise OSError(f"the checkpoint of step {step} cannot be written: {error}") from error
-    for old in _steps(folder)[:-_KEPT]:
+    for old in _steps(folder)[:-_KEPT] if hosts.is_first() else ():
         shutil.rmtree(folder / str(old), ignore_errors=True)
 
 
@@ -152,7 +156,7 @@ def environment() -> dict[str, str]:
         "jaxlib": version("jaxlib"),
         "flax": version("flax"),
         "optax": version("optax"),
-        "device": f"{jax.local_device_count()} x {device.device_kind}",
+        "device": f"{jax.device_count()} x {device.device_kind}",
         "machine": platform.machine(),
     }
 

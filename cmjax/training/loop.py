@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from cmjax._mesh import batch_mesh
 from cmjax.models.network import partition
-from cmjax.training import checkpoints, log
+from cmjax.training import checkpoints, hosts, log
 from cmjax.training.data import Batch, batches
 from cmjax.training.recipe import Recipe
 from cmjax.training.step import TrainState, init, train_step
@@ -70,6 +67,7 @@ def train(
     *,
     recipe: Recipe = _DEFAULT,
     teacher: Any = None,
+    divide_weights: bool = False,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     report_every: int = 50,
@@ -77,7 +75,10 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     on_checkpoint: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
-    """Train a few-step model, on all local devices by sharding the batch.
+    """Train a few-step model, on all devices by sharding the batch.
+
+    Several processes, on one machine or many, train together where `jax.distributed.initialize` was called before: each
+    calls `train` with the same arguments, and `out` is a folder that all of them see. The first one writes and reports.
 
     Args:
       model: any callable pytree `model(x, t, cond)`, such as `models.from_nnx(UNet(...))`. Its float leaves are
@@ -91,6 +92,8 @@ def train(
       labels: class labels of an array of images, i[N] or i[N, 1], or None.
       recipe: how to train.
       teacher: the (model, config) to distil, for methods that have one.
+      divide_weights: whether to divide all large weights, averages and optimizer states among the devices, rather than
+        have a copy on each: less memory, and more to send at each step. Results are the same but for rounding.
       out: a folder for `checkpoints/` and `log.jsonl`; None keeps nothing.
       resume: continue from the newest checkpoint in `out`. The result has the same bits as a run that never stopped, if
         the kind and number of devices, the versions, the images, report_every and checkpoint_every are the same.
@@ -107,7 +110,7 @@ def train(
     Raises:
       ValueError: images are not u8[N, H, W, C] or fewer than a batch, labels do not fit, the config is not of the
         method's kind, a teacher is missing, superfluous or of other noise levels, the checkpoint is of another
-        network, recipe, teacher or frozen part, or JAX runs in several processes.
+        network, recipe, teacher or frozen part, or the processes do not agree.
       FileNotFoundError: resume is True and there is no checkpoint.
       FileExistsError: resume is False and `out` holds the checkpoints of a run.
       FloatingPointError: the loss or the weights are no longer finite; the last checkpoint is older.
@@ -121,11 +124,6 @@ def train(
       >>> int(state.step)
       3
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            "train runs in one process, on all of its devices: for several, put a loss (cmjax.losses) in a loop of "
-            "your own, whose batches lie on the devices of all."
-        )
     for name, every in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
         if every < 1:
             raise ValueError(f"{name} must be at least 1, got {every}.")
@@ -148,19 +146,28 @@ def train(
     step = int(state.step)
     source = batches(images, labels, recipe, step)
     following = next(source) if step < recipe.steps else None  # complaints about data come before anything is written
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        log.cut(folder / "log.jsonl", step)
-
-    mesh = batch_mesh(recipe.batch_size // recipe.accumulate)
+    mesh = hosts.mesh_of(recipe.batch_size // recipe.accumulate)
+    hosts.agree("recipe and config", hosts.checksum(np.frombuffer(f"{recipe} {config}".encode(), np.uint8)))
+    hosts.agree("step to begin with", step)
+    hosts.agree("data", hosts.checksum(following))
+    written = folder if hosts.is_first() else None
+    if written is not None:
+        written.mkdir(parents=True, exist_ok=True)
+        log.cut(written / "log.jsonl", step)
     weights, teacher_config = (None, None) if teacher is None else teacher
-    state, weights, frozen = _placed((state, weights, frozen), NamedSharding(mesh, P()))
-    key = jax.random.key(recipe.seed)
+    state, weights, frozen = hosts.place((state, weights, frozen), mesh, divide=divide_weights)
+    key = hosts.place(jax.random.key(recipe.seed), mesh)
+
+    def kept(state: TrainState) -> TrainState:  # of its own: the next step takes over the buffers of its state
+        return hosts.gathered(jax.tree.map(jnp.copy, state).whole(recipe.method.begin(frozen)))
+
     if resume and on_checkpoint is not None:
-        on_checkpoint(jax.tree.map(jnp.copy, state).whole(recipe.method.begin(frozen)))
+        whole = kept(state)
+        if hosts.is_first():
+            on_checkpoint(whole)
     losses, last, since = [], step, time.perf_counter()
     while step < recipe.steps:
-        batch = jax.device_put(following, NamedSharding(mesh, P("batch")))
+        batch = hosts.place_batch(following, mesh)
         state, loss = train_step(
             state, *batch, key, weights, frozen, recipe=recipe, config=config, teacher_config=teacher_config
         )
@@ -169,7 +176,7 @@ def train(
         following = next(source) if step < recipe.steps else None
         is_kept = step % checkpoint_every == 0 or step == recipe.steps
         if is_kept or step % report_every == 0:
-            mean = float(np.mean(jax.device_get(losses)))
+            mean = float(np.mean(jax.device_get(hosts.gathered(losses))))
             if not np.isfinite(mean):
                 raise FloatingPointError(
                     f"by step {step} the loss is {mean}: lower the learning_rate, if the data is finite."
@@ -177,27 +184,21 @@ def train(
             speed = (step - last) * recipe.batch_size / (time.perf_counter() - since)
             figures = recipe.method.figures(step - 1, recipe.steps)
             progress = Progress(step, recipe.steps, mean, figures, speed, recipe.learning_rate(step - 1))
-            if folder is not None:
-                log.append(folder / "log.jsonl", progress.entry())
-            if on_progress is not None:
+            if written is not None:
+                log.append(written / "log.jsonl", progress.entry())
+            if on_progress is not None and hosts.is_first():
                 on_progress(progress)
             losses, last, since = [], step, time.perf_counter()
         if is_kept:
             _refuse_divergence(state)
             if folder is not None:
                 checkpoints.save(folder / "checkpoints", state, recipe, config, told)
-            if on_checkpoint is not None:  # it may keep what it gets, and the next step takes over the state's buffers
-                on_checkpoint(jax.tree.map(jnp.copy, state).whole(recipe.method.begin(frozen)))
+            if on_checkpoint is not None:
+                whole = kept(state)
+                if hosts.is_first():
+                    on_checkpoint(whole)
             since = time.perf_counter()
-    return state.whole(recipe.method.begin(frozen))
-
-
-def _placed(tree: Any, sharding: NamedSharding) -> Any:
-    """Put a tree on devices; what several of its parts share stays shared."""
-    leaves, treedef = jax.tree.flatten(tree)
-    once = list({id(leaf): leaf for leaf in leaves}.values())
-    put = dict(zip(map(id, once), jax.device_put(once, sharding), strict=True))
-    return jax.tree.unflatten(treedef, [put[id(leaf)] for leaf in leaves])
+    return hosts.gathered(state.whole(recipe.method.begin(frozen)))
 
 
 def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
