@@ -400,7 +400,7 @@ def test_the_log_has_the_learning_rate(tmp_path):
     assert rates[0] == 0.0
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="train runs in one process, on all of its devices: for several, put a loss"):
+def test_a_batch_that_does_not_divide_among_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match=r"accumulate must be a multiple of the number of processes, 3, got 8\."):
         training.train(toy_model(), CONFIG, IMAGES, LABELS, recipe=RECIPE)
