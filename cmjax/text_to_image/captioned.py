@@ -18,7 +18,7 @@ from cmjax.io.captioned.source import CaptionedPicture, CaptionedSource
 from cmjax.io.captions import Captioned, some
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.buckets import fit_to, nearest_buckets
-from cmjax.text_to_image.latent_cache import LatentCache, checked_buckets, encoded
+from cmjax.text_to_image.latent_cache import LatentCache, checked_buckets, encoded, tokenized, warn_of_cuts
 from cmjax.text_to_image.pipeline import PromptTokens, TextToImage
 from cmjax.types import Array
 
@@ -122,6 +122,8 @@ def captioned_batches(
         )
     if not isinstance(data, CaptionedSource) and (buckets is not None or skip_unreadable):
         raise ValueError("buckets and skip_unreadable are for a CaptionedSource: these pictures were read before.")
+    if not isinstance(data, LatentCache):
+        warn_of_cuts(pipe, data.captions)
     supply: _Supply
     if isinstance(data, CaptionedSource):
         supply = _Source(pipe, data, buckets, recipe.batch_size, skip_unreadable)
@@ -216,7 +218,7 @@ class _InMemory:
         self._size = np.array([height, width, 0, 0, height, width], np.float32)
         texts = {text: i for i, text in enumerate(dict.fromkeys(itertools.chain(*data.captions)))}
         self._texts = [np.array([texts[text] for text in of_one]) for of_one in data.captions]
-        self._tokens = tuple(np.asarray(tokens) for tokens in pipe.tokenize(list(texts)))
+        self._tokens = tuple(np.asarray(tokens) for tokens in tokenized(pipe, list(texts)))
         self._mean, self._deviation = _latents(pipe, data.images, sample)
 
     def count(self, index: int) -> int:
@@ -299,7 +301,7 @@ class _Source:
     ) -> WithNull:
         captions = [self._data.captions[i] for i in chosen]
         texts = [of_one[k % len(of_one)] for of_one, k in zip(captions, picks, strict=True)]
-        return _told(pipe, pipe.tokenize(texts), is_dropped, sizes)
+        return _told(pipe, tokenized(pipe, texts), is_dropped, sizes)
 
 
 class _Cache:
@@ -324,7 +326,7 @@ class _Cache:
     ) -> WithNull:
         numbers = [self._cache.texts_of(i)[k] for i, k in zip(chosen, picks, strict=True)]
         if not self._cache.has_texts:
-            return _told(pipe, pipe.tokenize([self._cache.text(number) for number in numbers]), is_dropped, sizes)
+            return _told(pipe, tokenized(pipe, [self._cache.text(number) for number in numbers]), is_dropped, sizes)
         cond = _with_sizes(pipe, self._cache.encoded(numbers), sizes)
         if pipe.zeros_for_empty:
             empty = pipe.without_text(cond)

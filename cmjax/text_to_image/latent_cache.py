@@ -8,8 +8,9 @@ import itertools
 import json
 import math
 import os
+import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from cmjax.io.safetensors_files import read_metadata, read_safetensors, write_sa
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.buckets import Fitted, fit_to, nearest_buckets
 from cmjax.text_to_image.pipeline import PromptTokens, TextToImage
+from cmjax.text_to_image.tokenizer import Tokenizer
 
-__all__ = ["LatentCache", "checked_buckets", "encoded", "precompute"]
+__all__ = ["LatentCache", "checked_buckets", "encoded", "precompute", "tokenized", "warn_of_cuts"]
 
 _INDEX, _CAPTIONS = "index.json", "captions.safetensors"
 _FORMAT = 1
+_LOOKED_AT = 1000  # captions that are counted to know whether many are cut
 _OPEN = 128  # shards that are open at once
 _UNREADABLE = "unreadable"
 # What an index says of how it was made, and what to do where that differs.
@@ -243,6 +246,7 @@ def precompute(
         write = functools.partial(_write_pictures, pipe, data, sizes, span, batch_size, sample, skip_unreadable)
         jobs.append((_pictures(out, number), write))
     if texts:
+        warn_of_cuts(pipe, data.captions)
         lines = list(numbers)
         for number in range(_shards(len(lines), shard_size)):
             of_one = lines[number * shard_size : (number + 1) * shard_size]
@@ -279,6 +283,29 @@ def encoded(pipe: TextToImage, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
         x = np.repeat(x, 3, axis=-1)
     mean, deviation = pipe.autoencoder.encode_distribution(jnp.asarray(x))
     return np.asarray(mean), np.asarray(deviation)
+
+
+def tokenized(pipe: TextToImage, texts: Sequence[str]) -> PromptTokens:
+    """Turn captions into tokens, as `pipe.tokenize` does, but without a warning for each that is cut."""
+
+    def rows(tokenizer: Tokenizer) -> np.ndarray:
+        length = tokenizer.max_length
+        return np.array([tokenizer.frame(tokenizer.pieces(text)[0][: length - 2], length) for text in texts], np.int32)
+
+    return tuple(rows(tokenizer) for tokenizer in pipe.tokenizers)
+
+
+def warn_of_cuts(pipe: TextToImage, captions: Iterable[Sequence[str]]) -> None:
+    """Say once how many captions the text encoders do not read to the end, as far as the first ones show."""
+    texts = list(itertools.islice(itertools.chain.from_iterable(captions), _LOOKED_AT))
+    room = min(tokenizer.max_length for tokenizer in pipe.tokenizers) - 2
+    cut = [text for text in texts if max(len(one.pieces(text)[0]) for one in pipe.tokenizers) > room]
+    if cut:
+        warnings.warn(
+            f"captions must fit {room} tokens each, but {len(cut):,} of the first {len(texts):,} are longer, such as "
+            f"{cut[0]!r:.60}: their ends are cut.",
+            stacklevel=3,
+        )
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
@@ -353,7 +380,7 @@ def _coder_print(pipe: TextToImage) -> str:
 
 
 def _encoders_print(pipe: TextToImage, probe: Sequence[str]) -> str:
-    tokens = [np.asarray(one).tobytes().hex() for one in pipe.tokenize(list(probe))]
+    tokens = [np.asarray(one).tobytes().hex() for one in tokenized(pipe, list(probe))]
     return _print(pipe.text_encoders, [*(repr(one.config) for one in pipe.text_encoders), *tokens])
 
 
@@ -447,7 +474,7 @@ def _write_texts(pipe: TextToImage, texts: Sequence[str], batch_size: int, path:
     parts = []
     for start in range(0, len(texts), batch_size):
         part = list(texts[start : start + batch_size])
-        tokens = pipe.tokenize(part + [""] * (batch_size - len(part)))  # so that one program serves all
+        tokens = tokenized(pipe, part + [""] * (batch_size - len(part)))  # so that one program serves all
         parts.append(jax.tree.map(np.asarray, _read(pipe, tokens)))
     context = np.concatenate([part.context for part in parts])[: len(texts)]
     has_pooled = parts[0].pooled is not None

@@ -236,6 +236,16 @@ def test_what_cannot_work_is_refused(folder, options, batch, message):
         captioned_batches(text_model(), open_captions(folder), training.Recipe(batch_size=batch), **options)
 
 
+def test_long_captions_are_counted_once(folder, tmp_path, recwarn):
+    (tmp_path / "a.txt").write_text("abcdefghijk\nfox")
+    (tmp_path / "a.png").write_bytes((folder / "1.png").read_bytes())
+    said = "captions must fit 8 tokens each, but 1 of the first 2 are longer, such as 'abcdefghijk': their ends are cut"
+    source = captioned_batches(text_model(), open_captions(tmp_path), training.Recipe(batch_size=1))
+    for step in range(4):
+        source.batch(step)
+    assert [str(one.message).rstrip(".") for one in recwarn] == [said]
+
+
 def test_batches_are_made_ahead_and_errors_come_at_their_step():
     made = []
 
