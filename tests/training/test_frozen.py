@@ -16,7 +16,7 @@ from cmjax.guidance import WithNull
 from cmjax.models import combine, from_nnx, lora, partition, train_only
 from cmjax.models.layers import Conv, Linear
 from cmjax.models.lora import Factors, Product
-from cmjax.training.loop import _placed
+from cmjax.training.hosts import mesh_of, place
 
 CONFIG = cmjax.tcd.TCDConfig(prediction_type="v_prediction")
 METHOD = training.TrajectoryDistillation(guidance_scale=2.0, dropout=True)
@@ -81,7 +81,7 @@ def test_the_base_is_there_once_and_the_factors_alone_move():
     state = run(student, teacher, checkpoint_every=3, on_checkpoint=kept.append)
     for model in (state.ema, state.target, kept[0].ema):
         assert pointers(model, names) == pointers(state.model, names)
-    one, other = _placed((partition(student)[1], teacher), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    one, other = place((partition(student)[1], teacher), mesh_of(4))
     assert all(one.leaves()[name] is other.leaves()[name] for name in names)  # on its way to the devices
     before = student.leaves()
     for name, leaf in state.model.leaves().items():
