@@ -101,7 +101,7 @@ FLOORS = {
         "convert edit evaluate export inspect lora sample train",
     ),
     "cli/edit": ("inputs interpolate outputs", "tasks", "walks"),
-    "cli/evaluate": ("inputs", "measure report"),
+    "cli/evaluate": ("inputs", "measure report text_inputs", "text_measure", "text_report", "texts"),
 }
 
 

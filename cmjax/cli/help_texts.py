@@ -166,6 +166,10 @@ examples:
   cmjax evaluate runs/mine/model --data fashion_mnist.npz --steps 1 --seed 0 1 2 --json one-step.json
   cmjax evaluate runs/cats/model --data cats/ --features my_inception:make --num 50000
   cmjax evaluate runs/cats/model --reference cats-train.npz --features my_inception:make
+  cmjax evaluate emoji --prompts prompts.txt                     texts: every prompt with seeds 0 1 2 3
+  cmjax evaluate emoji --prompts prompts.txt --steps 2 --lora mine.safetensors --against emoji --out seen.png
+  cmjax evaluate M --prompts coco/metadata.jsonl --data coco/ --clip openai/clip-vit-base-patch32 --json out.json
+  cmjax evaluate M --lora tcd.safetensors --prompts p.txt --against M --against-steps 50 --against-guidance 7.5
 
 The data is split into two halves, class by class. Samples are compared with one half. The other half
 is compared with it too, which shows the figures that real images get. For each seed, --num images are
@@ -180,6 +184,17 @@ The default extractor is a small classifier of 28x28 grey Fashion-MNIST images. 
 from images f32[B, H, W, C] in [-1, 1] to cmjax.evaluation.Features(features, logits or None). For FID you
 need an Inception network, its weights and its resizing to 299 pixels; cmjax includes none of them. Then
 --reference takes an .npz file with the published statistics, mu and sigma.
+
+Of a text-to-image model, each prompt is drawn with each seed, as `cmjax sample --prompts FILE --seed S`
+draws it. One column a model: the model, those of --against (a teacher, say), and real pictures (one half
+of --data; distances are measured from the other). The figures are the CLIP score with --clip (the cosine
+of picture and text, w = 1; --json has CLIPScore's 2.5 too), what a judge finds right, the diversity (the
+mean distance in features between two pictures of one prompt), and Frechet distances to the models of
+--against, to --data, or to --reference. For `emoji` nothing else is needed: the features are those of the
+package's classifier of its pictograms, which also says whether subject, style, colour, place and number
+are as asked. It knows no other pictures. A judge of your own is an extractor with the methods `see` and
+`asked` (cmjax.evaluation.Judge). --out shows the first eight prompts; A, B, ... are the models, and the
+numbers count the seeds.
 
 Memory: the data is kept as bytes, and the features for precision and recall as 4 bytes each (10,000
 images of 2048 features take 82 MB); everything else is streamed. On a CPU, up to eight cores are used as

@@ -144,6 +144,16 @@ def _lora(text: str) -> tuple[str, float | None]:
     return name, scale
 
 
+def _against(text: str) -> tuple[str, str | None]:
+    """Read `MODEL` or `MODEL:LORA`; a path that holds a colon is found."""
+    model, colon, lora = text.rpartition(":")
+    if not colon or os.path.exists(os.path.expanduser(text)):
+        return _path(text), None
+    if not model or not lora:
+        raise argparse.ArgumentTypeError(f"must be a MODEL or MODEL:LORA, got {text}.")
+    return model, lora
+
+
 def _embedding(text: str) -> tuple[str, str | None]:
     """Read `FILE` or `FILE:TOKEN`; a file whose name holds a colon is found."""
     file, colon, token = text.rpartition(":")
@@ -667,15 +677,26 @@ class TrainOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(PathOptions, ModelOptions):
+class EvaluateOptions(TextOptions, PathOptions, ModelOptions):
     """`cmjax evaluate`."""
 
     command = program = "evaluate"
     model: str = option(
-        f"{_MODEL} (default %(default)s)", default=DEFAULT_MODEL, positional=True, nargs="?", metavar="MODEL"
+        f"{_MODEL} (default {DEFAULT_MODEL}; with --prompts, {DEFAULT_TEXT_MODEL})",
+        default="",
+        positional=True,
+        nargs="?",
+        metavar="MODEL",
+    )
+    prompts: str | None = option(
+        "a file of prompts, one a line, or a .jsonl file of objects with text", group=TEXT, type=_path, metavar="FILE"
     )
     data: str | None = option(
-        "real images: an .npz file, or a folder of images", group=INPUT, type=_path, metavar="DATA"
+        "real images: an .npz file, or a folder of images; for texts, with their captions (metadata.jsonl or .txt "
+        "files) if there are any",
+        group=INPUT,
+        type=_path,
+        metavar="DATA",
     )
     classes: bool | None = option(
         "whether sub-folders, or an .npz file's labels, are classes (default: yes, unless the folders look like splits "
@@ -695,22 +716,48 @@ class EvaluateOptions(PathOptions, ModelOptions):
         type=_path,
         metavar="FILE",
     )
-    features: str = option(
-        "the feature extractor: %(default)s (default), or package.module:function of your own",
-        default="fashion-mnist-classifier",
+    features: str | None = option(
+        "the feature extractor: package.module:function of your own, or one of the package (default: "
+        "fashion-mnist-classifier; for texts emoji-classifier where the model is emoji, else clip with --clip, else "
+        "latents, those of the model's autoencoder)",
         group=INPUT,
         type=_path,
         metavar="F",
+    )
+    clip: str | None = option(
+        "for texts: the folder or hub id of a CLIP, for the CLIP score, such as openai/clip-vit-base-patch32",
+        group=INPUT,
+        type=_path,
+        metavar="C",
+    )
+    against: tuple[tuple[str, str | None], ...] | None = option(
+        "for texts: another model, or the same one with another LoRA, that draws the same prompts and seeds, such as "
+        "the teacher; give it several times for several",
+        group=INPUT,
+        type=_against,
+        action="append",
+        metavar="MODEL[:LORA]",
+    )
+    against_steps: int | None = option(
+        "steps of the models of --against (default: as without it)", group=INPUT, type=_count, metavar="N"
+    )
+    against_guidance: float | None = option(
+        "guidance of the models of --against (default: none)", group=INPUT, type=_scale, metavar="G"
+    )
+    against_sampler: str | None = option(
+        "sampler of the models of --against (default: their own)", group=INPUT, choices=SAMPLERS
     )
     neighbours: int = option(
         "k of precision and recall (default %(default)s)", default=3, group=INPUT, type=_count, metavar="K"
     )
     num: int | None = option(
-        "images a seed (default: half the data, up to 10000)", group=DRAW, type=_count, metavar="N"
+        "images a seed (default: half the data, up to 10000; for texts one of each prompt)",
+        group=DRAW,
+        type=_count,
+        metavar="N",
     )
-    seed: tuple[int, ...] = option(
-        "which images; give several for a mean and a standard deviation (default 0)",
-        default=(0,),
+    seed: tuple[int, ...] | None = option(
+        "which images; give several for a mean and a standard deviation (default 0; for texts 0 1 2 3)",
         group=DRAW,
         type=_seed,
         nargs="+",
@@ -720,6 +767,9 @@ class EvaluateOptions(PathOptions, ModelOptions):
         "write mu and sigma of all the data to an .npz file", group=OUTPUT, type=_path, metavar="FILE"
     )
     json: str | None = option("also write all figures to this file", group=OUTPUT, type=_path, metavar="FILE")
+    out: str | None = option(
+        "for texts: a .png of the first prompts, drawn by every model", group=OUTPUT, type=_path, metavar="PNG"
+    )
     batch: int | None = option("images computed at once (default: up to 128)", group=SPEED, type=_count, metavar="B")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from cmjax.cli.model_parts import given_parts, refuse_parts
 from cmjax.cli.open_model import UnloadedModel
 from cmjax.cli.options import InpaintOptions, TextOptions
 from cmjax.io import Checkpoint, Embedding, read_embedding
+from cmjax.io.captions import caption_texts
 from cmjax.io.memory import return_freed_memory
 from cmjax.text_to_image import Prompt
 from cmjax.text_to_image.draw import check_preview
@@ -53,17 +55,21 @@ class OpenedText(NamedTuple):
     prompt_of: Callable[[np.ndarray], Any]
 
 
-def read_prompts(options: TextOptions) -> tuple[str, ...]:
+def read_prompts(options: TextOptions, *, strict: bool = False) -> tuple[str, ...]:
     """Read --prompt and --prompts; () where neither was given.
+
+    Args:
+      options: of a command.
+      strict: whether empty prompts and lines are refused, rather than kept and skipped.
 
     Raises:
       UsageError: the file cannot be read, or has no prompt.
     """
     prompts = list(options.prompt or ())
+    if strict and not all(prompt.strip() for prompt in prompts):
+        raise UsageError("--prompt: a prompt must say something, but one is empty.")
     if options.prompts is not None:
-        with bad_input("--prompts"):
-            lines = Path(options.prompts).expanduser().read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip()]
+        found = _lines(Path(options.prompts).expanduser(), strict=strict)
         if not found:
             raise UsageError(f"--prompts: {options.prompts} must hold one prompt a line, but it has none.")
         prompts += found
@@ -73,6 +79,32 @@ def read_prompts(options: TextOptions) -> tuple[str, ...]:
                 raise UsageError(f"--{name} belongs to texts: give --prompt too.")
         refuse_parts(options, "belongs to texts: give --prompt too")
     return tuple(prompts)
+
+
+def _lines(file: Path, *, strict: bool) -> list[str]:
+    """Read the prompts of a file: one a line, or of a .jsonl file the text of each line's object."""
+    with bad_input("--prompts"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not (text := line.strip()):
+            if strict and any(map(str.strip, lines)):
+                raise UsageError(f"--prompts: {file}, line {number} is empty: take it out, since it asks for nothing.")
+            continue
+        found.append(_of_object(text, f"{file}, line {number}") if file.suffix.lower() == ".jsonl" else text)
+    return found
+
+
+def _of_object(line: str, where: str) -> str:
+    """Read the text of a line of metadata.jsonl, the first where it lists several."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--prompts: {where} must be a JSON object, but is not valid JSON: {error}.") from error
+    if not isinstance(entry, dict) or "text" not in entry:
+        raise UsageError(f"--prompts: {where} must be a JSON object with text, got {line:.60}.")
+    with bad_input("--prompts"):
+        return caption_texts(entry["text"], where)[0]
 
 
 def four_steps(sampler: str, config: Any, asked: dict[str, Any]) -> dict[str, Any]:

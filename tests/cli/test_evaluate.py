@@ -11,8 +11,8 @@ import tiny
 from commands import complaint
 
 import cmjax
-from cmjax.cli import main, parse
-from cmjax.evaluation import EMBEDDED, Moments, frechet_distance, halves, precision_recall, read_statistics
+from cmjax.cli import main
+from cmjax.evaluation import Moments, frechet_distance, halves, precision_recall, read_statistics
 from cmjax.io import write_npz
 
 EYES = '''
@@ -210,7 +210,3 @@ def test_nan_of_an_extractor_or_a_model_is_said(capsys):
     cmjax.save((jax.tree.map(lambda leaf: leaf * np.nan, model), config), "broken")
     said = complaint(capsys, "evaluate", "broken", "--data", "data.npz", "--batch", "4", "--json", "a.json", *PIXELS)
     assert "the model: 4 of 4 images hold NaN or infinity." in said
-
-
-def test_the_name_of_the_embedded_extractor_is_one():
-    assert parse(["evaluate", "--data", "d"]).features == EMBEDDED

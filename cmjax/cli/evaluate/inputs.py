@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmjax.cli.errors import UsageError, bad_input
-from cmjax.evaluation import EMBEDDED, Extractor, feature_shapes, load_extractor
+from cmjax.evaluation import EMBEDDED, PICTOGRAMS, Extractor, feature_shapes, load_extractor
 from cmjax.io import ImageData
 from cmjax.io.atomic import check_writable
 
@@ -66,7 +66,7 @@ def open_extractor(name: str, shape: tuple[int, int, int]) -> NamedExtractor:
     except TypeError as error:
         raise UsageError(f"--features: {' '.join(str(error).split())}") from error
     except UsageError as error:
-        if name != EMBEDDED:
+        if name not in (EMBEDDED, PICTOGRAMS):
             raise
         raise UsageError(f"{error} Name an extractor of your own: --features package.module:make.") from error
 

@@ -93,11 +93,11 @@ def _spread(values: Sequence[float | None]) -> float | None:
 
 def print_report(options: EvaluateOptions, setup: SamplerSetup, extractor: NamedExtractor, found: Evaluation) -> None:
     """Print what was asked for, and the figures."""
-    several, steps = len(options.seed) > 1, setup.state.num_steps
+    several, steps = len(found.samples) > 1, setup.state.num_steps
     split_name = f" ({options.split})" if options.data and options.data.lower().endswith(".npz") else ""
     compared = f"{options.data}{split_name}: half of it, the other half as real images" if options.data else ""
     classes = "" if extractor.classes is None else f", {extractor.classes} classes"
-    seeds = f"{'each of the seeds' if several else 'seed'} {', '.join(map(str, options.seed))}"
+    seeds = f"{'each of the seeds' if several else 'seed'} {', '.join(map(str, options.seed or ()))}"
     rows = {
         "model": options.model,
         "sampler": f"{setup.sampler}, {steps} step{'' if steps == 1 else 's'}{setup.note}",
@@ -159,7 +159,7 @@ def as_json(
         "steps": int(setup.state.num_steps),
         "timesteps": np.asarray(setup.state.timesteps).tolist(),
         "eta": eta if setup.sampler == "tcd" else None,
-        "seeds": list(options.seed),
+        "seeds": list(options.seed or ()),
         "images_a_seed": found.count,
         "extractor": {"name": extractor.name, "features": extractor.features, "classes": extractor.classes},
         "data": read,
@@ -167,7 +167,7 @@ def as_json(
         "neighbours": options.neighbours,
         "images_of_a_manifold": found.manifold,
         "samples": [
-            {"seed": seed, **figures._asdict()} for seed, figures in zip(options.seed, found.samples, strict=True)
+            {"seed": seed, **figures._asdict()} for seed, figures in zip(options.seed or (), found.samples, strict=True)
         ],
         "mean": {name: _mean(values) for name, values in columns.items()},
         "standard_deviation": {name: _spread(values) for name, values in columns.items()},
