@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from cmjax.io import Checkpoint, load, save
     from cmjax.parameterization import consistency_fn, denoiser_fn
     from cmjax.samplers import cm, ddim, dpmpp, euler, euler_ancestral, flow, heun, lcm, scm, tcd
-    from cmjax.samplers.base import Prediction, step
+    from cmjax.samplers.base import Prediction
+    from cmjax.samplers.stepping import step
     from cmjax.sampling import Trajectory, add_noise, generate, model_input, pad, prior, sample, skip, trajectory
     from cmjax.search import search_timesteps
 
@@ -112,7 +113,8 @@ __all__ = [
 
 _HOME = {
     "samplers": SAMPLERS,
-    "samplers.base": ("Prediction", "step"),
+    "samplers.base": ("Prediction",),
+    "samplers.stepping": ("step",),
     "sampling": ("Trajectory", "prior", "add_noise", "model_input", "skip", "pad", "sample", "trajectory", "generate"),
     "_random": ("image_keys", "split"),
     "search": ("search_timesteps",),

@@ -3,7 +3,8 @@
 from types import ModuleType
 
 from cmjax.samplers import cm, ctm, ddim, dpmpp, euler, euler_ancestral, flow, heun, lcm, meanflow, scm, tcd
-from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, step
+from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState
+from cmjax.samplers.stepping import step
 
 __all__ = [
     "ALL",

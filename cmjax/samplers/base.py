@@ -1,24 +1,21 @@
-"""The base of every sampler: a state with `predict` and `renoise`, and the one step made of them."""
+"""The base of every sampler: a state with `predict` and `renoise`, of which `stepping` makes the one step."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
-from cmjax._random import noise, noise_if
+from cmjax._numerics import f32, is_traced, read
 from cmjax._struct import Struct, static
-from cmjax._typed import check_fields, frozen, thawed
-from cmjax.types import Array, Edit, Key
+from cmjax.samplers.configs import SamplerConfig
+from cmjax.types import Array
 
-__all__ = ["Memory", "Prediction", "SamplerConfig", "SamplerState", "advance", "build", "step"]
+__all__ = ["Memory", "Prediction", "SamplerConfig", "SamplerState", "StateT", "build"]
 
 
 class Prediction(NamedTuple):
@@ -31,61 +28,6 @@ class Prediction(NamedTuple):
 
     x0: Array
     eps: Array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """A `scheduler_config.json`: its keys and their defaults. Hashable.
-
-    Types are checked at once. `init` checks the values of numbers, where they are used.
-
-    Attributes:
-      scheduler: the sampler's class name in the file.
-      extra: keys of the file that this config does not know, kept to be written back: a mapping or pairs, of values
-        that JSON has.
-    """
-
-    scheduler: ClassVar[str]
-
-    extra: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        fields = {field.name for field in dataclasses.fields(self)} - {"extra"}
-        object.__setattr__(self, "extra", _kept(self.extra, fields))
-        check_fields(self, TypeError, bounds=False)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make a config of a file's keys. Those that it has no field for go to `extra`, but not who wrote the file."""
-        fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
-        known = {key: value for key, value in values.items() if key in fields}
-        extra = {key: value for key, value in values.items() if key not in fields and not key.startswith("_")}
-        return cls(**known, extra=tuple(extra.items()))
-
-    def values(self) -> dict[str, Any]:
-        """Every field, and the keys that were kept: what `of` takes."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
-        return {**fields, **{key: thawed(value) for key, value in self.extra}}
-
-
-def _kept(extra: Any, fields: set[str]) -> tuple[tuple[str, Any], ...]:
-    """The keys that a config keeps, as pairs with a hash."""
-    pairs = list(extra.items()) if isinstance(extra, Mapping) else extra
-    if not isinstance(pairs, list | tuple) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
-    ):
-        raise TypeError(f"extra must be a mapping, or pairs of a key and a value, got {extra!r:.60}.")
-    names = [str(name) for name, _ in pairs]
-    for name in names:
-        if name in fields or name.startswith("_") or names.count(name) > 1:
-            raise TypeError(f"extra must hold each key once, none of them a field or begun by _, got {name!r}.")
-    kept = []
-    for name, value in pairs:
-        try:
-            kept.append((str(name), frozen(value)))
-        except ValueError as error:
-            raise TypeError(f"extra must hold values that JSON has, got {name} = {error}.") from error
-    return tuple(kept)
 
 
 StateT = TypeVar("StateT", bound="SamplerState")
@@ -203,88 +145,3 @@ def _narrow(value: Any) -> Any:
         return f32(value) if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.int32)
     value = np.asarray(value)
     return value.astype(np.int32 if np.issubdtype(value.dtype, np.integer) else np.float32)
-
-
-# ---- one step --------------------------------------------------------------------------------------------------------
-
-
-def step(state: StateT, model_out: Array, x: Array, key: Key, *, edit: Edit | None = None) -> tuple[StateT, Array]:
-    """Take one step: predict x0, edit it, return to the next noise level.
-
-    The model is the caller's: `x_in, t = model_input(state, x)`, then `model_out = model(x_in, t, cond)`; for samplers
-    of networks that are told where a step lands, `model(x_in, t, cond, **state.model_options())`.
-
-    Args:
-      state: a path, at its current step.
-      model_out: f[B, *S], the network's output for `model_input(state, x)`.
-      x: f[B, *S], the noisy sample now.
-      key: one key, or one for each image.
-      edit: x0 -> x0, applied to the (clipped) clean estimate; eps is then derived again, so that both still explain x.
-        The last step returns the edited x0.
-
-    Returns:
-      The pair (state, x): the state one step further, and the sample there, in x's dtype. Arithmetic is in float32.
-
-    Raises:
-      TypeError: x or model_out is not of a float dtype.
-      ValueError: model_out does not have the shape of x, or there is neither one key nor one for each image.
-
-    Example:
-      >>> import cmjax
-      >>> state = cmjax.cm.init(cmjax.cm.CMConfig(), num_steps=2)
-      >>> state, x = step(state, jnp.zeros((1, 4)), jnp.ones((1, 4)), jax.random.key(0))
-      >>> state
-      CMState(index=1/2, timesteps=f32[2], sigmas=f32[3], sigma_data=f32[], s_noise=f32[], clip_denoised=True)
-    """
-    state, x, _ = advance(state, model_out, x, key, edit)
-    return state, x
-
-
-def advance(
-    state: StateT, model_out: Array, x: Array, key: Key, edit: Edit | None = None
-) -> tuple[StateT, Array, Prediction]:
-    """Take a step as `step` does, and return the prediction that it used as well."""
-    _check_sample(model_out, x)
-    pred = state.predict(model_out, x)
-    if edit is not None:
-        pred = _apply(edit, state, pred, x)
-    x_next = state.renoise(pred, _fresh_noise(state, key, x.shape))
-    if edit is not None:  # a path may end just above clean data; an edited picture is returned as it was edited
-        x_next = jnp.where(_is_last(state), pred.x0, x_next)
-    return state.remember(pred).replace(index=state.index + 1), x_next.astype(x.dtype), pred
-
-
-def _apply(edit: Edit, state: SamplerState, pred: Prediction, x: Array) -> Prediction:
-    """Edit x0, and derive eps again, so that the pair still explains x."""
-    refuse_no_function("edit", edit, "x0 -> x0")
-    x0 = f32(floating("what edit returns", edit(pred.x0)))
-    if x0.shape != x.shape:
-        raise ValueError(f"edit returned shape {x0.shape} for x0 of shape {x.shape}; it must keep the shape.")
-    alpha, sigma = state.rates()
-    return Prediction(x0, (f32(x) - alpha * x0) / sigma)
-
-
-def _fresh_noise(state: SamplerState, key: Key, shape: tuple[int, ...]) -> Array:
-    """Draw z ~ N(0, I), f32[B, *S]; under `jit`, skip the last step, where its weight is 0."""
-    if not is_traced(state.index):
-        return noise(key, shape)  # outside of jit a cond would be compiled anew at each call
-    if state.num_steps == 1:  # its only step is the last
-        return jnp.zeros_like(jax.eval_shape(partial(noise, shape=shape), key))
-    return noise_if(~_is_last(state), key, shape)
-
-
-def _is_last(state: SamplerState) -> Array:
-    return state.index == state.num_steps - 1
-
-
-def _check_sample(model_out: Array, x: Array) -> None:
-    for name, array in (("x", x), ("model_out", model_out)):
-        if isinstance(array, tuple | list):
-            raise TypeError(f"{name} must be an array, got a {type(array).__name__}: a model returns its output alone.")
-        floating(name, array)
-    if model_out.shape == x.shape:
-        return
-    remedy = "the network must return the shape that it is given."
-    if model_out.shape[:-1] == x.shape[:-1] and model_out.shape[-1] == 2 * x.shape[-1]:
-        remedy = "a network with a learned variance returns twice the channels: pass on the first half."
-    raise ValueError(f"model_out has shape {model_out.shape} for x of shape {x.shape}; {remedy}")

@@ -12,7 +12,8 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax._struct import static
-from cmjax.parameterization import c_in, c_noise, c_out, c_skip
+from cmjax.parameterization import c_in, c_out, c_skip
+from cmjax.samplers import _karras
 from cmjax.samplers._checks import (
     concrete,
     count_steps,
@@ -170,11 +171,8 @@ def init(
     if np.shape(s_noise) or not (is_traced(s_noise) or concrete("s_noise", s_noise) >= 0):
         raise ValueError(f"s_noise must be one number, not negative, got {s_noise}.")
     if is_traced(sigmas):
-        levels = f32(jnp.asarray(sigmas))
-        if levels.ndim != 1:
-            raise ValueError(f"sigmas must be a list of noise levels, got shape {levels.shape}.")
-        levels = last_part(levels, strength, "sigmas")
-        path, told = jnp.append(levels, jnp.float32(config.sigma_min)), c_noise(levels)
+        levels, told = (last_part(table, strength, "sigmas") for table in _karras.traced(sigmas))
+        path = jnp.append(levels, jnp.float32(config.sigma_min))
     else:
         levels = _levels(config, num_steps, timesteps, sigmas, strength)
         path, told = np.append(levels, config.sigma_min), schedules.sigma_to_timestep(levels)
@@ -192,8 +190,7 @@ def init(
 def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, strength: float) -> np.ndarray:
     """Compute the noise levels to visit, f64[n], from whichever of the three arguments is given."""
     if sigmas is not None:
-        levels = _check_sigmas(config, strictly_decreasing("sigmas", concrete("sigmas", sigmas)))
-        return last_part(levels, strength, "sigmas")
+        return last_part(_karras.given(config, sigmas), strength, "sigmas")
     size = config.num_train_timesteps
     if num_steps is not None:
         grid = last_part(np.arange(size), strength, "grid points")
@@ -213,16 +210,6 @@ def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, stren
     return schedules.karras_sigmas(indices, size, config.sigma_min, config.sigma_max, config.rho)
 
 
-def _check_sigmas(config: CMConfig, sigmas: np.ndarray) -> np.ndarray:
-    lowest, highest = np.float32(config.sigma_min), np.float32(config.sigma_max)
-    if not lowest * (1 - 1e-6) <= sigmas[-1] <= sigmas[0] <= highest * (1 + 1e-6):  # room for float32 tables given back
-        bad = sigmas[0] if sigmas[0] > highest else sigmas[-1]
-        raise ValueError(
-            f"sigmas must lie in [sigma_min, sigma_max] = [{config.sigma_min:g}, {config.sigma_max:g}], got {bad:.12g}."
-        )
-    return sigmas
-
-
 def _check(config: CMConfig) -> None:
     right_config(config, CMConfig)
     if config.denoiser_steps is not None:
@@ -232,17 +219,7 @@ def _check(config: CMConfig) -> None:
         )
     if not config.num_train_timesteps >= 1:
         raise ValueError(f"num_train_timesteps must be at least 1, got {config.num_train_timesteps}.")
-    if not 0 < np.float32(config.sigma_min) < np.float32(config.sigma_max):
-        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {config.sigma_min:g} and {config.sigma_max:g}.")
-    for name in ("sigma_data", "rho"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name):g}.")
-    with np.errstate(over="ignore"):
-        ends = np.array([config.sigma_min, config.sigma_max]) ** (1 / config.rho)
-    if not (np.isfinite(ends).all() and 0 < ends[0] < ends[1]):
-        raise ValueError(
-            f"rho = {config.rho:g} leaves no room between sigma_min and sigma_max; published models have 7."
-        )
+    _karras.check(config)
 
 
 Config, State = CMConfig, CMState

@@ -15,7 +15,8 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax.parameterization import c_in, c_noise, c_out, c_skip
-from cmjax.samplers._checks import concrete, count_steps, etas, exactly_one, right_config, strictly_decreasing
+from cmjax.samplers import _karras
+from cmjax.samplers._checks import count_steps, etas, exactly_one, right_config
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, build
 from cmjax.samplers.cm import CMConfig
 from cmjax.types import Array
@@ -133,10 +134,11 @@ def init(
       A jump lands at sigma_min at the lowest, where the network's time 250 ln σ still is finite.
     """
     exactly_one(num_steps=num_steps, sigmas=sigmas)
-    _check(config)
+    right_config(config, CTMConfig)
+    _karras.check(config)
     if is_traced(sigmas):
-        levels = f32(jnp.asarray(sigmas))
-        path, told = jnp.append(levels, jnp.float32(config.sigma_min)), c_noise(levels)
+        levels, told = _karras.traced(sigmas)
+        path = jnp.append(levels, jnp.float32(config.sigma_min))
     else:
         levels = _levels(config, num_steps, sigmas)
         path, told = np.append(levels, config.sigma_min), schedules.sigma_to_timestep(levels)
@@ -165,20 +167,10 @@ def _levels(config: CTMConfig, num_steps: Any, sigmas: Any) -> np.ndarray:
     if sigmas is None:
         n = count_steps(num_steps, _MOST_STEPS, f"{_MOST_STEPS}")
         return schedules.karras_sigmas(np.arange(n), n + 1, lowest, highest, config.rho)
-    levels = strictly_decreasing("sigmas", concrete("sigmas", sigmas))
-    if not lowest < levels[-1] <= levels[0] <= highest * (1 + 1e-6):  # room for float32 tables given back
-        bad = levels[0] if levels[0] > highest else levels[-1]
-        raise ValueError(f"sigmas must lie in (sigma_min, sigma_max] = ({lowest:g}, {highest:g}], got {bad:.12g}.")
+    levels = _karras.given(config, sigmas)
+    if levels[-1] <= np.float32(lowest):
+        raise ValueError(f"sigmas must lie above sigma_min = {lowest:g}, where the path ends, got {levels[-1]:.12g}.")
     return levels
-
-
-def _check(config: CTMConfig) -> None:
-    right_config(config, CTMConfig)
-    if not 0 < np.float32(config.sigma_min) < np.float32(config.sigma_max):
-        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {config.sigma_min:g} and {config.sigma_max:g}.")
-    for name in ("sigma_data", "rho"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name):g}.")
 
 
 Config, State = CTMConfig, CTMState

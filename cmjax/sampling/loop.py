@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 from cmjax._compiled import call_compiled
 from cmjax._numerics import f32, floating, is_traced, read, refuse_no_function
 from cmjax._random import noise, split
-from cmjax.samplers.base import SamplerState, advance, step
+from cmjax.samplers.base import SamplerState
+from cmjax.samplers.stepping import advance, step
 from cmjax.sampling.paths import pad, refuse_config, refuse_used, skip
 from cmjax.types import Array, Cond, Edit, Key, ModelFn
 

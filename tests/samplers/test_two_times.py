@@ -102,8 +102,11 @@ def test_a_network_of_lengths_is_told_the_length() -> None:
         (lambda: cmjax.meanflow.init(FLOW, sigmas=[1.5]), r"sigmas must lie in \(0, 1\], got 1.5"),
         (lambda: cmjax.meanflow.init(FLOW), "Give exactly one of num_steps and sigmas, got none."),
         (lambda: cmjax.ctm.init(CTM, 0), "num_steps must be between 1 and 1000, got 0."),
-        (lambda: cmjax.ctm.init(CTM, sigmas=[90.0]), r"\(0.002, 80\], got 90"),
-        (lambda: cmjax.ctm.init(CTM, sigmas=[0.002]), r"\(0.002, 80\], got 0.002"),
+        (lambda: cmjax.ctm.init(CTM, sigmas=[90.0]), r"\[0.002, 80\], got 90"),
+        (
+            lambda: cmjax.ctm.init(CTM, sigmas=[0.002]),
+            "sigmas must lie above sigma_min = 0.002",
+        ),
         (lambda: cmjax.ctm.init(cmjax.ctm.CTMConfig(rho=0.0), 2), "rho must be positive, got 0."),
         (lambda: cmjax.ctm.init(CTM, 2, eta=[0.1, 0.2, 0.3]), r"one value per step, \(2,\), got shape \(3,\)"),
     ],

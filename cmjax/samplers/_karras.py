@@ -1,0 +1,63 @@
+"""Shared by CM and CTM: checks of a config's noise levels, and of levels that are given by hand."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax._numerics import f32
+from cmjax.parameterization import c_noise
+from cmjax.samplers._checks import concrete, strictly_decreasing
+from cmjax.types import Array
+
+__all__ = ["check", "given", "traced"]
+
+
+class KarrasConfig(Protocol):
+    """The numbers of a grid of noise levels."""
+
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+    @property
+    def sigma_data(self) -> float: ...
+    @property
+    def rho(self) -> float: ...
+
+
+def check(config: KarrasConfig) -> None:
+    """Raise ValueError if the numbers leave no grid."""
+    if not 0 < np.float32(config.sigma_min) < np.float32(config.sigma_max):
+        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {config.sigma_min:g} and {config.sigma_max:g}.")
+    for name in ("sigma_data", "rho"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name):g}.")
+    with np.errstate(over="ignore"):
+        ends = np.array([config.sigma_min, config.sigma_max]) ** (1 / config.rho)
+    if not (np.isfinite(ends).all() and 0 < ends[0] < ends[1]):
+        raise ValueError(
+            f"rho = {config.rho:g} leaves no room between sigma_min and sigma_max; published models have 7."
+        )
+
+
+def given(config: KarrasConfig, sigmas: Any) -> np.ndarray:
+    """Levels given by hand, f64[n], strictly decreasing, in [sigma_min, sigma_max]."""
+    levels = strictly_decreasing("sigmas", concrete("sigmas", sigmas))
+    lowest, highest = np.float32(config.sigma_min), np.float32(config.sigma_max)
+    if not lowest * (1 - 1e-6) <= levels[-1] <= levels[0] <= highest * (1 + 1e-6):  # room for float32 tables given back
+        bad = levels[0] if levels[0] > highest else levels[-1]
+        raise ValueError(
+            f"sigmas must lie in [sigma_min, sigma_max] = [{config.sigma_min:g}, {config.sigma_max:g}], got {bad:.12g}."
+        )
+    return levels
+
+
+def traced(sigmas: Any) -> tuple[Array, Array]:
+    """Levels without values yet, f32[n], and what the network is told of them."""
+    levels = f32(jnp.asarray(sigmas))
+    if levels.ndim != 1:
+        raise ValueError(f"sigmas must be a list of noise levels, got shape {levels.shape}.")
+    return levels, c_noise(levels)
