@@ -83,7 +83,8 @@ def captioned_batches(
         picture is. A cache must have been made with `sample`.
       skip_unreadable: for a `CaptionedSource`, whether another picture of its bucket takes the place of one that cannot
         be read. `CaptionedBatches.skipped` counts them.
-      part: (i, n) yields the i-th of n equal parts of each batch, for n processes that train together.
+      part: (i, n) yields the i-th of n equal parts of each batch, for n processes with a training step of their own.
+        `training.train` takes whole batches in each process: leave it out there.
 
     Returns:
       An endless iterable of (latents f32[B, h, w, c], `TextCond`) for `training.train`. The batch of a step
