@@ -19,13 +19,20 @@ from cmjax.models import UNetConfig
 from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.cm import CMConfig
 from cmjax.samplers.ctm import CTMConfig
+from cmjax.samplers.meanflow import MeanFlowConfig, ShortcutConfig
 from cmjax.training.checkpoints import fingerprint
 
 __all__ = ["RUN", "RunConfig", "compute_dtype", "data_fingerprint", "recipe_as_asked", "run_config"]
 
 RUN = "run.json"
 _DEFAULT = "ect"
-_KINDS = ("of noise levels, such as `edm` makes", "of timesteps, such as `vp` makes")  # not or variance-preserving
+_KINDS = {  # of models, by the classes of their configs; those that are made of others first
+    ShortcutConfig: "of a flow, such as `shortcut` makes",
+    MeanFlowConfig: "of a flow, such as `meanflow` makes",
+    CTMConfig: "told where its jumps land, such as `ctm` makes",
+    VPConfig: "of timesteps, such as `vp` makes",
+    CMConfig: "of noise levels, such as `edm` makes",
+}
 _OPTIONS = {"steps": "--steps", "batch_size": "--batch", "seed": "--seed"}
 _WIDTHS = (16, 48, 96, 144)  # channels of a UNet's levels, finest first
 _MOST_TOKENS = 1024  # pixels of the coarsest level that attention compares, each with each
@@ -124,9 +131,13 @@ def run_config(
         if start is None and taught is not None and not recipe.method.needs_teacher:
             raise ValueError("--teacher: this recipe has none; to start from a model's weights: --init.")
         option = "[scheduler]" if source is None else "--init" if start is not None else "--teacher"
-        wanted, got = (_KINDS[issubclass(kind, VPConfig)] for kind in (recipe.method.config_type, type(config)))
+        wanted, got = map(_kind, (recipe.method.config_type, type(config)))
         raise ValueError(f"{option}: {name} needs a model {wanted}, but this one is {got}.")
     return RunConfig(recipe, unet, config, compute_dtype(options.dtype, None))
+
+
+def _kind(config: type) -> str:
+    return next((said for kind, said in _KINDS.items() if issubclass(config, kind)), f"with a {config.__name__}")
 
 
 def _said(scheduler: Any, source: str) -> Any:
