@@ -215,8 +215,8 @@ class PathOptions(Options):
         metavar="T",
     )
     eta: float | None = option(
-        "for tcd, flow, ddim and euler_ancestral: how much fresh noise each step adds, from 0 (deterministic) to 1 "
-        f"(default for tcd {DEFAULT_ETA}, ddim 0, euler_ancestral 1; for flow as its file says)",
+        "for tcd, flow, ctm, meanflow, ddim and euler_ancestral: how much fresh noise each step adds, from 0 "
+        f"(deterministic) to 1 (default for tcd {DEFAULT_ETA}, ddim 0, euler_ancestral 1; for flow as its file says)",
         group=SAMPLER,
         type=float,
         metavar="E",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, TypeVar
 
@@ -60,8 +61,9 @@ def _row(options: Any) -> Published | None:
     for name in names:
         if row := cmjax.published.find(name, kinds=("lora",)):
             return row
-    for name, one in zip(names, read_loras(options), strict=True):
-        with bad_input(f"--lora {name}"):
-            if row := cmjax.lora.recommended(one.lora):
-                return row
+    with contextlib.suppress(UsageError):  # which is said where they are read to draw, after what is said of prompts
+        for name, one in zip(names, read_loras(options), strict=True):
+            with bad_input(f"--lora {name}"):
+                if row := cmjax.lora.recommended(one.lora):
+                    return row
     return cmjax.published.find(options.model, kinds=("unet", "model"))

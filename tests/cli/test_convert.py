@@ -318,7 +318,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(capsys):
         (["other.pt", "out"], "other.pt: it has no input_blocks.0.0.weight, so it is not a UNetModel; it holds w"),
         (["empty.pt", "out"], "empty.pt is empty."),
         (["full", "out"], "full has no scheduler/scheduler_config.json"),
-        (["old/unet/diffusion_pytorch_model.bin", "out"], "has diffusers' name: which network this is"),
+        (["old/unet/diffusion_pytorch_model.bin", "out"], "a config.json beside the file says; give its folder"),
         (["bad", "out"], "bad/unet/diffusion_pytorch_model.bin: the file asks for os.system"),
         (["bare", "out"], "the network has no weights"),
         (

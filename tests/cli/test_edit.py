@@ -323,7 +323,10 @@ def looked_up():
         ("inpaint a.png --mask mask.png --out a.npz", "--out must end in .png, or be a folder, got a.npz."),
         ("inpaint a.png --mask mask.png --out no/a.png", "the folder no does not exist"),
         ("inpaint a.png --mask mask.png --steps 41", ": --steps must be between 1 and"),
-        ("inpaint a.png --mask mask.png --eta 0.3", "--eta is for the samplers tcd, flow, ddim and euler_ancestral"),
+        (
+            "inpaint a.png --mask mask.png --eta 0.3",
+            "--eta is for the samplers tcd, flow, ctm, meanflow, ddim",
+        ),
         ("inpaint a.png --mask mask.png --num 9999999999", "argument --num: must be less than 2^31"),
         (f"inpaint {'a' * 300}.png --mask mask.png", "aaa.png: File name too long."),
         ("inpaint a.png --mask mask.png --num 0", "argument --num: must be a whole number of at least 1"),

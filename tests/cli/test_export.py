@@ -85,7 +85,10 @@ def test_the_number_of_steps_is_told(models: Path, capsys: pytest.CaptureFixture
         (("--variant", "fp16"), "--variant: an artifact runs as it was exported"),
         (("--trajectory",), "--trajectory: an artifact runs as it was exported"),
         (("--labels", "z"), "--labels: unknown label 'z'"),
-        (("--eta", "0.5"), "--eta is for the samplers tcd, flow, ddim and euler_ancestral, but the sampler is cm"),
+        (
+            ("--eta", "0.5"),
+            "ctm, meanflow, ddim and euler_ancestral, but the sampler is cm",
+        ),
         (("--timesteps", "0", "22"), "--timesteps must be strictly decreasing"),
     ],
 )

@@ -190,7 +190,10 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
         (["--timesteps", "20", "30"], ": --timesteps must be strictly decreasing, but timesteps[1] = 30 follows 20."),
         (["--timesteps", "x"], "argument --timesteps: must be numbers, got x."),
         (["--sampler", "tcd", "--eta", "1.3"], ": --eta must lie in [0, 1], got 1.3. (The TCD paper calls it gamma.)"),
-        (["--eta", "0.3"], "--eta is for the samplers tcd, flow, ddim and euler_ancestral, but the sampler is cm."),
+        (
+            ["--eta", "0.3"],
+            "ctm, meanflow, ddim and euler_ancestral, but the sampler is cm.",
+        ),
         (["--sampler", "plms"], "argument --sampler: invalid choice: 'plms'"),
         (
             ["--labels", "Ankle boots"],
@@ -233,7 +236,7 @@ def test_flows_and_angles_are_sampled_by_their_own_samplers():
         (
             in_angles,
             {"eta": 0.3},
-            "--eta is for the samplers tcd, flow, ddim and euler_ancestral, but the sampler is scm.",
+            "--eta is for the samplers tcd, flow, ctm, meanflow, ddim and euler_ancestral, but the sampler is scm.",
         ),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):

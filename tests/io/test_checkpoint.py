@@ -22,7 +22,7 @@ def output(model, dtype=jnp.float32):
 
 @pytest.mark.parametrize("sampler", ALL)
 def test_what_is_saved_is_loaded(sampler, checkpoint, tmp_path):
-    config = sampler.Config(num_train_timesteps=50)
+    config = sampler.Config(**{"sigma_max" if sampler is cmjax.ctm else "num_train_timesteps": 50})
     cmjax.save(Checkpoint(checkpoint.model, config), tmp_path / "model")
     model, loaded = cmjax.load(tmp_path / "model")
     assert loaded == config

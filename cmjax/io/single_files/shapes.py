@@ -191,7 +191,10 @@ def unet_shape(shapes: Shapes) -> UNetShape:
         (name for name in shapes if re.match(words.first_transformer, name) and ".attn2.to_k." in name), default=""
     )
     if not first:
-        raise ValueError("the network has no attention to a text.")
+        raise ValueError(
+            "the network has no attention to a text: which one it is, a config.json beside the file says; give its "
+            "folder."
+        )
     projection = next(name for name in shapes if re.match(words.first_transformer, name) and ".proj_in.weight" in name)
     label, guidance = f"{words.label}.weight", "time_embed" if original else "time_embedding"
     guidance = f"{guidance}.cond_proj.weight"
