@@ -31,7 +31,7 @@ PLATFORMS = ("tpu", "cuda")
 NOISELESS = (cmjax.euler, cmjax.heun)  # what is not used is not drawn
 
 
-def net(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+def net(x: jax.Array, t: jax.Array, cond: Any, s: Any = None) -> jax.Array:
     return (0.3 * x.astype(jnp.float32) + t.astype(jnp.float32) / 1000.0).astype(x.dtype)
 
 
@@ -186,22 +186,25 @@ def test_training_steps_lower(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("under", ["jit", "vmap", "shard_map"])
+@pytest.mark.parametrize(
+    "under", ["jit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vmap", "shard_map"))]
+)
 @pytest.mark.parametrize("name", toy.SAMPLED)
 def test_losses_lower(dtype: Any, under: str, name: str) -> None:
     method = training.METHODS[name]()
     config, teacher_config = method.config_type(), method.teacher_type() if method.needs_teacher else None
 
-    def half(params: Any, x: jax.Array, t: jax.Array, cond: Any, key: Any = None) -> jax.Array:
+    def half(params: Any, x: jax.Array, t: jax.Array, cond: Any, key: Any = None, s: Any = None) -> jax.Array:
         return (params.astype(x.dtype) * x).astype(x.dtype)
 
     def loss(params: jax.Array, x0: jax.Array, key: jax.Array) -> jax.Array:
         model = jax.tree_util.Partial(half, params)
         teacher = None if teacher_config is None else (model, teacher_config)
-        learner = training.Learner(model, model, config, teacher)
+        begun = method.begin(model)
+        learner = training.Learner(begun, begun, config, teacher)
         return method.loss(learner, x0, None, key, jnp.int32(3), 64)
 
-    x0, params = jnp.zeros((8, 4, 4, 1), dtype), jnp.float32(0.1)
+    x0, params = jnp.zeros((16, 4, 4, 1), dtype), jnp.float32(0.1)  # two for each device
     if under == "vmap":  # over several runs
         text = lowered(jax.vmap(loss, in_axes=(0, None, 0)), params[None], x0, KEY[None])
     elif under == "shard_map":
