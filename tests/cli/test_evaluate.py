@@ -119,6 +119,7 @@ def test_seeds_are_drawn_one_by_one_and_batches_change_nothing(capsys):
     assert "samples ± std" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_statistics_are_kept_and_used_again():
     evaluate("--num", "8", "--save-statistics", "stats.npz")
     saved, everything = read_statistics("stats.npz"), Moments.none(64).update(seen(np.load("data.npz")["images"]))

@@ -113,6 +113,7 @@ def test_labels_by_name_and_number(model):
         assert draw(model, "--labels", *text)["labels"].tolist() == [1, 2, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_trajectory_ends_in_the_sample(model):
     plain = draw(model)["images"]
     kept = draw(model, "--trajectory")
@@ -131,6 +132,7 @@ def test_other_dtypes_draw_much_the_same(model):
     assert 0 < np.abs(plain.astype(int) - half).mean() < 10
 
 
+@pytest.mark.slow
 def test_a_model_without_classes_or_names():
     cmjax.save(tiny.checkpoint(classes=None), "plain")
     assert sorted(draw("plain")) == ["images"]

@@ -147,6 +147,7 @@ def test_one_host_that_dies_takes_no_other_with_it(model: Path, alone: Path, tmp
     assert held(out) == held(alone)
 
 
+@pytest.mark.slow
 def test_pictures_in_folders(model: Path, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "drawn"
     finish(start(model, out, "--batch", str(BATCH), "--shard-format", "png"))
@@ -307,6 +308,7 @@ def test_shards_go_into_folders(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_devices_are_chosen_for_one_file_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = []
     for devices in ("1", "2", "8"):
@@ -347,6 +349,7 @@ def test_a_folder_of_too_few_pictures_is_drawn_again(model: Path, tmp_path: Path
     assert held(out) == whole
 
 
+@pytest.mark.slow
 def test_a_count_that_is_not_the_first_ones_is_refused(model: Path, tmp_path: Path) -> None:
     who = f"127.0.0.1:{free_port()}"
     both = [

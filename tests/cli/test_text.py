@@ -43,6 +43,7 @@ def draw(*words: str) -> None:
     assert main([*words]) == 0
 
 
+@pytest.mark.slow
 def test_prompts_are_drawn_in_turn_and_as_by_the_library(model, tmp_path):
     out = tmp_path / "out.npz"
     draw("sample", "--model", model, "--prompt", "red fox", "--prompt", "blue", "--num", "3", "--out", str(out))

@@ -106,6 +106,7 @@ def test_one_scale_an_image_of_the_text_encoder_too(tmp_path: Path) -> None:
         close(each[i], draw(jnp.float32(scale))[i])
 
 
+@pytest.mark.slow
 def test_loras_commute_and_come_off_again(loras: dict[str, Any]) -> None:
     a, b = loras["lora"], loras["dora_out"]
     one = cmjax.lora.attach(cmjax.lora.attach(text_model().unet, a, 0.2), b, 0.3)

@@ -338,6 +338,7 @@ def test_the_derivative_costs_about_a_forward_pass():
 # ---- what it teaches -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_step_samples_of_gaussian_data_have_its_mean_and_covariance():
     mean, root = np.array([0.4, -0.2], np.float32), np.array([[0.7, 0.0], [0.3, 0.4]], np.float32)
 

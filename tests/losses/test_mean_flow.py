@@ -70,6 +70,7 @@ def test_the_gradient_of_mean_flow_vanishes_at_the_exact_velocity_of_spread_data
     assert (np.abs(off.mean(0)) > 0.1).all()
 
 
+@pytest.mark.slow
 def test_the_derivative_of_a_network_is_that_of_differences():
     config = cmjax.models.UNetConfig(
         in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,

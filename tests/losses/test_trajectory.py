@@ -207,6 +207,7 @@ GRID = (99, 299, 499, 699, 899)
 SAMPLE = cmjax.tcd.TCDConfig(prediction_type="sample")
 
 
+@pytest.mark.slow
 def test_a_network_that_sees_the_landing_learns_the_trajectory():
     data = Gaussian(mean=jnp.array([0.3, -0.5]), std=jnp.array([0.4, 1.5]))
     teacher = vp_gaussian.trajectory(data, SAMPLE)

@@ -42,6 +42,7 @@ def path(config: Any, i: int, num_steps: int, skip: int = 0, **options: Any) -> 
     return cmjax.skip(cmjax.tcd.init(config, num_steps, eta=ETAS[i], **options), skip)
 
 
+@pytest.mark.slow
 def test_each_picture_of_a_batch_has_its_own_key_prompt_eta_guidance_steps_and_strength(pipe, cond):
     """`pad` makes states of one shape of paths of any length, and `vmap` gives each picture its own.
 

@@ -34,6 +34,7 @@ def conditions(pipe, xl=False):
     return dict(zip(texts, np.asarray(cond.context), strict=True))
 
 
+@pytest.mark.slow
 def test_each_picture_has_its_latents_and_one_of_its_captions():
     pipe, _, batches = all_batches(0.0)
     latents = np.asarray(pipe.autoencoder.encode(IMAGES.astype(np.float32) / 127.5 - 1))

@@ -28,6 +28,7 @@ def holes() -> jax.Array:
     return jnp.zeros((3, *SIZE), bool).at[:, 1:4, 3:8].set(True).at[1].set(False)
 
 
+@pytest.mark.slow
 def test_a_network_is_told_of_a_hole(images, holes):
     pipe = text_model(in_channels=9)
     extra = text_to_image.inpainting(pipe, cond(), images, holes).extra_channels

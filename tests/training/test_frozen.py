@@ -74,6 +74,7 @@ def pointers(network, names):
     return [shard.data.unsafe_buffer_pointer() for shard in shards]
 
 
+@pytest.mark.slow
 def test_the_base_is_there_once_and_the_factors_alone_move():
     teacher = base()
     student, kept = with_lora(teacher), []
