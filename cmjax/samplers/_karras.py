@@ -1,4 +1,4 @@
-"""Shared by CM and CTM: checks of a config's noise levels, and of levels that are given by hand."""
+"""The levels of CM's path, and the checks that CM and CTM share: of a config, and of levels given by hand."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax import schedules
 from cmjax._numerics import f32
 from cmjax.parameterization import c_noise
-from cmjax.samplers._checks import concrete, strictly_decreasing
+from cmjax.samplers._checks import concrete, count_steps, last_part, strictly_decreasing
 from cmjax.types import Array
 
-__all__ = ["check", "given", "traced"]
+__all__ = ["check", "given", "path", "traced"]
 
 
 class KarrasConfig(Protocol):
@@ -26,6 +27,13 @@ class KarrasConfig(Protocol):
     def sigma_data(self) -> float: ...
     @property
     def rho(self) -> float: ...
+
+
+class GridConfig(KarrasConfig, Protocol):
+    """And of its points."""
+
+    @property
+    def num_train_timesteps(self) -> int: ...
 
 
 def check(config: KarrasConfig) -> None:
@@ -61,3 +69,26 @@ def traced(sigmas: Any) -> tuple[Array, Array]:
     if levels.ndim != 1:
         raise ValueError(f"sigmas must be a list of noise levels, got shape {levels.shape}.")
     return levels, c_noise(levels)
+
+
+def path(config: GridConfig, num_steps: Any, timesteps: Any, sigmas: Any, strength: float) -> np.ndarray:
+    """Compute the noise levels to visit, f64[n], from whichever of the three arguments is given."""
+    if sigmas is not None:
+        return last_part(given(config, sigmas), strength, "sigmas")
+    size = config.num_train_timesteps
+    if num_steps is not None:
+        grid = last_part(np.arange(size), strength, "grid points")
+        limit = f"num_train_timesteps = {size}"
+        if strength < 1:
+            limit = f"{len(grid)} ({limit} times strength = {strength})"
+        count = count_steps(num_steps, len(grid), limit)
+        indices = grid[:: len(grid) // count][:count]
+    else:
+        indices = strictly_decreasing("timesteps", concrete("timesteps", timesteps))[::-1]
+        if not 0 <= indices[0] <= indices[-1] <= size - 1:
+            bad = indices[0] if indices[0] < 0 else indices[-1]
+            raise ValueError(
+                f"timesteps must be grid indices in [0, {size - 1}] (num_train_timesteps = {size}), got {bad:.12g}."
+            )
+        indices = last_part(indices, strength, "timesteps")
+    return schedules.karras_sigmas(indices, size, config.sigma_min, config.sigma_max, config.rho)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +16,10 @@ from cmjax.parameterization import c_in, c_out, c_skip
 from cmjax.samplers import _karras
 from cmjax.samplers._checks import (
     concrete,
-    count_steps,
     exactly_one,
     fraction,
     last_part,
     right_config,
-    strictly_decreasing,
 )
 from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, build
 from cmjax.types import Array
@@ -174,7 +172,7 @@ def init(
         levels, told = (last_part(table, strength, "sigmas") for table in _karras.traced(sigmas))
         path = jnp.append(levels, jnp.float32(config.sigma_min))
     else:
-        levels = _levels(config, num_steps, timesteps, sigmas, strength)
+        levels = _karras.path(config, num_steps, timesteps, sigmas, strength)
         path, told = np.append(levels, config.sigma_min), schedules.sigma_to_timestep(levels)
     return build(
         CMState,
@@ -185,29 +183,6 @@ def init(
         s_noise=s_noise,
         clip_denoised=config.clip_denoised,
     )
-
-
-def _levels(config: CMConfig, num_steps: Any, timesteps: Any, sigmas: Any, strength: float) -> np.ndarray:
-    """Compute the noise levels to visit, f64[n], from whichever of the three arguments is given."""
-    if sigmas is not None:
-        return last_part(_karras.given(config, sigmas), strength, "sigmas")
-    size = config.num_train_timesteps
-    if num_steps is not None:
-        grid = last_part(np.arange(size), strength, "grid points")
-        limit = f"num_train_timesteps = {size}"
-        if strength < 1:
-            limit = f"{len(grid)} ({limit} times strength = {strength})"
-        count = count_steps(num_steps, len(grid), limit)
-        indices = grid[:: len(grid) // count][:count]
-    else:
-        indices = strictly_decreasing("timesteps", concrete("timesteps", timesteps))[::-1]
-        if not 0 <= indices[0] <= indices[-1] <= size - 1:
-            bad = indices[0] if indices[0] < 0 else indices[-1]
-            raise ValueError(
-                f"timesteps must be grid indices in [0, {size - 1}] (num_train_timesteps = {size}), got {bad:.12g}."
-            )
-        indices = last_part(indices, strength, "timesteps")
-    return schedules.karras_sigmas(indices, size, config.sigma_min, config.sigma_max, config.rho)
 
 
 def _check(config: CMConfig) -> None:
