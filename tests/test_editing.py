@@ -61,7 +61,9 @@ EDITS: dict[str, tuple[Any, Any]] = {
     "consistent": (consistent(slow, slow_back, PHOTO), slow),
 }
 SAMPLERS = {sampler.__name__.rpartition(".")[2]: sampler for sampler in cmjax.samplers.ALL}
-DETERMINISTIC = (cmjax.flow, cmjax.ddim, cmjax.euler, cmjax.dpmpp, cmjax.heun)  # but for what their knobs ask for
+DETERMINISTIC = (  # but for what their knobs ask for
+    cmjax.flow, cmjax.ctm, cmjax.meanflow, cmjax.ddim, cmjax.euler, cmjax.dpmpp, cmjax.heun,
+)  # fmt: skip
 
 each_edit = pytest.mark.parametrize(("edit", "measure"), EDITS.values(), ids=EDITS.keys())
 each_name = pytest.mark.parametrize("name", EDITS)
@@ -318,7 +320,7 @@ SPREAD, LIKE, SEEN = 0.5, 0.9, 0.75  # two pixels of N(0, .5²), correlated by .
 class TwoPixels(Struct):
     """The network of a perfectly distilled model of those two pixels: x0 along the probability flow, in closed form."""
 
-    def __call__(self, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any, s: Any = None) -> jax.Array:
         sigma, low, data = jnp.exp(t / 250.0), 0.002, 0.5
         x = x * jnp.sqrt(sigma**2 + data**2)
         both, apart = (x[..., :1] + x[..., 1:]) / 2, (x[..., :1] - x[..., 1:]) / 2
@@ -450,8 +452,10 @@ def loss(photo: jax.Array, state: Any, x: jax.Array, index: jax.Array) -> jax.Ar
 @first_samplers
 def test_gradients_through_an_edited_sample_are_those_of_finite_differences(sampler: ModuleType, name: str) -> None:
     config = cmjax.cm.CMConfig(clip_denoised=False) if sampler is cmjax.cm else sampler.Config()
+    levels = {cmjax.ctm: [5.0, 1.0], cmjax.meanflow: [0.8, 0.4]}
     timesteps = {cmjax.cm: [30, 20], cmjax.scm: [0.8, 0.4]}.get(sampler, [500, 200])
-    state = sampler.init(config, timesteps=timesteps)
+    path = {"sigmas": levels[sampler]} if sampler in levels else {"timesteps": timesteps}
+    state = sampler.init(config, **path)
     given = state, cmjax.prior(state, KEY, SHAPE), choice(name).index
     _, slope = loss(PHOTO, *given)
     assert bool(jnp.isfinite(slope).all())

@@ -25,7 +25,7 @@ class Net(Struct):
 
     gain: jax.Array
 
-    def __call__(self, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any, s: Any = None) -> jax.Array:
         return (0.3 * x.astype(jnp.float32) + self.gain * t.astype(jnp.float32) / 1000.0).astype(x.dtype)
 
 
