@@ -80,12 +80,12 @@ def network(name: str, batch: int, device: Any, precision: Precision) -> dict[st
 
 
 def sampler(module: Any, batch: int, device: Any, precision: Precision) -> dict[str, Any]:
-    """Four steps without a network."""
+    """Four steps without a network; samplers of two times tell it their landing, s."""
     state = module.init(module.Config(), num_steps=4)
     x = np.random.default_rng(0).standard_normal((batch, 8, 8, 3), np.float32)
 
     def steps(state: Any, x: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        def halve(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        def halve(x: jax.Array, t: jax.Array, cond: Any, s: jax.Array | None = None) -> jax.Array:
             return (0.3 * x.astype(jnp.float32)).astype(x.dtype)
 
         start = (state.init_noise_sigma * x).astype(precision.dtype)
