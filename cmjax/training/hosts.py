@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from cmjax._mesh import batch_mesh, dividing
 
-__all__ = ["agree", "checksum", "gathered", "is_first", "mesh_of", "place", "place_batch", "together"]
+__all__ = ["agree", "gathered", "is_first", "mesh_of", "place", "place_batch", "together"]
 
 _AXIS = "batch"
 _SMALL = 1 << 14  # values: below, a leaf is not worth dividing
@@ -112,23 +112,18 @@ def together(name: str) -> None:
         multihost_utils.sync_global_devices(f"cmjax {name}")
 
 
-def checksum(tree: Any) -> int:
-    """A number that tells host arrays from others."""
-    crc = 0
-    for leaf in jax.tree.leaves(tree):
-        crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
-    return crc
-
-
-def agree(what: str, number: int) -> None:
-    """Refuse processes that hold another number, such as a checksum.
+def agree(what: str, held: Any) -> None:
+    """Refuse processes that hold something else: other words, or other arrays.
 
     Raises:
       ValueError: in every process, where one differs.
     """
     if jax.process_count() == 1:
         return
-    heard = np.ravel(multihost_utils.process_allgather(np.uint32(number % (1 << 32))))
+    crc = 0
+    for leaf in jax.tree.leaves(held):
+        crc = zlib.crc32(leaf.encode() if isinstance(leaf, str) else np.ascontiguousarray(leaf).tobytes(), crc)
+    heard = np.ravel(multihost_utils.process_allgather(np.uint32(crc)))
     if others := np.flatnonzero(heard != heard[0]).tolist():
         raise ValueError(
             f"all processes must have the same {what}, but process {others[0]} has another one than process 0: start "

@@ -147,9 +147,9 @@ def train(
     source = batches(images, labels, recipe, step)
     following = next(source) if step < recipe.steps else None  # complaints about data come before anything is written
     mesh = hosts.mesh_of(recipe.batch_size // recipe.accumulate)
-    hosts.agree("recipe and config", hosts.checksum(np.frombuffer(f"{recipe} {config}".encode(), np.uint8)))
+    hosts.agree("recipe and config", [recipe.words(), repr(config)])
     hosts.agree("step to begin with", step)
-    hosts.agree("data", hosts.checksum(following))
+    hosts.agree("data", following)
     written = folder if hosts.is_first() else None
     if written is not None:
         written.mkdir(parents=True, exist_ok=True)

@@ -178,6 +178,11 @@ class Recipe:
             "optimizer": dataclasses.asdict(self.optimizer) if isinstance(self.optimizer, Optimizer) else OPTAX,
         }
 
+    def words(self) -> str:
+        """The recipe as a line that is the same in every process; of an optax transformation it says only that."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return repr(fields if isinstance(self.optimizer, Optimizer) else {**fields, "optimizer": OPTAX})
+
     def changed(self, changes: dict[str, Any], source: str) -> Recipe:
         """Copy this recipe with the changes that a file or the command line makes.
 
