@@ -1,4 +1,4 @@
-"""The levels of CM's path, and the checks that CM and CTM share: of a config, and of levels given by hand."""
+"""Shared by CM and CTM: their states' base, CM's path, and the checks of configs and of levels given by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,38 @@ import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import f32
-from cmjax.parameterization import c_noise
+from cmjax.parameterization import c_in, c_noise
 from cmjax.samplers._checks import concrete, count_steps, last_part, strictly_decreasing
+from cmjax.samplers.base import SamplerState
 from cmjax.types import Array
 
-__all__ = ["check", "given", "path", "traced"]
+__all__ = ["KarrasState", "check", "given", "path", "traced"]
+
+
+class KarrasState(SamplerState):
+    """A path in noise levels with Karras preconditioning; alpha is 1, so x = x0 + sigma eps.
+
+    Attributes:
+      sigmas: f32[n + 1], noise levels, descending; the last is sigma_min.
+      sigma_data: f32[].
+    """
+
+    sigmas: Array
+    sigma_data: Array
+
+    @property
+    def init_noise_sigma(self) -> Array:
+        """The path's first noise level, f32[]."""
+        return self.sigmas[..., 0]
+
+    def rates(self) -> tuple[Array, Array]:
+        """(1, σ), f32[] each."""
+        return jnp.ones((), jnp.float32), self.now(self.sigmas)
+
+    def model_input(self, x: Array) -> tuple[Array, Array]:
+        """(c_in(σ) x, 250 ln σ): x at unit variance, f[B, *S], and the noise level as the network is told it, f32[]."""
+        x_in = c_in(self.now(self.sigmas), self.sigma_data) * f32(x)
+        return x_in.astype(x.dtype), self.now(self.timesteps)
 
 
 class KarrasConfig(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
 from cmjax._struct import static
-from cmjax.parameterization import c_in, c_out, c_skip
+from cmjax.parameterization import c_out, c_skip
 from cmjax.samplers import _karras
 from cmjax.samplers._checks import (
     concrete,
@@ -21,7 +21,7 @@ from cmjax.samplers._checks import (
     last_part,
     right_config,
 )
-from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, build
+from cmjax.samplers.base import Prediction, SamplerConfig, build
 from cmjax.types import Array
 
 __all__ = ["CMConfig", "CMState", "init"]
@@ -76,34 +76,16 @@ class CMConfig(SamplerConfig):
         return dataclasses.replace(self, extra=tuple(item for item in self.extra if item[0] != _DENOISER_STEPS))
 
 
-class CMState(SamplerState):
+class CMState(_karras.KarrasState):
     """The path of a consistency model; alpha is 1, so x = x0 + sigma eps.
 
     Attributes:
-      sigmas: f32[n + 1], noise levels, descending; the last is sigma_min.
-      sigma_data: f32[].
       s_noise: f32[].
       clip_denoised: whether x0 is clipped to [-1, 1].
     """
 
-    sigmas: Array
-    sigma_data: Array
     s_noise: Array
     clip_denoised: bool = static()
-
-    @property
-    def init_noise_sigma(self) -> Array:
-        """The path's first noise level, f32[]."""
-        return self.sigmas[..., 0]
-
-    def rates(self) -> tuple[Array, Array]:
-        """(1, σ), f32[] each."""
-        return jnp.ones((), jnp.float32), self.now(self.sigmas)
-
-    def model_input(self, x: Array) -> tuple[Array, Array]:
-        """(c_in(σ) x, 250 ln σ): x at unit variance, f[B, *S], and the noise level as the network is told it, f32[]."""
-        x_in = c_in(self.now(self.sigmas), self.sigma_data) * f32(x)
-        return x_in.astype(x.dtype), self.now(self.timesteps)
 
     def predict(self, model_out: Array, x: Array) -> Prediction:
         """x0 = c_skip(σ) x + c_out(σ) F, clipped; ε = (x - x0) / σ. Each f32[B, *S]."""

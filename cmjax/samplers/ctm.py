@@ -14,10 +14,10 @@ import numpy as np
 
 from cmjax import schedules
 from cmjax._numerics import f32, is_traced, safe_sqrt
-from cmjax.parameterization import c_in, c_noise, c_out, c_skip
+from cmjax.parameterization import c_noise, c_out, c_skip
 from cmjax.samplers import _karras
 from cmjax.samplers._checks import count_steps, etas, exactly_one, right_config
-from cmjax.samplers.base import Prediction, SamplerConfig, SamplerState, build
+from cmjax.samplers.base import Prediction, SamplerConfig, build
 from cmjax.samplers.cm import CMConfig
 from cmjax.types import Array
 
@@ -50,38 +50,20 @@ class CTMConfig(SamplerConfig):
         return cls(sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data, rho=config.rho)
 
 
-class CTMState(SamplerState):
+class CTMState(_karras.KarrasState):
     """The path of a consistency trajectory model; alpha is 1, so x = x0 + sigma eps.
 
     The network's estimate x0 serves the jump to s: it is where the straight line through x and the landing meets
     clean data, and a picture only in the last step.
 
     Attributes:
-      sigmas: f32[n + 1], noise levels, descending; the last is sigma_min.
       landings: f32[n], s, where each step's jump lands.
-      sigma_data: f32[].
     """
 
-    sigmas: Array
     landings: Array
-    sigma_data: Array
-
-    @property
-    def init_noise_sigma(self) -> Array:
-        """The path's first noise level, f32[]."""
-        return self.sigmas[..., 0]
-
-    def rates(self) -> tuple[Array, Array]:
-        """(1, σ), f32[] each."""
-        return jnp.ones((), jnp.float32), self.now(self.sigmas)
-
-    def model_input(self, x: Array) -> tuple[Array, Array]:
-        """(c_in(σ) x, 250 ln σ): x at unit variance, f[B, *S], and the noise level as the network is told it, f32[]."""
-        x_in = c_in(self.now(self.sigmas), self.sigma_data) * f32(x)
-        return x_in.astype(x.dtype), self.now(self.timesteps)
 
     def model_options(self) -> dict[str, Array]:
-        """S = 250 ln of the landing, f32[]."""
+        """What the network is told of the landing, s = 250 ln of its level, f32[]."""
         return {"s": c_noise(self.now(self.landings))}
 
     def predict(self, model_out: Array, x: Array) -> Prediction:
@@ -153,7 +135,7 @@ def init(
 
 
 def _landings(eta: Any, arrivals: Any, sigma_min: float) -> Any:
-    """S = √(1 - η²) σ', but at the lowest sigma_min: f[n]."""
+    """Land at s = √(1 - η²) σ', but at the lowest at sigma_min: f[n]."""
     if is_traced((eta, arrivals)):
         eta, arrivals = f32(eta), f32(arrivals)
         kept = safe_sqrt((1.0 - eta) * (1.0 + eta))

@@ -65,7 +65,7 @@ class MeanFlowState(FlowState):
     scale: float = static(kw_only=True, repr=False)
 
     def model_options(self) -> dict[str, Array]:
-        """S = T r, where the step lands, f32[]."""
+        """What the network is told of where the step lands, s = T r, f32[]."""
         return {"s": self.scale * self._landing()}
 
 
