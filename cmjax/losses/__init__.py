@@ -4,7 +4,7 @@ Arguments choose their parts: a `Metric` (how far apart two outputs are), a `Pro
 and a `Weighting` (how much each level counts). Each is a plain function or a small frozen dataclass.
 """
 
-from cmjax.losses._functions import JumpFn, TeacherStep
+from cmjax.losses._functions import JumpFn, TeacherStep, VelocityFn
 from cmjax.losses.autoencoding import autoencoding
 from cmjax.losses.consistency import consistency_training, easy_consistency_tuning
 from cmjax.losses.continuous import continuous_consistency, infinitesimal_consistency
@@ -12,10 +12,10 @@ from cmjax.losses.ctm import balance, consistency_trajectory
 from cmjax.losses.denoising import denoising
 from cmjax.losses.distillation import consistency_distillation, progressive_distillation
 from cmjax.losses.matching import distribution_matching
-from cmjax.losses.mean_flow import logit_normal, mean_flow, shortcut
+from cmjax.losses.mean_flow import mean_flow, shortcut
 from cmjax.losses.metrics import Metric, elementwise_huber, l1, l2, pseudo_huber
 from cmjax.losses.prediction import noise_prediction
-from cmjax.losses.proposals import Proposal, karras, lognormal
+from cmjax.losses.proposals import Proposal, TimeProposal, karras, logit_normal, lognormal
 from cmjax.losses.trajectory import trajectory_distillation
 from cmjax.losses.vp_consistency import latent_consistency_distillation
 from cmjax.losses.weightings import Weighting, edm, inverse_gap, min_snr, snr, snr_plus_one, truncated_snr, uniform
@@ -25,6 +25,8 @@ __all__ = [
     "Metric",
     "Proposal",
     "TeacherStep",
+    "TimeProposal",
+    "VelocityFn",
     "Weighting",
     "autoencoding",
     "balance",

@@ -1,4 +1,4 @@
-"""Protocols of the functions that losses train and follow, in noise levels or in timesteps."""
+"""Protocols of the functions that losses train and follow, in noise levels, timesteps or times of a flow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["JumpFn", "TeacherStep", "X0Fn"]
+__all__ = ["JumpFn", "TeacherStep", "VelocityFn", "X0Fn"]
 
 
 class X0Fn(Protocol):
@@ -42,4 +42,15 @@ class TeacherStep(Protocol):
 
     def __call__(self, x: Array, t: Array, r: Array, cond: Cond, /) -> Array:
         """Take x from t to r."""
+        ...
+
+
+class VelocityFn(Protocol):
+    """u(x, t, r, cond, key=): the average velocity from t to r <= t, f32[B] each.
+
+    Made by `cmjax.parameterization.mean_flow_fn(model, config).velocity`. A key is passed only with dropout.
+    """
+
+    def __call__(self, x: Array, t: Array, r: Array, /, cond: Cond = None, *, key: Key | None = None) -> Array:
+        """Predict it from x at t."""
         ...

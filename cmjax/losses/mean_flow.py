@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cmjax._numerics import expand_like, f32, floating
+from cmjax.losses._functions import VelocityFn
 from cmjax.losses._pairs import dropout_option
 from cmjax.losses.metrics import Metric, l2
+from cmjax.losses.proposals import TimeProposal, logit_normal
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
 
-__all__ = ["TimeProposal", "VelocityFn", "logit_normal", "mean_flow", "shortcut"]
+__all__ = ["mean_flow", "shortcut"]
 
-
-class VelocityFn(Protocol):
-    """u(x, t, r, cond, key=): the average velocity from t to r <= t, f32[B] each.
-
-    Made by `cmjax.parameterization.mean_flow_fn(model, config).velocity`. A key is passed only with dropout.
-    """
-
-    def __call__(self, x: Array, t: Array, r: Array, /, cond: Cond = None, *, key: Key | None = None) -> Array:
-        """Predict it from x at t."""
-        ...
-
-
-class TimeProposal(Protocol):
-    """Draw times of a flow: (key, shape) -> f32[shape] in (0, 1)."""
-
-    def __call__(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """Draw f32[shape]."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class logit_normal:
-    """Propose times t with ln(t / (1 - t)) ~ N(mean, std²). The defaults are MeanFlow's.
-
-    Example:
-      >>> t = logit_normal()(jax.random.key(0), (1000,))
-      >>> bool(((0 < t) & (t < 1)).all())
-      True
-
-    References:
-      Esser et al. 2024, section 3.1; Geng et al. 2025, table 1d.
-    """
-
-    mean: float = -0.4
-    std: float = 1.0
-
-    def __call__(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """Draw f32[shape] in (0, 1)."""
-        return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape, jnp.float32))
+_TIMES = logit_normal()
 
 
 def mean_flow(
@@ -68,7 +31,7 @@ def mean_flow(
     cond: Cond = None,
     improved: bool = False,
     instant: float = 0.75,
-    proposal: TimeProposal = logit_normal(),
+    proposal: TimeProposal = _TIMES,
     power: float = 1.0,
     dropout: bool = False,
 ) -> Array:

@@ -1,4 +1,4 @@
-"""Distributions of the noise levels to train at."""
+"""Distributions of the noise levels, or the times of a flow, to train at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from cmjax.types import Array, Key
 
-__all__ = ["Proposal", "karras", "lognormal"]
+__all__ = ["Proposal", "TimeProposal", "karras", "logit_normal", "lognormal"]
 
 
 class Proposal(Protocol):
@@ -72,3 +72,33 @@ class karras:
         low, high = (sigma ** (1 / self.rho) for sigma in (sigma_min, sigma_max))
         root = jax.random.uniform(key, shape, jnp.float32, low, high)
         return jnp.clip(root**self.rho, sigma_min, sigma_max)
+
+
+class TimeProposal(Protocol):
+    """Draw times of a flow: (key, shape) -> f32[shape] in (0, 1)."""
+
+    def __call__(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """Draw f32[shape]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class logit_normal:
+    """Propose times t with ln(t / (1 - t)) ~ N(mean, std²). The defaults are MeanFlow's.
+
+    Example:
+      >>> import jax
+      >>> t = logit_normal()(jax.random.key(0), (1000,))
+      >>> bool(((0 < t) & (t < 1)).all())
+      True
+
+    References:
+      Esser et al. 2024, section 3.1; Geng et al. 2025, table 1d.
+    """
+
+    mean: float = -0.4
+    std: float = 1.0
+
+    def __call__(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """Draw f32[shape] in (0, 1)."""
+        return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape, jnp.float32))
