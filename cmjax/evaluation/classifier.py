@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from cmjax._struct import Struct, static
 from cmjax.evaluation.features import Features
-from cmjax.io.safetensors_files import read_safetensors, write_safetensors
+from cmjax.evaluation.weights import read_into, write_half
 from cmjax.types import Array, Key
 
 __all__ = ["CLASSIFIER", "Classifier", "ClassifierFeatures", "read_classifier", "write_classifier"]
@@ -86,13 +85,7 @@ def read_classifier(path: str | Path = CLASSIFIER) -> Classifier:
       FileNotFoundError: there is no such file.
       ValueError: it is damaged, or its names or shapes are not those of a classifier.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))))
-    tensors, flat = read_safetensors(path), list(nnx.to_flat_state(state))
-    shapes = {_name(where): tuple(leaf.get_value().shape) for where, leaf in flat}
-    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-        raise ValueError(f"{Path(path).name} does not hold this classifier's weights; train it again.")
-    weights = [(where, leaf.replace(jnp.asarray(tensors[_name(where)], jnp.float32))) for where, leaf in flat]
-    return nnx.merge(graphdef, nnx.from_flat_state(weights))
+    return read_into(Classifier, path, "this classifier's weights")
 
 
 def write_classifier(classifier: Classifier, path: str | Path) -> None:
@@ -101,8 +94,7 @@ def write_classifier(classifier: Classifier, path: str | Path) -> None:
     Raises:
       OSError: they cannot be written.
     """
-    flat = nnx.to_flat_state(nnx.state(classifier, nnx.Param))
-    write_safetensors({_name(where): np.asarray(leaf[...], np.float16) for where, leaf in flat}, path)
+    write_half(classifier, path)
 
 
 class _PatchConv(nnx.Module):
@@ -132,7 +124,3 @@ class _PatchConv(nnx.Module):
 
 def _dropout(x: Array, rate: float, key: Key | None) -> Array:
     return x if key is None else jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))

@@ -18,7 +18,7 @@ from flax import nnx
 from cmjax._struct import Struct, static
 from cmjax.evaluation.features import Features
 from cmjax.evaluation.text import Judged
-from cmjax.io.safetensors_files import read_safetensors, write_safetensors
+from cmjax.evaluation.weights import read_into, write_half
 from cmjax.models.layers import Conv, GroupNorm, Linear, ResnetBlock
 from cmjax.types import Array
 
@@ -178,13 +178,7 @@ def read_pictograms(path: str | Path = PICTOGRAM_CLASSIFIER) -> PictogramClassif
       FileNotFoundError: there is no such file.
       ValueError: it is damaged, or its names or shapes are not those of a classifier of pictograms.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: PictogramClassifier(rngs=nnx.Rngs(0))))
-    tensors, flat = read_safetensors(path), list(nnx.to_flat_state(state))
-    shapes = {_name(where): tuple(leaf.get_value().shape) for where, leaf in flat}
-    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-        raise ValueError(f"{Path(path).name} does not hold a classifier of pictograms: train it again.")
-    weights = [(where, leaf.replace(jnp.asarray(tensors[_name(where)], jnp.float32))) for where, leaf in flat]
-    return nnx.merge(graphdef, nnx.from_flat_state(weights))
+    return read_into(PictogramClassifier, path, "a classifier of pictograms")
 
 
 def write_pictograms(classifier: PictogramClassifier, path: str | Path) -> None:
@@ -193,9 +187,4 @@ def write_pictograms(classifier: PictogramClassifier, path: str | Path) -> None:
     Raises:
       OSError: they cannot be written.
     """
-    flat = nnx.to_flat_state(nnx.state(classifier, nnx.Param))
-    write_safetensors({_name(where): np.asarray(leaf[...], np.float16) for where, leaf in flat}, path)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+    write_half(classifier, path)
