@@ -20,7 +20,7 @@ LABELS = jnp.array([0, 2, 1, 2])
 
 def test_a_share_of_the_labels_is_left_out():
     labels = jnp.arange(6000) % 3
-    mixtures = np.asarray(some_left_out(NETWORK, labels, jax.random.key(0), 0.2))
+    mixtures = np.asarray(some_left_out(NETWORK, labels, jax.random.key(0), 0.2)[0])
     left_out = (mixtures == np.float32(1 / 3)).all(1)
     assert left_out.mean() == pytest.approx(0.2, abs=0.02)
     np.testing.assert_array_equal(mixtures[~left_out].argmax(1), np.asarray(labels)[~left_out])
@@ -28,8 +28,13 @@ def test_a_share_of_the_labels_is_left_out():
     assert (mixtures[~left_out].max(1) == 1).all()
 
 
+def test_nothing_is_left_out_of_a_share_of_none():
+    cond, key = some_left_out(NETWORK, LABELS, jax.random.key(0), 0.0)
+    assert cond is LABELS and key == jax.random.key(0)
+
+
 def test_a_mixture_of_one_class_is_that_class():
-    mixtures = some_left_out(NETWORK, LABELS, jax.random.key(0), 0.0)
+    mixtures = jax.nn.one_hot(LABELS, 3)
     call = jax.jit(lambda cond: NETWORK(IMAGES, jnp.float32(3.0), cond))
     np.testing.assert_allclose(call(mixtures), call(LABELS), rtol=1e-5, atol=1e-6)
 

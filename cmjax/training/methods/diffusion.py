@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import jax
-
 from cmjax import losses
 from cmjax._bounds import at_least, positive, within
 from cmjax.parameterization import denoiser_fn
@@ -45,9 +43,7 @@ class Denoising(Method):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.denoising`."""
-        if self.label_dropout:
-            key, label_key = jax.random.split(key)
-            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
+        cond, key = some_left_out(learner.model, cond, key, self.label_dropout)
         return losses.denoising(
             denoiser_fn(learner.model, learner.config),
             x0,
@@ -85,9 +81,7 @@ class NoisePrediction(Method):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.noise_prediction`."""
-        if self.label_dropout:
-            key, label_key = jax.random.split(key)
-            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
+        cond, key = some_left_out(learner.model, cond, key, self.label_dropout)
         return losses.noise_prediction(
             tcd.trajectory_fn(learner.model, learner.config),
             x0,

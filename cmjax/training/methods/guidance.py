@@ -37,11 +37,19 @@ def told(cond: Cond) -> Cond:
     return cond.cond if isinstance(cond, WithNull) else cond
 
 
-def some_left_out(model: Any, cond: Cond, key: Key, share: float) -> Cond:
-    """Drop a share of the conditions. Ho & Salimans 2022, algorithm 1.
+def some_left_out(model: Any, cond: Cond, key: Key, share: float) -> tuple[Cond, Key]:
+    """Drop a share of the conditions, and give the key for what follows. Ho & Salimans 2022, algorithm 1.
 
-    Labels i32[B] become mixtures f32[B, K]; a condition with the empty one beside it becomes one of the two.
+    Labels i32[B] become mixtures f32[B, K]; a condition with the empty one beside it becomes one of the two. A share of
+    0 changes neither the condition nor the key.
     """
+    if not share:
+        return cond, key
+    key, drop_key = jax.random.split(key)
+    return _dropped(model, cond, drop_key, share), key
+
+
+def _dropped(model: Any, cond: Cond, key: Key, share: float) -> Cond:
     if isinstance(cond, WithNull):
         batch = jax.tree.leaves(cond)[0].shape[0]
         left_out = jax.random.bernoulli(key, share, (batch,))

@@ -14,10 +14,10 @@ from cmjax._bounds import Rule, positive
 from cmjax._numerics import expand_like, f32
 from cmjax._struct import Struct
 from cmjax.samplers import lcm, tcd
-from cmjax.samplers._vp import VPConfig, as_config
 from cmjax.samplers.lcm import LCMConfig
-from cmjax.training.methods.base import Learner, Method
+from cmjax.training.methods.base import Learner
 from cmjax.training.methods.guidance import guided, told
+from cmjax.training.methods.of_vp_teacher import OfVPTeacher
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -47,7 +47,7 @@ class WithScore(Struct):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionMatching(Method):
+class DistributionMatching(OfVPTeacher):
     """A few-step student whose samples the teacher finds as likely as their own model does. Yin et al. 2024.
 
     Student and model of its samples begin alike, as the teacher or with one LoRA each, and both learn at every step
@@ -60,17 +60,7 @@ class DistributionMatching(Method):
       dropout: whether the student gets a dropout key.
     """
 
-    needs_teacher: ClassVar[bool] = True
     config_type: ClassVar[type] = LCMConfig
-    teacher_type: ClassVar[type] = VPConfig
-    shared: ClassVar[tuple[str, ...]] = (
-        "num_train_timesteps",
-        "beta_schedule",
-        "beta_start",
-        "beta_end",
-        "trained_betas",
-        "rescale_betas_zero_snr",
-    )
     sample_steps: ClassVar[int] = 4
 
     timesteps: Annotated[tuple[int, ...], _PATH] = (999, 749, 499, 249)
@@ -79,8 +69,7 @@ class DistributionMatching(Method):
 
     def check_teacher(self, config: Any, teacher_config: Any) -> None:
         """As every method; and the timesteps must be in the table."""
-        is_vp = isinstance(teacher_config, VPConfig)
-        super().check_teacher(config, as_config(teacher_config, self.config_type) if is_vp else teacher_config)
+        super().check_teacher(config, teacher_config)
         if self.timesteps[0] >= config.num_train_timesteps:
             raise ValueError(
                 f"timesteps must lie below {config.num_train_timesteps}, the timesteps that there are, got "

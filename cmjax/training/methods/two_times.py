@@ -113,9 +113,7 @@ class MeanFlow(Method):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.mean_flow`."""
-        if self.label_dropout:
-            key, label_key = jax.random.split(key)
-            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
+        cond, key = some_left_out(learner.model, cond, key, self.label_dropout)
         return losses.mean_flow(
             mean_flow_fn(learner.model, learner.config).velocity,
             x0,
@@ -156,9 +154,7 @@ class Shortcut(Method):
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
         """`losses.shortcut`."""
-        if self.label_dropout:
-            key, label_key = jax.random.split(key)
-            cond = some_left_out(learner.model, cond, label_key, self.label_dropout)
+        cond, key = some_left_out(learner.model, cond, key, self.label_dropout)
         return losses.shortcut(
             mean_flow_fn(learner.model, learner.config).velocity,
             mean_flow_fn(learner.target, learner.config).velocity,

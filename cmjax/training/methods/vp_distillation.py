@@ -14,12 +14,12 @@ import numpy as np
 from cmjax import losses
 from cmjax._bounds import at_least, one_of, positive, within
 from cmjax.samplers import lcm, tcd
-from cmjax.samplers._vp import VPConfig, as_config
 from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
 from cmjax.schedules import training_grid
-from cmjax.training.methods.base import STAGES, Learner, Method, in_proportion
+from cmjax.training.methods.base import STAGES, Learner, in_proportion
 from cmjax.training.methods.guidance import RANGE, drawn_scales, guided
+from cmjax.training.methods.of_vp_teacher import OfVPTeacher
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -31,25 +31,12 @@ __all__ = [
     "TrajectoryDistillation",
 ]
 
-# The teacher's rates noise the data, on the teacher's grid: what the student makes of a timestep has to be the same.
-_SHARED = (
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "original_inference_steps",
-)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Distillation(Method):
+class _Distillation(OfVPTeacher):
     """The base of all: a teacher with the same rates, guided or not, a grid, and an average as the target."""
 
-    needs_teacher: ClassVar[bool] = True
-    teacher_type: ClassVar[type] = VPConfig
-    shared: ClassVar[tuple[str, ...]] = _SHARED
+    shared: ClassVar[tuple[str, ...]] = (*OfVPTeacher.shared, "original_inference_steps")
     sample_steps: ClassVar[int] = 4
 
     skip: Annotated[int, at_least(1)] = 1
@@ -67,9 +54,8 @@ class _Distillation(Method):
             )
 
     def check_teacher(self, config: Any, teacher_config: Any) -> None:
-        """As every method; a teacher that an ordinary sampler walks is read as the student's kind."""
-        is_vp = isinstance(teacher_config, VPConfig)
-        super().check_teacher(config, as_config(teacher_config, self.config_type) if is_vp else teacher_config)
+        """As every method; and the grid must not have more timesteps than there are."""
+        super().check_teacher(config, teacher_config)
         if self.grid is not None and self.grid > config.num_train_timesteps:
             raise ValueError(
                 f"grid must be at most {config.num_train_timesteps}, the timesteps that there are, got {self.grid}."
