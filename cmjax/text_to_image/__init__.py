@@ -17,7 +17,8 @@ from cmjax.text_to_image.embeddings import add_embedding
 from cmjax.text_to_image.export import for_export
 from cmjax.text_to_image.folders import convert, is_text_model, load, save
 from cmjax.text_to_image.inpaint import inpaint_edit, inpainting
-from cmjax.text_to_image.latent_cache import LatentCache, precompute
+from cmjax.text_to_image.latent_cache import LatentCache
+from cmjax.text_to_image.latent_writing import precompute
 from cmjax.text_to_image.pipeline import TextToImage
 from cmjax.text_to_image.tokenizer import Tokenizer
 from cmjax.text_to_image.told import tell_guidance

@@ -18,7 +18,8 @@ from cmjax.io.captioned.source import CaptionedPicture, CaptionedSource
 from cmjax.io.captions import Captioned, some
 from cmjax.models.text_cond import TextCond
 from cmjax.text_to_image.buckets import fit_to, nearest_buckets
-from cmjax.text_to_image.latent_cache import LatentCache, checked_buckets, encoded, tokenized, warn_of_cuts
+from cmjax.text_to_image.encoding import checked_buckets, encoded, tokenized, warn_of_cuts
+from cmjax.text_to_image.latent_cache import LatentCache
 from cmjax.text_to_image.pipeline import PromptTokens, TextToImage
 from cmjax.types import Array
 

@@ -13,7 +13,15 @@ from texts import text_model
 from cmjax import training
 from cmjax._ahead import ahead
 from cmjax.io import open_captions
-from cmjax.text_to_image import bucket_sizes, captioned_batches, fit_to, latent_cache, nearest_buckets, precompute
+from cmjax.text_to_image import (
+    bucket_sizes,
+    captioned_batches,
+    fit_to,
+    latent_cache,
+    latent_writing,
+    nearest_buckets,
+    precompute,
+)
 
 BUCKETS = ((12, 6), (8, 8), (6, 12))
 SIZES = [(24, 12), (8, 8), (30, 31), (6, 13), (10, 5), (16, 16), (7, 14)]  # two tall ones, three squares, two wide ones
@@ -140,7 +148,7 @@ def test_networks_that_are_told_sizes_are_told_those_of_the_crop(folder, tmp_pat
 
 
 def test_a_run_that_was_killed_goes_on(folder, cached, tmp_path, monkeypatch):
-    data, out, write = open_captions(folder), tmp_path / "latents", latent_cache.write_safetensors
+    data, out, write = open_captions(folder), tmp_path / "latents", latent_writing.write_safetensors
     calls = itertools.count()
 
     def dies(tensors, path, **options):
@@ -149,7 +157,7 @@ def test_a_run_that_was_killed_goes_on(folder, cached, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(tensors, path, **options)
 
-    monkeypatch.setattr(latent_cache, "write_safetensors", dies)
+    monkeypatch.setattr(latent_writing, "write_safetensors", dies)
     for tries in itertools.count():
         try:
             cache = computed(data, out)
