@@ -28,6 +28,7 @@ _OPTIONS = (
     ("wait", "--wait"),
     ("size", "--size"),
     ("guidance", "--guidance"),
+    ("rank", "--rank"),
 )
 
 

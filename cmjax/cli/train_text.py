@@ -114,7 +114,10 @@ def run(options: TrainOptions) -> None:
     has_lora = _LORA in given if before is None else before["lora"] is not None
     check_out(out, Path(options.data), resume=options.resume, index=LORA_FILE if has_lora else "model_index.json")
     if not of_texts(model_name, options.variant):
-        raise UsageError(f"--model: {model_name} is no text-to-image model, or is not there: give one's folder.")
+        raise UsageError(
+            f"--model: {model_name} is no text-to-image model, or is not there: give the folder, file or hub id of "
+            "Stable Diffusion or one like it, or emoji."
+        )
     use_cores_as_devices()
     if options.compile_cache:
         compile_cache.enable()
@@ -313,11 +316,11 @@ def _settled(
             ("base", {"model": before["model"]}, {"model": about["model"]}),
             ("data", before["data"], about["data"]),
         ):
-            for key in old.keys() | new.keys():
+            for key in {**old, **new}:  # in order: the method first
                 if old.get(key) != new.get(key):
                     raise ValueError(
-                        f"the run to resume has {what} {key} = {old.get(key)}, not {new.get(key)}: give what the run "
-                        "began with, or another --out."
+                        f"--resume: the run to resume has {what} {key} = {old.get(key)}, not {new.get(key)}: "
+                        "give what the run began with, or another --out."
                     )
         recipe, prompts = was, tuple(before["prompts"])
     kind = recipe.method.config_type

@@ -77,6 +77,10 @@ def train_with_bar(console: Console, model: Any, config: Any, *data: Any, recipe
             raise UsageError(f"the run has diverged: {error} The last checkpoint is intact.") from error
         except OSError as error:
             raise UsageError(f"--out: {error}") from error
+        except KeyboardInterrupt:
+            if _has_run(options["out"]):
+                console.print("stopped; the same command with --resume goes on from the last checkpoint")
+            raise
         if not bar.tasks[task].completed:
             bar.update(task, completed=recipe.steps, figures="nothing to do: the run was finished")
 

@@ -81,7 +81,10 @@ def captioned_files(folder: str | Path) -> dict[Path, tuple[str, ...]]:
         raise FileNotFoundError(f"{folder} {what}; give a folder of pictures with {_METADATA}, or with .txt files.")
     pictures, texts = _files(folder)
     if not pictures:
-        raise FileNotFoundError(f"{folder} holds no pictures.")
+        raise FileNotFoundError(
+            f"{folder} holds no pictures; give a folder of .png, .jpg or .webp files with {_METADATA}, or with .txt "
+            "files."
+        )
     return _of_metadata(folder, pictures) if (folder / _METADATA).exists() else _of_texts(folder, pictures, texts)
 
 
@@ -112,7 +115,10 @@ def _of_texts(folder: Path, pictures: list[Path], texts: list[Path]) -> dict[Pat
     by_stem = {path.with_suffix(""): path for path in texts}
     alone = [path for path in pictures if path.with_suffix("") not in by_stem]
     if len(alone) == len(pictures):
-        raise ValueError(f"{folder} must hold captions, but has neither {_METADATA} nor a text such as {_text(alone)}.")
+        raise ValueError(
+            f"{folder} must hold captions, but has neither {_METADATA} nor a text for any of {len(pictures):,} "
+            f"pictures: write the caption of {alone[0].name} into {_text(alone)}, and so for each picture."
+        )
     if alone:
         raise ValueError(
             f"{folder} must hold a caption for each picture, but {_count(alone, pictures)} lack one, such as "

@@ -78,7 +78,9 @@ def new(
             fan_in = math.prod(shape[:-1])
             width = min(fan_in, shape[-1])
             if rank > width:
-                raise ValueError(f"rank must be at most {width}, the width of {part}.{name} {shape}, got {rank}.")
+                raise ValueError(
+                    f"rank must be at most {width}, the width of {part}.{name} {shape}, got {rank}; give a lower rank."
+                )
             down = rng.standard_normal((*shape[:-1], rank), np.float32) / np.float32(math.sqrt(fan_in))
             product = Product(jnp.asarray(down), jnp.zeros((rank, shape[-1]), jnp.float32))
             factors[f"{part}.{name}"] = Factors(product, jnp.float32(alpha), of_pixels=name in of_pixels)

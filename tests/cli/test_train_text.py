@@ -84,7 +84,7 @@ def test_from_captioned_pictures_to_a_lora_that_draws(capsys, monkeypatch):
         (["--steps", "6"], "the run to resume has recipe steps = 4, not 6: give what the run began with"),
         (["--rank", "1"], "the run to resume has lora rank = 2, not 1"),
         (["--dtype", "bfloat16"], "the run to resume has dtype = float32, not bfloat16"),
-        (["lcd-lora"], "the run to resume has recipe "),
+        (["lcd-lora"], "--resume: the run to resume has recipe method = tcd, not lcd"),
     ):
         assert message in complaint(capsys, "train", *options, *resume)
     os.unlink("data")
@@ -156,7 +156,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(capsys, ma
         ),
         ([*TINY, *RUN, "--model", "fashion-mnist-tcd"], "fashion-mnist-tcd is no text-to-image model"),
         ([*TINY, *RUN, "--data", lacking], "must hold a caption for each picture, but 2 of 3 lack one"),
-        ([*TINY, *RUN, "--rank", "99"], "rank must be at most 8, the width of unet."),
+        ([*TINY, *RUN, "--rank", "99"], "--rank must be at most 8, the width of unet."),
         ([*TINY, *RUN, "--batch", "5"], "--batch: a batch of 5 needs more pictures than the 4 in the data"),
         ([*TINY, *RUN, "--teacher", "base"], "--teacher: the teacher is --model itself; leave it out"),
         (["tcd", *RUN, "--rank", "2"], "tcd trains the whole network: give a recipe with [lora]"),

@@ -91,12 +91,12 @@ def test_bytes_that_are_no_text_are_said(tmp_path):
 def test_folders_without_captions_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         read_captions(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+    with pytest.raises(FileNotFoundError, match=r"holds no pictures; give a folder of .png, .jpg or .webp files"):
         read_captions(tmp_path)
     picture(tmp_path / "a.png")
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         read_captions(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"neither metadata.jsonl nor a text such as a.txt"):
+    with pytest.raises(ValueError, match=r"nor a text for any of 1 pictures: write the caption of a.png into a.txt"):
         read_captions(tmp_path)
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(ValueError, match=r"a.txt must hold a caption, but it is empty"):
