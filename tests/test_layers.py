@@ -79,7 +79,9 @@ FLOORS = {
         "autoencoder tokenizer",
         "autoencoder_folder clip_vocabulary fit windows",
         "clip pipeline sources",
+        "encoding",
         "latent_cache",
+        "latent_writing",
         "captioned draw embeddings inpaint opening told",
         "folders",
         "export",
@@ -87,10 +89,10 @@ FLOORS = {
     "training": ("hosts log methods", "recipe", "data step", "checkpoints", "loop"),
     "training/methods": (
         "base guidance",
-        "autoencoder consistency_training diffusion matching two_times vp_distillation",
-        "distillation",
+        "autoencoder consistency_training diffusion of_vp_teacher two_times",
+        "distillation matching vp_distillation",
     ),
-    "evaluation": ("features manifold split statistics", "classifier metrics text", "pictograms", "extractors"),
+    "evaluation": ("features manifold split statistics weights", "classifier metrics text", "pictograms", "extractors"),
     "cli": (
         "compile_cache errors help_texts options",
         "lora_option model_parts recommended",
