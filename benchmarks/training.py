@@ -53,7 +53,7 @@ FORWARD = ("sct", "scd")  # those whose call with a gradient has a forward deriv
 CURRICULA = ("ect", "ict", "ct", "sct", "pd")
 OURS, ONE, THEIRS, COMPILED = "ours", "ours, one device", "PyTorch", "PyTorch compiled"
 KERNELS = {r"f32\[\d+,(3,3|1,1),\d+\]": "convolutions, kernels' gradients"}  # XLA gives these no name
-_TIMED = [name for name, kind in METHODS.items() if kind.config_type is not type(None)]  # the methods of a UNet
+_TIMED = list(WITHOUT)  # the methods that `training_torch.py` has too
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 

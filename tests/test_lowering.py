@@ -81,6 +81,7 @@ def test_sweeps_are_one_loop(sampler: Any) -> None:
     holds(text, loops=1, draws=0 if sampler in NOISELESS else 1)
 
 
+@pytest.mark.slow
 @first_samplers
 @pytest.mark.parametrize("padded", [False, True])
 def test_in_shard_map_each_device_has_the_same_loop(sampler: Any, padded: bool) -> None:
@@ -135,6 +136,7 @@ def abstract(name: str, dtype: str) -> Any:
     return cmjax.load(name, dtype=dtype, abstract=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "under", ["jit", *(pytest.param(one, marks=pytest.mark.slow) for one in ("vmap", "shard_map"))]
@@ -162,6 +164,7 @@ def test_whole_networks_lower(dtype: str, under: str, name: str) -> None:
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", toy.SAMPLED)
 def test_training_steps_lower(name: str) -> None:
     method = training.METHODS[name]()
@@ -227,6 +230,7 @@ def test_losses_lower(dtype: Any, under: str, name: str) -> None:
 SMALL = jax.eval_shape(partial(unets.network, in_channels=1, out_channels=1, **unets.SMALLEST))
 
 
+@pytest.mark.slow
 def test_a_long_loop_takes_the_memory_of_one_step() -> None:
     model, config = SMALL, cmjax.cm.CMConfig()
     x, key = jax.ShapeDtypeStruct((16, 28, 28, 1), jnp.float32), KEY

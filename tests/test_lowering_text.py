@@ -48,6 +48,7 @@ def holds(text: str, latents: str) -> None:
     assert kinds == {"bf16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["tiny", "tiny-xl"])
 def test_draw_is_one_loop_without_a_large_square(name: str, platform: str) -> None:
@@ -59,6 +60,7 @@ def test_draw_is_one_loop_without_a_large_square(name: str, platform: str) -> No
         assert len(re.findall(r"stablehlo\.while\(", text)) == 1
 
 
+@pytest.mark.slow
 def test_guided_pictures_are_one_loop_too() -> None:
     holds(lowered("tiny", "cuda", pixels=512, batch=4, guidance=jnp.float32(7.5)), "4x64x64x4xf32")
 

@@ -73,9 +73,7 @@ def finite(array: Any) -> bool:
 RUN = [page for page in (*PAGES, *CARDS) if blocks(page, "python") and "devices" not in page]
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page.startswith("notebooks/") else ()) for page in RUN]
-)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=() if page in CARDS else pytest.mark.slow) for page in RUN])
 def test_the_programs_run(page: str) -> None:
     arrays = [value for value in session(page).values() if isinstance(value, jax.Array)]
     assert all(finite(value) for value in arrays if jnp.issubdtype(value.dtype, jnp.floating))
@@ -142,6 +140,7 @@ def test_every_guide_has_its_place() -> None:
 # ---- what some of them must show -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eta_does_something() -> None:
     strip = session("README.md")["strip"]
     assert strip.shape == (11, 1, 28, 28, 1)

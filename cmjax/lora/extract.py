@@ -32,10 +32,10 @@ def extract(base: Network | Model, tuned: Network | Model, rank: int) -> LoRA:
       TypeError: one is no model, or has no weights (`abstract`), or rank is no whole number.
 
     Example:
-      >>> import cmjax, jax
-      >>> pipe = cmjax.text_to_image.load("emoji")
-      >>> tuned = pipe.replace(unet=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.unet))
-      >>> lora = extract(pipe, tuned, rank=4)
+      >>> import cmjax
+      >>> unet = cmjax.text_to_image.load("emoji").unet
+      >>> kernel = unet.leaves()["conv_in.kernel"]
+      >>> lora = extract(unet, unet.replace({"conv_in.kernel": 1.01 * kernel}), rank=4)
       >>> lora.ranks
       (4,)
 
@@ -86,9 +86,11 @@ def _product(change: np.ndarray, rank: int) -> Product:
 
 def _singular(tall: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The largest singular values of a tall matrix, and their vectors in columns, by its smaller Gram matrix."""
-    squares, right = np.linalg.eigh(tall.T @ tall)
-    order = np.argsort(squares)[::-1][:rank]
-    values, right = np.sqrt(np.maximum(squares[order], 0.0)), right[:, order]
+    import scipy.linalg  # only here, since it takes a while to import
+
+    width = tall.shape[1]
+    squares, right = scipy.linalg.eigh(tall.T @ tall, subset_by_index=[max(width - rank, 0), width - 1])
+    values, right = np.sqrt(np.maximum(squares[::-1], 0.0)), right[:, ::-1]
     is_there = values > values[0] * 1e-7
     values, right = values[is_there], right[:, is_there]
     return tall @ right / values, values, right

@@ -224,6 +224,7 @@ def test_stroke_by_strength_with_a_vp_model(capsys):
 # ---- interpolate -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_path_starts_at_the_seeds_own_picture():
     files = edit("interpolate", "--seeds", "3", "5", "--num", "4")
     assert files == ["000.png", "001.png", "002.png", "003.png", "strip.png"]
@@ -232,6 +233,7 @@ def test_a_path_starts_at_the_seeds_own_picture():
     assert (read("out/003.png") != read("out/000.png")).mean() > 0.3
 
 
+@pytest.mark.slow
 def test_one_seed_goes_from_class_to_class():
     edit("interpolate", "--seeds", "3", "--labels", "Coat", "Bag", "--num", "4")
     for file, label in (("000.png", "Coat"), ("003.png", "Bag")):

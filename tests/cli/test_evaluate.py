@@ -149,6 +149,7 @@ def test_statistics_are_kept_and_used_again():
     assert alone["mean"]["frechet_distance"] == pytest.approx(found, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_data_without_labels_and_an_extractor_without_classes():
     write_npz("data.npz", images=np.load("data.npz")["images"])
     found = evaluate("--num", "30")

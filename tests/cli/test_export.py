@@ -48,12 +48,12 @@ def drawn(*options: str) -> np.ndarray:
         ("cm", (), ("--steps", "3")),
         pytest.param("cm", ("--steps", "2"), ("--steps", "2"), marks=pytest.mark.slow),
         ("cm", ("--timesteps", "22", "0"), ("--timesteps", "22", "0")),
-        ("denoiser", (), ("--steps", "3")),
+        pytest.param("denoiser", (), ("--steps", "3"), marks=pytest.mark.slow),
         pytest.param("denoiser", ("--steps", "4"), ("--steps", "4"), marks=pytest.mark.slow),
         pytest.param("tcd", (), ("--steps", "3", "--eta", "0.8"), marks=pytest.mark.slow),
         pytest.param("tcd", ("--eta", "0.1"), ("--steps", "3", "--eta", "0.1"), marks=pytest.mark.slow),  # steps stay
         ("tcd", ("--steps", "5"), ("--steps", "5", "--eta", "0.8")),  # eta stays
-        ("lcm", ("--steps", "6"), ("--steps", "6")),
+        pytest.param("lcm", ("--steps", "6"), ("--steps", "6"), marks=pytest.mark.slow),
         pytest.param("lcm", ("--labels", "b"), ("--steps", "3", "--labels", "b"), marks=pytest.mark.slow),
     ],
 )

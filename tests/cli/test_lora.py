@@ -60,6 +60,7 @@ def test_what_was_asked_for_goes_before_what_was_published() -> None:
     assert (options.steps, note) == (None, "")
 
 
+@pytest.mark.slow
 def test_inspect_says_what_a_file_is(home: Path, capsys) -> None:
     assert main(["lora", "inspect", str(home / "style.safetensors"), "--model", str(home / "model")]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -78,6 +78,7 @@ def test_sample_is_the_librarys_generate(model):
     assert np.abs(cmjax.io.to_uint8(np.asarray(images)).astype(int) - drawn["images"]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--sampler", "tcd", "--eta", "0.5"], ["--sampler", "lcm"]])
 def test_vp_samplers_run_on_a_sigma_space_model(model, options, capsys):
     images = draw(model, *options)["images"]
@@ -85,6 +86,7 @@ def test_vp_samplers_run_on_a_sigma_space_model(model, options, capsys):
     assert re.search(rf"sampler +{options[1]}", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_published_model_takes_its_published_path(capsys):
     name = "diffusers-cd_imagenet64_l2"
     cmjax.save(tiny.checkpoint(), name)
@@ -127,6 +129,7 @@ def test_a_trajectory_ends_in_the_sample(model):
     assert np.abs(strip[:, 8:] - plain[0, ..., 0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_other_dtypes_draw_much_the_same(model):
     plain, half = draw(model)["images"], draw(model, "--dtype", "bfloat16")["images"]
     assert 0 < np.abs(plain.astype(int) - half).mean() < 10
@@ -367,6 +370,7 @@ def test_inspect_shows_where_tcd_lands(model, capsys):
         assert re.search(rf"{timestep} +{landing}\b", said), said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
 def test_an_output_that_is_full_is_one_sentence(model):
     with open("/dev/full", "w") as full:
@@ -378,6 +382,7 @@ def test_an_output_that_is_full_is_one_sentence(model):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="how many cores there are for us is not known")
 @pytest.mark.parametrize(
     ("said", "devices"),

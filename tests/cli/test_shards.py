@@ -255,6 +255,7 @@ def test_a_process_that_is_started_twice_is_refused_and_the_first_goes_on(model:
     assert "[Gloo]" not in said
 
 
+@pytest.mark.slow
 def test_without_a_cluster_one_must_say_who_takes_part(model: Path, tmp_path: Path) -> None:
     process = start(model, tmp_path / "drawn", "--distributed")
     _, err = process.communicate(timeout=200)
@@ -322,6 +323,7 @@ def test_devices_are_chosen_for_one_file_too(model: Path, tmp_path: Path, capsys
     assert "--batch must be a multiple of 3" in said
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_drawn_again_and_foreign_files_stay(
     model: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

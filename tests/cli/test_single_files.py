@@ -28,6 +28,7 @@ def said(capsys):
     return " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_file_becomes_a_folder_and_a_file_again(capsys):
     assert main(["convert", "model.safetensors", "out", "--tokenizer", "words"]) == 0
     shown = said(capsys)
@@ -44,6 +45,7 @@ def test_a_file_becomes_a_folder_and_a_file_again(capsys):
     assert "is for models of texts" in complaint(capsys, "convert", "fashion-mnist-cm", "out", "--vae", "folder")
 
 
+@pytest.mark.slow
 def test_inspect_says_what_a_file_is(capsys):
     assert main(["inspect", "model.safetensors"]) == 0
     shown = said(capsys)

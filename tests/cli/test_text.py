@@ -184,6 +184,7 @@ def test_from_text_to_text(model, tmp_path):
     assert (ends[0] != ends[2]).any()
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_parts(model, capsys):
     draw("inspect", model)
     shown = capsys.readouterr().out

@@ -55,6 +55,7 @@ def test_a_folder_is_replaced_and_its_other_files_stay(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_folder_whose_writer_was_killed_between_two_renames_comes_back(tmp_path):
     model = tmp_path / "model"
     program = (
@@ -94,6 +95,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
     assert (tmp_path / "model" / "a").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_a_killed_program_leaves_the_old_folder(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "a").write_text("old")

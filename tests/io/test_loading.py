@@ -83,6 +83,7 @@ def test_weights_go_where_they_are_asked_to(folder):
     np.testing.assert_allclose(unets.run(split, x, t, cond), unets.run(plain, x, t, cond), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_reading_and_writing_copy_a_tensor_at_a_time_and_loading_no_more_than_the_result(tmp_path):
     big = unets.network(block_out_channels=(64, 128)).module  # 8 MB
     write_safetensors(file_tensors(big), tmp_path / "w.safetensors")

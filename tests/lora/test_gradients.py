@@ -43,6 +43,7 @@ def arguments(kind: str) -> tuple[Any, Any]:
     return formula, (draw(*of_x), draw(*of_kernel), changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_derivatives_both_ways(kind: str) -> None:
     formula, given = arguments(kind)

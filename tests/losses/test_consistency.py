@@ -86,6 +86,7 @@ def eased_neighbour(t, gap=0.25):
     return max(t * (1 - gap * (1 + 8 / (1 + np.exp(t)))), 0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "nearer"),
     [

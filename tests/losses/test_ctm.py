@@ -162,6 +162,7 @@ def test_a_balanced_loss_pulls_as_hard():
     assert float(jax.grad(lambda p: losses.balance(main, other, p))(params)["b"]) == 0.0
 
 
+@pytest.mark.slow
 def test_jumps_of_gaussian_data_land_with_its_mean_and_spread():
     data = Gaussian(0.3, 0.6)
 

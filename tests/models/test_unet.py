@@ -71,6 +71,7 @@ def test_dropout_acts_exactly_with_a_key(network):
     assert np.abs(dropped - run(network, x, t, cond, jax.random.key(8))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_every_parameter(network):
     x, t, cond = unets.inputs()
     grads = jax.jit(jax.grad(lambda n: jnp.square(n(x, t, cond, key=jax.random.key(0))).mean()))(network)
@@ -78,6 +79,7 @@ def test_the_gradient_reaches_every_parameter(network):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32_and_tells_nearby_times_apart(network):
     x, t, cond = unets.inputs()
     half = unets.network(jnp.bfloat16, dropout=0.2)

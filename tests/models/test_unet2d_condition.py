@@ -114,6 +114,7 @@ def test_bfloat16_computes_close_to_float32(network):
     assert 0 < np.abs(out.astype(jnp.float32) - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_finite_and_reaches_every_weight_and_all_that_it_is_told(network):
     def loss(network, cond):
         return jnp.square(network(X, T, cond)).mean()

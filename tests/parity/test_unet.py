@@ -251,7 +251,7 @@ CHOICES = {
     name: rule.holds.__self__  # of `one_of`: the values themselves
     for name, hint in typing.get_type_hints(UNetConfig, include_extras=True).items()
     for rule in getattr(hint, "__metadata__", ())
-    if isinstance(getattr(rule.holds, "__self__", None), tuple)
+    if isinstance(getattr(rule.holds, "__self__", None), tuple) and name != "target_embed_type"  # which is ours alone
 }
 
 

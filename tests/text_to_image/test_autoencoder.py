@@ -105,6 +105,7 @@ def test_a_batch_is_its_pictures_one_by_one(kind, request):
     np.testing.assert_allclose(single.decode(latents), decoded, rtol=1e-4, atol=1e-5 * np.abs(decoded).max())
 
 
+@pytest.mark.slow
 def test_a_coder_crosses_jit_and_has_gradients(kl, tiny):
     def loss(coder, latents):
         return jnp.square(coder.decode(latents)).mean()

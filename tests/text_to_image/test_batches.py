@@ -100,6 +100,7 @@ def test_weights_divided_among_devices_draw_the_same_pictures(pipe, cond, mesh, 
     close(draw(there, cmjax.tcd.init(pipe.config, 2), KEYS[:2], row2(cond), size=SIZE), here)
 
 
+@pytest.mark.slow
 def test_each_device_draws_its_part_of_a_batch(pipe, cond, mesh, here):
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("devices"))
     given = jax.device_put((KEYS[:2], row2(cond)), split)

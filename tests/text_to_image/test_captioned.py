@@ -52,6 +52,7 @@ def test_each_picture_has_its_latents_and_one_of_its_captions():
     assert any(len(set(told)) == 2 for told in seen.values())  # not always the first
 
 
+@pytest.mark.slow
 def test_all_captions_can_be_dropped():
     pipe, _, batches = all_batches(1.0)
     empty = conditions(pipe)[""]

@@ -97,6 +97,7 @@ def test_each_picture_has_its_own_guidance_and_eta(pipe, cond):
     close(text_to_image.draw(pipe, alone, keys[2:], one, size=SIZE, guidance=3.0), batch[2:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_redraw_is_encode_noise_sample_and_decode_by_hand(pipe, cond):
     images = jnp.tile(jnp.linspace(-0.9, 0.9, 8)[:, None, None], (3, 1, 8, 3))
     state = cmjax.skip(cmjax.tcd.init(pipe.config, num_steps=4, eta=0.3), 2)
@@ -146,6 +147,7 @@ def test_networks_are_told_the_size_that_is_drawn(monkeypatch):
     assert sizes == [(8, 16)]
 
 
+@pytest.mark.slow
 def test_a_refiner_leads_away_from_another_score():
     refiner = text_model(xl=True, projection_class_embeddings_input_dim=8 + 5 * 4)
     assert refiner.is_refiner and not text_model(xl=True).is_refiner
@@ -155,6 +157,7 @@ def test_a_refiner_leads_away_from_another_score():
     assert text_model(xl=True).without_text(six).sizes.tolist() == [[1] * 6] * 2
 
 
+@pytest.mark.slow
 def test_long_texts_take_several_windows(pipe, state):
     long = "red fox " * 9
     with pytest.warns(UserWarning, match="cut"):

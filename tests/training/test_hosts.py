@@ -113,6 +113,7 @@ def test_two_processes_train_as_one_and_a_kill_leaves_no_trace(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_divided_weights_train_to_the_same_and_lie_in_parts(tmp_path):
     states = [run(IMAGES, None, divide_weights=divide) for divide in (False, True)]
     assert furthest(*([np.asarray(leaf) for leaf in jax.tree.leaves(state)] for state in states)) < 1e-5

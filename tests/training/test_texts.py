@@ -128,6 +128,7 @@ def test_stages_need_steps_and_a_grid_its_timesteps():
         training.TrajectoryDistillation(grid=1001).check_teacher(VP, VP)
 
 
+@pytest.mark.slow
 def test_a_network_learns_to_be_told_the_scale():
     pipe = text_model()
     told = cmjax.text_to_image.tell_guidance(pipe, 8)
