@@ -1,11 +1,15 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian import Gaussian
 
 import cmjax
-from cmjax import schedules
-from cmjax.models import from_function, vp_from_sigma
+from cmjax import losses, schedules
+from cmjax.models import from_function, trigflow_of_vp, vp_from_sigma
 
 CM = cmjax.cm.CMConfig()
 VP = cmjax.tcd.TCDConfig(prediction_type="sample")
@@ -98,3 +102,75 @@ def test_the_dropout_key_passes_through():
 def test_other_tables_are_refused(vp, message):
     with pytest.raises(ValueError, match=message):
         vp_from_sigma(from_function(raw, jnp.float32(1.5)), CM, vp)
+
+
+# ---- angles for timesteps --------------------------------------------------------------------------------------------
+
+V = cmjax.lcm.LCMConfig(prediction_type="v_prediction")
+ANGLES = np.arctan2(*schedules.rates(schedules.alphas_cumprod())[::-1])
+TIMES = jnp.array([0, 1, 250, 998, 999])
+DATA = Gaussian(0.3, 0.8)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_the_estimate_at_an_angle_is_that_at_its_timestep(kind):
+    config = dataclasses.replace(V, prediction_type=kind)
+    model = from_function(raw, jnp.float32(1.5))
+    net, x = trigflow_of_vp(model, config), jax.random.normal(jax.random.key(0), (5, 4))
+    angle = net.angles[TIMES]
+    np.testing.assert_array_equal(net.timestep(angle), TIMES)
+    wanted = jax.jit(lambda g, x: g.predict(x, TIMES).x0)(cmjax.tcd.trajectory_fn(model, config), x)
+    x0 = jax.jit(lambda net, x: jnp.cos(angle)[:, None] * x - jnp.sin(angle)[:, None] * net(x, angle))(net, x)
+    np.testing.assert_allclose(x0, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_angles_between_two_timesteps_and_beyond_all():
+    config = dataclasses.replace(V, prediction_type="sample")
+    net = trigflow_of_vp(lambda x, t, cond: 0.0 * x + t.reshape(-1, 1), config)
+    between = jnp.asarray(0.75 * ANGLES[400] + 0.25 * ANGLES[401], jnp.float32)
+    np.testing.assert_allclose(net.timestep(between), 400.25, atol=1e-3)
+    angle = jnp.array([0.0, ANGLES[0] / 2, 1.55, 1.5708], jnp.float32)
+    x = jnp.ones((4, 1))
+    x0 = (jnp.cos(angle)[:, None] * x - jnp.sin(angle)[:, None] * net(x, angle))[:, 0]
+    assert float(x0[0]) == 1.0 and float(x0[1]) == pytest.approx(0.5, abs=0.01)  # ever less of the first estimate, 0
+    np.testing.assert_allclose(x0[2:], 999.0, rtol=1e-5)  # the estimate at the last timestep
+
+
+def test_pure_noise_is_an_angle_too():
+    net = trigflow_of_vp(from_function(raw, jnp.float32(1.5)), dataclasses.replace(V, rescale_betas_zero_snr=True))
+    assert float(net.angles[-1]) == pytest.approx(np.pi / 2) and jnp.isfinite(net(jnp.ones((1, 2)), jnp.pi / 2)).all()
+
+
+def test_a_sampler_of_angles_draws_what_one_of_timesteps_draws():
+    model, times = from_function(raw, jnp.float32(1.5)), [999, 499]
+    net = trigflow_of_vp(model, V)
+    scm = cmjax.scm.init(cmjax.scm.SCMConfig(sigma_data=1.0), timesteps=np.asarray(net.angles)[times])
+    ours, wanted = (
+        cmjax.generate(one, state, jax.random.key(1), (2, 3))
+        for one, state in ((net, scm), (model, cmjax.lcm.init(V, timesteps=times)))
+    )
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def exact(jump, x, t, cond=None):
+    """The v of the exact denoiser of `DATA`, or of its exact consistency function, at any timestep."""
+    angle = jnp.interp(t, jnp.arange(1000.0), jnp.asarray(ANGLES, jnp.float32))[:, None]
+    rates = jnp.cos(angle), jnp.sin(angle)
+    x0 = DATA.flow(x, rates, (1.0, 0.0)) if jump else DATA.x0(x, *rates)
+    return (rates[0] * x - x0) / rates[1]
+
+
+def test_the_exact_jump_of_gaussian_data_has_no_tangent_and_no_gradient():
+    student = lambda w: lambda x, t, cond=None: w * exact(True, x, t)  # noqa: E731
+    teacher = trigflow_of_vp(functools.partial(exact, False), V)
+    x0, key = DATA.draw(jax.random.key(0), (256, 3)), jax.random.key(1)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(w):
+        net = trigflow_of_vp(student(w), V)
+        options = {"sigma_data": 1.0, "sigma_min": 0.03, "sigma_max": 14.5, "tangent_constant": None}
+        return losses.continuous_consistency(net, x0, key, teacher=teacher, **options).mean()
+
+    (right, slope), (wrong, steep) = loss(jnp.float32(1.0)), loss(jnp.float32(0.9))
+    assert float(right) < 1e-4 * float(wrong) and abs(float(slope)) < 0.01 * abs(float(steep))

@@ -124,10 +124,10 @@ def run_config(
     if scheduler is not None and start is None:
         config = _said(scheduler, name)
     elif source is not None:
-        config = _as_method_wants(source.config, recipe.method.config_type)
+        config = _as_method_wants(source.config, recipe.method.kind_of(source.config))
     else:
         config = recipe.method.config_type()
-    if not isinstance(config, recipe.method.config_type):
+    if not isinstance(config, (recipe.method.config_type, *recipe.method.also_for)):
         if start is None and taught is not None and not recipe.method.needs_teacher:
             raise ValueError("--teacher: this recipe has none; to start from a model's weights: --init.")
         option = "[scheduler]" if source is None else "--init" if start is not None else "--teacher"

@@ -323,10 +323,10 @@ def _settled(
                         "give what the run began with, or another --out."
                     )
         recipe, prompts = was, tuple(before["prompts"])
-    kind = recipe.method.config_type
+    kind = recipe.method.kind_of(pipe.config)
     if not issubclass(kind, VPConfig):
         raise ValueError(
-            f"{name} is for models of noise levels, and text-to-image models have timesteps: take vp, tcd, lcd."
+            f"{name} is for models of noise levels, and text-to-image models have timesteps: take vp, tcd, lcd or scd."
         )
     if not isinstance(pipe.config, VPConfig):
         raise ValueError(
@@ -379,7 +379,7 @@ def _check_fit(settled: _Settled, pipe: Any, data: TextData) -> None:
     with bad_input("--data"):
         data.sizes(pipe, recipe.batch_size)
     if recipe.method.needs_teacher:
-        recipe.method.check_teacher(read_config(config_dict(pipe.config), as_=recipe.method.config_type), pipe.config)
+        recipe.method.check_teacher(settled.config, pipe.config)
     if _gets_told(settled, pipe) and settled.lora is not None:
         raise ValueError(
             "tell_guidance needs a network that is told the guidance (time_cond_proj_dim), and a LoRA of another has "

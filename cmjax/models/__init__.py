@@ -9,10 +9,11 @@ from cmjax.models.two_times import told_length, with_target
 from cmjax.models.unet2d import UNet, UNetConfig
 
 if TYPE_CHECKING:
-    from cmjax.vp_model import VPModel, vp_from_sigma
+    from cmjax.vp_model import TrigFlowOfVP, VPModel, trigflow_of_vp, vp_from_sigma
 
 __all__ = [
     "Network",
+    "TrigFlowOfVP",
     "UNet",
     "UNetConfig",
     "VPModel",
@@ -24,6 +25,7 @@ __all__ = [
     "partition",
     "train_only",
     "told_length",
+    "trigflow_of_vp",
     "vp_from_sigma",
     "with_target",
 ]
@@ -31,6 +33,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Look up what needs samplers too, so that models never import them."""
-    if name in ("VPModel", "vp_from_sigma"):
+    if name in ("TrigFlowOfVP", "VPModel", "trigflow_of_vp", "vp_from_sigma"):
         return getattr(importlib.import_module("cmjax.vp_model"), name)
     raise AttributeError(f"module 'cmjax.models' has no attribute {name!r}")

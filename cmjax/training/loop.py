@@ -204,8 +204,8 @@ def train(
 def _check_parties(recipe: Recipe, config: Any, teacher: Any) -> None:
     method = recipe.method
     kind = type(method).__name__
-    if not isinstance(config, method.config_type):
-        wanted = "None" if method.config_type is type(None) else f"a {method.config_type.__name__}"
+    if not isinstance(config, kinds := (method.config_type, *method.also_for)):
+        wanted = "None" if kinds == (type(None),) else " or ".join(f"a {one.__name__}" for one in kinds)
         raise ValueError(f"config must be {wanted} for {kind}, got {type(config).__name__}.")
     if method.needs_teacher and teacher is None:
         raise ValueError(f"{kind} distils a teacher: give teacher=(model, config).")

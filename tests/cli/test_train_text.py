@@ -136,6 +136,19 @@ def test_a_run_may_start_from_a_lora_or_train_the_whole_network(capsys):
     assert made.unet.config.time_cond_proj_dim == 256 and made.pipeline == "LatentConsistencyModelPipeline"
 
 
+@pytest.mark.slow
+def test_continuous_time_makes_a_lora_or_a_network_that_lcm_draws_with():
+    with open("scd.toml", "w") as file:
+        file.write(RECIPE.replace('"tcd"', '"scd"').replace("[tcd]", "[scd]").replace("decay = 0.0\n", ""))
+    argv = ["--steps", "2", "--batch", "2", "--model", "base", "--data", "data"]
+    assert main(["train", "scd.toml", *argv, "--out", "run"]) == 0
+    lora = cmjax.lora.read("run/model")
+    assert cmjax.lora.recommended(lora).settings == "lcm, 4 steps, no guidance"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lora.factors))
+    assert main(["train", "scd", *argv, "--out", "full"]) == 0
+    assert isinstance(cmjax.text_to_image.load("full/model").config, cmjax.lcm.LCMConfig)
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(capsys, made):
     lacking = os.path.join(os.getcwd(), "lacking")
     os.mkdir(lacking)

@@ -10,7 +10,7 @@ import toy
 from texts import text_model
 
 import cmjax
-from cmjax import losses, training
+from cmjax import losses, schedules, training
 from cmjax.guidance import WithNull
 from cmjax.models import from_function
 from cmjax.models.text_cond import TextCond
@@ -33,9 +33,13 @@ STUDENT, TARGET, TEACHER = (from_function(network, params=jnp.float32(w)) for w 
 
 
 def loss_of(name, cond=COND, **options):
+    return np.asarray(loss_array(name, cond, **options))
+
+
+def loss_array(name, cond=COND, **options):
     method = METHODS[name](**options)
-    learner = Learner(STUDENT, TARGET, method.config_type(prediction_type="v_prediction"), (TEACHER, VP))
-    return np.asarray(method.loss(learner, X0, cond, KEY, jnp.int32(0), 8))
+    learner = Learner(STUDENT, TARGET, method.kind_of(VP)(prediction_type="v_prediction"), (TEACHER, VP))
+    return method.loss(learner, X0, cond, KEY, jnp.int32(0), 8)
 
 
 def by_hand(scale, key, student_cond=None, **options):
@@ -75,6 +79,48 @@ def test_a_student_of_many_scales_is_told_them():
     assert fixed.shape == one.shape == (6,)
     with pytest.raises(ValueError, match="tell_guidance needs conditions with a guidance, such as a TextCond"):
         loss_of("lcd", WithNull(TEXTS, TEXTS), tell_guidance=True)
+
+
+def test_continuous_time_is_a_float64_replay_with_finite_differences():
+    """Timesteps as angles, a scale for each example, and the tangent along the guided teacher's velocity."""
+    key, scale_key = jax.random.split(KEY)
+    scales = np.float64(drawn_scales(scale_key, (2.0, 9.0), 6))
+    value = jax.jit(lambda: loss_array("scd", guidance_range=(2.0, 9.0), warmup=0.0))()
+    sigma_key, z_key, _ = jax.random.split(key, 3)
+    angles = np.arctan2(*schedules.rates(schedules.alphas_cumprod())[::-1])
+    sigma = losses.lognormal(0.5, 1.5)(sigma_key, (6,), *np.tan(angles[[0, -1]]))
+    a, z = np.arctan(np.float64(sigma)), np.float64(jax.random.normal(z_key, X0.shape))
+    texts = np.float64(TEXTS).mean(1)[:, None, None]
+
+    def v(w, x, a, said):
+        t = np.interp(a, angles, np.arange(1000))
+        return np.sin(np.float64(np.float32(w)) * x + said + 0.002 * t.reshape(-1, 1, 1, 1))
+
+    cos, sin, w = (part.reshape(-1, 1, 1, 1) for part in (np.cos(a), np.sin(a), scales))
+    x = cos * np.float64(X0) + sin * z
+    full, empty = v(0.4, x, a, texts), v(0.4, x, a, 1.0)
+    dx, h = empty + w * (full - empty), 1e-6
+    F = v(0.9, x, a, texts)
+    slope = (v(0.9, x + h * dx, a + h, texts) - v(0.9, x - h * dx, a - h, texts)) / (2 * h)
+    g = -(cos**2) * (F - dx) - cos * sin * (x + slope)
+    g /= np.sqrt((g**2).sum((1, 2, 3), keepdims=True)) + 0.1
+    np.testing.assert_allclose(value, (g**2).mean((1, 2, 3)), rtol=1e-3)
+
+
+def test_continuous_time_leaves_the_teacher_alone():
+    method, config = METHODS["scd"](guidance_scale=3.0), cmjax.lcm.LCMConfig(prediction_type="v_prediction")
+
+    def loss(student, teacher):
+        learner = Learner(student, student, config, (teacher, VP))
+        return method.loss(learner, X0, COND, KEY, jnp.int32(4), 8).mean()
+
+    own, its = jax.jit(jax.grad(loss, argnums=(0, 1)))(STUDENT, TEACHER)
+    assert float(jax.tree.leaves(own)[0]) != 0.0 == float(jax.tree.leaves(its)[0])
+    with pytest.raises(ValueError, match=r"beta_end must be the teacher's, 0\.012, got 0\.02"):
+        method.check_teacher(dataclasses.replace(config, beta_end=0.02), VP)
+    with pytest.raises(ValueError, match="the teacher's config must be a VPConfig for ContinuousDistillation, got CM"):
+        method.check_teacher(config, cmjax.cm.CMConfig())
+    assert method.kind_of(VP) is cmjax.lcm.LCMConfig and method.kind_of(cmjax.cm.CMConfig()) is cmjax.cm.CMConfig
 
 
 def test_texts_are_dropped_for_the_empty_one():

@@ -98,7 +98,7 @@ def _layer_of(apply: Apply) -> Callable[[Array, Array, list[tuple[Factors, Array
     def rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
         (x, kernel, changes), (dx, dkernel, dchanges) = primals, tangents
         now = added(x, kernel, changes)
-        y = apply(x, now)
+        y = layer(x, kernel, changes)  # by this rule too, if it is differentiated again: a loss may hold a derivative
         tangent = jnp.zeros_like(y)
         if not _is_zero(dx):
             tangent = tangent + apply(dx, now)

@@ -12,6 +12,7 @@ import numpy as np
 from cmjax._bounds import Rule
 from cmjax._typed import check_fields
 from cmjax.losses import karras
+from cmjax.samplers._vp import VPConfig
 from cmjax.samplers.cm import CMConfig
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Method(abc.ABC):
     """A training method. Stages are shares of the run, so that a run may be longer or shorter."""
 
     config_type: ClassVar[type] = CMConfig
+    also_for: ClassVar[tuple[type, ...]] = ()  # configs of other models that it trains
     needs_teacher: ClassVar[bool] = False
     teacher_type: ClassVar[type] = CMConfig
     shared: ClassVar[tuple[str, ...]] = ()  # what a student's config has in common with its teacher's
@@ -55,12 +57,21 @@ class Method(abc.ABC):
     def check(self, steps: int) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError if the run is too short for this method."""
 
+    def kind_of(self, config: Any) -> type:
+        """The class of the student's config, for a model with this one: of noise levels, timesteps, or neither."""
+        kinds = (self.config_type, *self.also_for)
+        is_vp = isinstance(config, VPConfig)
+        return next((kind for kind in kinds if issubclass(kind, VPConfig) == is_vp), self.config_type)
+
     def check_teacher(self, config: Any, teacher_config: Any) -> None:
         """Raise ValueError if the teacher is of another kind, or defines other noise levels."""
-        if not isinstance(teacher_config, self.teacher_type):
-            wanted, got = self.teacher_type.__name__, type(teacher_config).__name__
+        self._check_teacher(config, teacher_config, self.teacher_type, self.shared)
+
+    def _check_teacher(self, config: Any, teacher_config: Any, kind: type, shared: tuple[str, ...]) -> None:
+        if not isinstance(teacher_config, kind):
+            wanted, got = kind.__name__, type(teacher_config).__name__
             raise ValueError(f"the teacher's config must be a {wanted} for {type(self).__name__}, got {got}.")
-        for name in self.shared:
+        for name in shared:
             own, its = getattr(config, name), getattr(teacher_config, name)
             if own != its:
                 raise ValueError(f"{name} must be the teacher's, {its!r:.60}, got {own!r:.60}.")

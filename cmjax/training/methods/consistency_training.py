@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cmjax import curricula, losses
 from cmjax._bounds import positive, within
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConsistencyTraining",
+    "ContinuousTime",
     "ContinuousTraining",
     "EasyConsistencyTuning",
     "ImprovedConsistencyTraining",
@@ -177,7 +178,37 @@ class ConsistencyTraining(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContinuousTraining(Method):
+class ContinuousTime(Method):
+    """The base of methods that drive the tangent of a consistency function to zero.
+
+    Attributes:
+      warmup: the share of the run over which the unstable part of the tangent is warmed up.
+      tangent_constant: c, which stabilizes the tangent's normalization.
+      dropout: whether the network gets a dropout key (the same for the tangent).
+    """
+
+    warmup: Annotated[float, within("[0, 1]", says=", a share of the run")] = 0.1
+    tangent_constant: Annotated[float, positive()] = 0.1
+    dropout: bool = False
+
+    def _warmup(self, step: int | Array, steps: int) -> Array:
+        return curricula.tangent_warmup(step, warmup_steps=round(self.warmup * steps))
+
+    def figures(self, step: int, steps: int) -> Mapping[str, float]:
+        """The warm-up of the tangent."""
+        return {"warmup": float(self._warmup(step, steps))}
+
+    def _options(self, step: int | Array, steps: int) -> dict[str, Any]:
+        """Arguments of `losses.continuous_consistency`."""
+        return {
+            "dropout": self.dropout,
+            "warmup": self._warmup(step, steps),
+            "tangent_constant": self.tangent_constant,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousTraining(ContinuousTime):
     """Continuous time, from images alone (sCT): training drives the tangent of the consistency function to zero.
 
     The paper also learns a weight for each noise level. Here all levels have the same weight
@@ -196,30 +227,17 @@ class ContinuousTraining(Method):
 
     proposal_mean: float = -1.0
     proposal_std: Annotated[float, positive()] = 1.4
-    warmup: Annotated[float, within("[0, 1]", says=", a share of the run")] = 0.1
-    tangent_constant: Annotated[float, positive()] = 0.1
-    dropout: bool = False
-
-    def _warmup(self, step: int | Array, steps: int) -> Array:
-        return curricula.tangent_warmup(step, warmup_steps=round(self.warmup * steps))
-
-    def figures(self, step: int, steps: int) -> Mapping[str, float]:
-        """The warm-up of the tangent."""
-        return {"warmup": float(self._warmup(step, steps))}
 
     def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
-        """`losses.continuous_consistency`, along the teacher's velocity if there is a teacher."""
+        """`losses.continuous_consistency`, from data alone."""
         return losses.continuous_consistency(
             trigflow_fn(learner.model, learner.config),
             x0,
             key,
-            teacher=None if learner.teacher is None else trigflow_fn(*learner.teacher),
             cond=cond,
-            dropout=self.dropout,
             sigma_data=learner.config.sigma_data,
             sigma_min=learner.config.sigma_min,
             sigma_max=learner.config.sigma_max,
             proposal=losses.lognormal(self.proposal_mean, self.proposal_std),
-            warmup=self._warmup(step, steps),
-            tangent_constant=self.tangent_constant,
+            **self._options(step, steps),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,10 +12,14 @@ import jax.numpy as jnp
 
 from cmjax import curricula, losses, ode
 from cmjax._bounds import at_least, positive, within
-from cmjax.parameterization import consistency_fn, denoiser_fn
+from cmjax.parameterization import consistency_fn, denoiser_fn, trigflow_fn
+from cmjax.samplers._vp import VPConfig, rate_tables
+from cmjax.samplers.lcm import LCMConfig
 from cmjax.training.methods.base import STAGES, Learner, Method, in_proportion, karras_grid
-from cmjax.training.methods.consistency_training import ContinuousTraining
-from cmjax.training.methods.guidance import guided
+from cmjax.training.methods.consistency_training import ContinuousTime
+from cmjax.training.methods.guidance import RANGE, check_one_scale, guided, guided_as_drawn
+from cmjax.training.methods.of_vp_teacher import RATES
+from cmjax.vp_model import trigflow_of_vp
 
 if TYPE_CHECKING:
     from cmjax.types import Array, Cond, Key
@@ -65,11 +69,81 @@ class ConsistencyDistillation(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContinuousDistillation(ContinuousTraining):
-    """Continuous time, along the velocity of a diffusion model (sCD). Lu & Song 2024."""
+class ContinuousDistillation(ContinuousTime):
+    """Continuous time, along the velocity of a diffusion model (sCD). Lu & Song 2024.
+
+    The model has noise levels, or timesteps, as text-to-image models have. Those are angles as well: with data of unit
+    variance, such as latents, a sample of timestep t has the angle arctan(σ_t / α_t) (`models.trigflow_of_vp`).
+
+    Attributes:
+      proposal_mean: the mean of ln σ, which is drawn from a normal distribution, of noise levels σ = σ_t / α_t; None
+        for the paper's -1 with noise levels, and 0.5 with timesteps.
+      proposal_std: its standard deviation; None for 1.4 and 1.5. On the schedule of Stable Diffusion, timesteps that
+        are drawn evenly have a mean of 0.5 and a standard deviation of 1.2.
+      guidance_scale: the guidance scale of a teacher trained with `label_dropout`; 1 leaves the teacher as it is.
+      guidance_range: the lowest and the highest scale, of which one is drawn for each example; () for guidance_scale.
+      warmup: the share of the run over which the unstable part of the tangent is warmed up.
+      tangent_constant: c, which stabilizes the tangent's normalization.
+      dropout: whether the network gets a dropout key (the same for the tangent).
+    """
 
     needs_teacher: ClassVar[bool] = True
+    also_for: ClassVar[tuple[type, ...]] = (LCMConfig,)
     shared: ClassVar[tuple[str, ...]] = ("sigma_data",)
+
+    proposal_mean: float | None = None
+    proposal_std: Annotated[float | None, positive()] = None
+    guidance_scale: Annotated[float, positive()] = 1.0
+    guidance_range: Annotated[tuple[float, ...], RANGE] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_scale(self.guidance_scale, self.guidance_range)
+
+    def check_teacher(self, config: Any, teacher_config: Any) -> None:
+        """As every method; a model of timesteps has a teacher of the same timesteps, whatever walks it."""
+        if isinstance(config, VPConfig):
+            self._check_teacher(config, teacher_config, VPConfig, RATES)
+        else:
+            super().check_teacher(config, teacher_config)
+
+    def drawn_with(self, config: Any) -> Mapping[str, Any]:
+        """By `lcm`, in about four steps."""
+        return {"sampler": "lcm", "steps": 4}
+
+    def loss(self, learner: Learner, x0: Array, cond: Cond, key: Key, step: Array, steps: int) -> Array:
+        """`losses.continuous_consistency`, along the velocity of the teacher, guided or not."""
+        ends, batch = self.guidance_range, x0.shape[0]
+        teacher, cond, _, key = guided_as_drawn(learner.teacher, cond, key, self.guidance_scale, ends, batch)
+        config, options = learner.config, self._options(step, steps)
+        if isinstance(config, VPConfig):
+            present: Callable[..., Any] = trigflow_of_vp
+            mean, std = 0.5, 1.5
+            levels = {"sigma_data": 1.0} | _levels(config)
+        else:
+            present, mean, std = trigflow_fn, -1.0, 1.4
+            levels = {name: getattr(config, name) for name in ("sigma_data", *_RANGE)}
+        return losses.continuous_consistency(
+            present(learner.model, config),
+            x0,
+            key,
+            teacher=present(*teacher),
+            cond=cond,
+            proposal=losses.lognormal(
+                mean if self.proposal_mean is None else self.proposal_mean,
+                std if self.proposal_std is None else self.proposal_std,
+            ),
+            **levels,
+            **options,
+        )
+
+
+def _levels(config: VPConfig) -> dict[str, float]:
+    """The least and the largest noise level of a table, where there is both signal and noise."""
+    alpha, sigma = rate_tables(config)
+    of_both = (alpha > 0) & (sigma > 0)
+    levels = sigma[of_both] / alpha[of_both]
+    return {"sigma_min": float(levels[0]), "sigma_max": float(levels[-1])}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from cmjax._bounds import Rule
 from cmjax.guidance import WithNull, classifier_free
 from cmjax.types import Array, Cond, Key
 
-__all__ = ["RANGE", "drawn_scales", "guided", "no_label", "some_left_out", "told"]
+__all__ = ["RANGE", "check_one_scale", "drawn_scales", "guided", "guided_as_drawn", "no_label", "some_left_out", "told"]
 
 RANGE = Rule(
     "be () or two scales above 0, the lower one first",
@@ -83,6 +83,27 @@ def guided(teacher: Any, cond: Cond, scale: float | Array) -> tuple[tuple[Any, A
         return (classifier_free(model, scale, cond.null_cond), config), cond.cond
     labels = _mixtures(model, cond, "guidance_scale")
     return (classifier_free(model, scale, no_label(labels.shape[1])), config), labels
+
+
+def check_one_scale(scale: float, ends: tuple[float, ...]) -> None:
+    """Raise ValueError where both a scale and a range of scales are given."""
+    if ends and scale != 1.0:
+        raise ValueError(f"guidance_scale must be 1 where guidance_range draws one for each example, got {scale}.")
+
+
+def guided_as_drawn(
+    teacher: Any, cond: Cond, key: Key, scale: float, ends: tuple[float, ...], batch: int
+) -> tuple[Any, Cond, Array | None, Key]:
+    """Guide a teacher by a scale, or by one drawn for each example.
+
+    Returns:
+      The guided teacher, what it and the student are told, the scales that were drawn or None, and a key that is left.
+    """
+    if not ends:
+        return *guided(teacher, cond, scale), None, key
+    key, scale_key = jax.random.split(key)
+    scales = drawn_scales(scale_key, ends, batch)
+    return *guided(teacher, cond, scales), scales, key
 
 
 def _mixtures(model: Any, cond: Cond, name: str) -> Array:

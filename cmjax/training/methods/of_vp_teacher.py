@@ -8,7 +8,17 @@ from typing import Any, ClassVar
 from cmjax.samplers._vp import VPConfig, as_config
 from cmjax.training.methods.base import Method
 
-__all__ = ["OfVPTeacher"]
+__all__ = ["RATES", "OfVPTeacher"]
+
+RATES = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+"""The keys that noise levels follow from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,14 +27,7 @@ class OfVPTeacher(Method):
 
     needs_teacher: ClassVar[bool] = True
     teacher_type: ClassVar[type] = VPConfig
-    shared: ClassVar[tuple[str, ...]] = (
-        "num_train_timesteps",
-        "beta_schedule",
-        "beta_start",
-        "beta_end",
-        "trained_betas",
-        "rescale_betas_zero_snr",
-    )
+    shared: ClassVar[tuple[str, ...]] = RATES
 
     def check_teacher(self, config: Any, teacher_config: Any) -> None:
         """As every method; a teacher that an ordinary sampler walks is read as the student's kind."""

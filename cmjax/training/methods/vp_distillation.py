@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +17,7 @@ from cmjax.samplers.lcm import LCMConfig
 from cmjax.samplers.tcd import TCDConfig
 from cmjax.schedules import training_grid
 from cmjax.training.methods.base import STAGES, Learner, in_proportion
-from cmjax.training.methods.guidance import RANGE, drawn_scales, guided
+from cmjax.training.methods.guidance import RANGE, check_one_scale, guided_as_drawn
 from cmjax.training.methods.of_vp_teacher import OfVPTeacher
 
 if TYPE_CHECKING:
@@ -48,10 +47,7 @@ class _Distillation(OfVPTeacher):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.guidance_range and self.guidance_scale != 1.0:
-            raise ValueError(
-                f"guidance_scale must be 1 where guidance_range draws one for each example, got {self.guidance_scale}."
-            )
+        check_one_scale(self.guidance_scale, self.guidance_range)
 
     def check_teacher(self, config: Any, teacher_config: Any) -> None:
         """As every method; and the grid must not have more timesteps than there are."""
@@ -70,12 +66,7 @@ class _Distillation(OfVPTeacher):
         return None if self.grid is None else training_grid(config.num_train_timesteps, self.grid)
 
     def _guided(self, learner: Learner, cond: Cond, key: Key, batch: int) -> tuple[Any, Cond, Array | None, Key]:
-        """The guided teacher, what it and the student are told, the scales that were drawn, and a key that is left."""
-        if not self.guidance_range:
-            return *guided(learner.teacher, cond, self.guidance_scale), None, key
-        key, scale_key = jax.random.split(key)
-        scales = drawn_scales(scale_key, self.guidance_range, batch)
-        return *guided(learner.teacher, cond, scales), scales, key
+        return guided_as_drawn(learner.teacher, cond, key, self.guidance_scale, self.guidance_range, batch)
 
 
 class _Trajectory(_Distillation):
