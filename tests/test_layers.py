@@ -71,7 +71,7 @@ FLOORS = {
     ),
     "io/torch_files": ("pickles", "archives", "reader"),
     "artifact": ("program", "drawer", "files"),
-    "drawing": ("batches devices hosts", "grids shards"),
+    "drawing": ("devices hosts", "batches", "grids shards"),
     "lora": ("_checks parts published", "recommended resolve scales", "attach extract files merge new"),
     "recipes": (),
     "text_to_image": (

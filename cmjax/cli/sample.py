@@ -69,8 +69,7 @@ _MOST = 1 << 16  # images that a device may draw at once
 def run(options: SampleOptions) -> None:
     """Draw the images that were asked for, write them, and print what was done."""
     options, note = published_settings(options)
-    if options.sharded:  # many batches: 1.4 times as fast on two cores (`benchmarks/scaling.py`)
-        use_cores_as_devices()
+    use_cores_as_devices()
     with contextlib.ExitStack() as stack:
         hosts = _join(options, stack)
         out = Path(options.out)
@@ -214,7 +213,7 @@ def _sample(options: SampleOptions, plan: _Plan, out: Path, kind: str) -> None:
     """Draw all images, and write them to one file or one folder."""
     per_device, strict = default_batch(*plan.opened.shape[:2]), options.devices is not None
     with bad_input():
-        devices = choose_devices(options.devices)
+        devices = choose_devices(options.devices, plan.setup.model)
         batch = plan_batch(devices, options.batch, plan.count, per_device, strict=strict)
     done = draw(lambda: plan.compile(batch, options.seed, every_step=options.trajectory), plan.load, plan.count)
     with bad_input("the model"):  # NaN, which no picture holds
@@ -283,7 +282,7 @@ def _sample_shards(options: SampleOptions, plan: _Plan, out: Path, hosts: Hosts)
     if options.trajectory:
         raise UsageError("--trajectory shows every step of a few images; shards hold images alone.")
     with bad_input():
-        devices = choose_devices(options.devices)
+        devices = choose_devices(options.devices, plan.setup.model)
     size = options.shard_size or _SHARD
     with bad_input("--out"):
         recorded = _recorded_batch(out)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from cmjax import sampling
 from cmjax._mesh import Device, batch_mesh
 from cmjax._random import image_keys
+from cmjax.drawing.devices import choose_devices
 from cmjax.models import UNetConfig
 
 __all__ = [
@@ -82,7 +83,7 @@ def compile_draw(
       classes: the classes drawn in turn, or None for a model without classes.
       seed: which images.
       every_step: whether to keep the estimates x0 of all steps.
-      devices: of this process; None for all.
+      devices: of this process; None for those that `choose_devices` takes for the model.
       generate: the function that draws, (model, state, keys, shape, cond) -> images; with keep_steps=True it returns a
         `Trajectory`.
       cond_of: from numbers of images, i[B], to their cond, arrays [B, ...]; None for classes.
@@ -161,12 +162,12 @@ def compile_batches(
       shared: a pytree that all images share, such as the path and keys.
       size: B; the largest number of devices that divides it is used.
       rows: from the numbers of images, i32[B], to a pytree of what belongs to each, arrays [B, ...].
-      devices: of this process; None for all.
+      devices: of this process; None for those that `choose_devices` takes for the model.
 
     Returns:
       The compiled call.
     """
-    mesh = batch_mesh(size, devices)
+    mesh = batch_mesh(size, choose_devices(model=model) if devices is None else devices)
     everywhere, split_up = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
     def arguments(numbers: np.ndarray) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,7 +13,8 @@ from cmjax._mesh import Device, dividing
 
 __all__ = ["BatchPlan", "choose_devices", "plan_batch", "use_cores_as_devices"]
 
-_MOST_CORES = 8  # a batch should still be a batch on each, and each holds a copy of the weights
+_MOST_CORES = 8  # a batch should still be a batch on each
+_MOST_WEIGHTS = 1 << 28  # bytes of which each core may hold a copy: they all share one memory
 
 
 class BatchPlan(NamedTuple):
@@ -48,11 +49,13 @@ def use_cores_as_devices() -> None:
         jax.config.update("jax_num_cpu_devices", min(cores, _MOST_CORES))
 
 
-def choose_devices(count: int | None = None) -> tuple[Device, ...]:
+def choose_devices(count: int | None = None, model: Any = None) -> tuple[Device, ...]:
     """Take the first devices of this process.
 
     Args:
       count: how many; None for all.
+      model: of which each has a copy, with weights or abstract. Where `count` is None and devices are cores of a CPU,
+        a model of more than 256 MiB has one of them, since they share one memory.
 
     Raises:
       ValueError: this process has fewer.
@@ -68,6 +71,9 @@ def choose_devices(count: int | None = None) -> tuple[Device, ...]:
         raise ValueError(
             f"devices must be at most {len(local)}, the number of {kind} devices of this process, got {count}.{hint}"
         )
+    if count is None and local[0].platform == "cpu":
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
+        count = 1 if weights > _MOST_WEIGHTS else None
     return tuple(local[:count])
 
 

@@ -16,6 +16,7 @@ from cmjax.cli import compile_cache, main
 from cmjax.cli.errors import UsageError
 from cmjax.cli.options import PathOptions
 from cmjax.cli.sampler_path import choose_sampler
+from cmjax.drawing import choose_devices
 from cmjax.io import read_images
 
 NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
@@ -399,3 +400,8 @@ def test_each_core_is_a_device_unless_the_user_has_said_how_many_there_are(said,
         [sys.executable, "-c", program], env={**kept, **said}, check=True, capture_output=True, text=True
     )
     assert int(done.stdout) == (devices or min(8, len(os.sched_getaffinity(0))))
+
+
+def test_a_large_model_is_not_copied_for_every_core():
+    large = {"weights": jax.ShapeDtypeStruct((1 << 27,), "float32")}
+    assert [len(choose_devices(*asked)) for asked in ((), (None, large), (2, large))] == [8, 1, 2]

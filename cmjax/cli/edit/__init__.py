@@ -32,7 +32,7 @@ from cmjax.cli.output import check_out, report
 from cmjax.cli.prompts import open_prompts
 from cmjax.cli.published import published_settings
 from cmjax.cli.sampler_path import choose_sampler
-from cmjax.drawing import default_batch
+from cmjax.drawing import choose_devices, default_batch, plan_batch, use_cores_as_devices
 from cmjax.io.images import to_uint8
 
 __all__ = ["run"]
@@ -43,6 +43,7 @@ _VP_STEPS, _VP_STROKE_STEPS = 8, 4
 
 def run(options: EditOptions) -> None:
     """Do what was asked for to each picture, write the results, and print what was done."""
+    use_cores_as_devices()
     if isinstance(options, InterpolateOptions):
         return interpolate.run(options)
     assert isinstance(options, PictureOptions)
@@ -65,13 +66,13 @@ def run(options: EditOptions) -> None:
     task = prepare_task(options, opened.shape, given)
 
     count = len(given.paths) * options.num
-    size = min(default_batch(height, width), count)
+    batch = plan_batch(choose_devices(model=setup.model), None, count, default_batch(height, width))
     done = draw(
         lambda: compile_edits(
             setup,
             task,
             cond_of,
-            size,
+            batch,
             opened.shape,
             num=options.num,
             seed=options.seed,

@@ -22,7 +22,7 @@ from cmjax.cli.output import check_out, report
 from cmjax.cli.prompts import OpenedText, four_steps, open_text_model, read_prompts, refuse_classes
 from cmjax.cli.published import published_settings
 from cmjax.cli.sampler_path import choose_sampler, two_steps
-from cmjax.drawing import compile_batches, default_batch
+from cmjax.drawing import choose_devices, compile_batches, default_batch, plan_batch
 from cmjax.io.images import grid, to_uint8, write_png
 from cmjax.text_to_image import guided
 
@@ -51,7 +51,7 @@ def run(options: InterpolateOptions) -> None:
     shape = opened.shape if text is None else text.latents
 
     count = rows * columns
-    size = min(default_batch(*opened.shape[:2]), count)
+    batch = plan_batch(choose_devices(model=setup.model), None, count, default_batch(*opened.shape[:2]))
     shared = setup.state, jax.vmap(jax.random.key)(np.array(options.seeds, np.uint32))
 
     def walk(model, shared, rows_):
@@ -70,7 +70,7 @@ def run(options: InterpolateOptions) -> None:
         return indices, None if classes is None else classes[indices % columns]
 
     done = draw(
-        lambda: compile_batches(walk, setup.model, shared, size, belonging),
+        lambda: compile_batches(walk, setup.model, shared, batch.batch, belonging, batch.devices),
         lambda: setup.with_weights(opened.load()),
         count,
     )

@@ -13,7 +13,7 @@ import cmjax
 from cmjax._random import image_keys, split
 from cmjax.cli.edit.tasks import Task
 from cmjax.cli.sampler_path import SamplerSetup
-from cmjax.drawing import Batches, compile_batches
+from cmjax.drawing import Batches, BatchPlan, compile_batches
 from cmjax.text_to_image import guided, inpainting
 
 __all__ = ["compile_edits"]
@@ -23,7 +23,7 @@ def compile_edits(
     setup: SamplerSetup,
     task: Task,
     cond_of: Callable[[np.ndarray], Any],
-    size: int,
+    batch: BatchPlan,
     shape: tuple[int, int, int],
     *,
     num: int,
@@ -36,7 +36,7 @@ def compile_edits(
       setup: the model and its path.
       task: what is done to the pictures.
       cond_of: from numbers of pictures, i[B], to their condition.
-      size: of the batch.
+      batch: how many at once, and on which devices.
       shape: of the pictures, (H, W, C).
       num: variants of each picture.
       seed: which variants.
@@ -56,7 +56,7 @@ def compile_edits(
         pictures, variants = indices // num % len(task.data[0]), indices % num
         return variants, tuple(part[pictures] for part in task.data), cond_of(pictures)
 
-    return compile_batches(walk, setup.model, (setup.state, jax.random.key(seed)), size, rows)
+    return compile_batches(walk, setup.model, (setup.state, jax.random.key(seed)), batch.batch, rows, batch.devices)
 
 
 def _walk_latents(pipe: Any, state: Any, task: Task, data: Any, prompt: Any, k_x: Any, k_z: Any) -> Any:
