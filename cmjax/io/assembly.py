@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,17 +59,22 @@ def assemble(
         if jax.dtypes.canonicalize_dtype(value) != jnp.dtype(value):
             raise TypeError(f"{name} is float64, which takes jax.config.update('jax_enable_x64', True).")
 
-    family = family_of(config)
-    make_network: Any = family.network
-    config = family.adapted(config, tensors)
+    shaped = _shaped(family_of(config).adapted(config, tensors), jnp.dtype(dtype), jnp.dtype(param_dtype))
+    return from_nnx(load_weights(shaped, tensors, sharding=sharding, abstract=abstract))
+
+
+@functools.lru_cache(maxsize=16)  # a command looks at each part before it compiles, and loads it after
+def _shaped(config: Any, dtype: Any, param_dtype: Any) -> nnx.Module:
+    """Make a network without weights. It is shared: nothing may change it."""
+    make_network: Any = family_of(config).network
 
     def make() -> nnx.Module:
-        network = make_network(config, rngs=_OneKey(), dtype=jnp.dtype(dtype))
+        network = make_network(config, rngs=_OneKey(), dtype=dtype)
         params = nnx.state(network, nnx.Param)
         nnx.update(network, jax.tree.map(lambda p: p.astype(param_dtype) if p.ndim > 1 else p, params))
         return network
 
-    return from_nnx(load_weights(nnx.eval_shape(make), tensors, sharding=sharding, abstract=abstract))
+    return nnx.eval_shape(make)
 
 
 class _OneKey:
