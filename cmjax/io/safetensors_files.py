@@ -125,7 +125,7 @@ def write_safetensors(
     Args:
       tensors: the tensors by name, in any memory layout.
       path: the file; it is replaced in one step, so that tensors may be views of the same file.
-      metadata: texts for its header.
+      metadata: texts for its header. The same tensors and texts make the same file, byte for byte.
 
     Raises:
       TypeError: something that is not an array.
@@ -150,7 +150,20 @@ def write_safetensors(
             )  # by which diffusers knows PyTorch's layout
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}.") from error
+        _sort_header(temporary)
         for name, place in _map(temporary, mmap.ACCESS_WRITE).items():
             place[...] = tensors[name]
             forget_pages(tensors[name])
             forget_written_pages(place)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the texts of a header in order: the library has none, and what is the same is to have the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header[_METADATA] = dict(sorted(header[_METADATA].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 from shapes import shaped
 
-from cmjax.io.safetensors_files import read_safetensors, write_safetensors
+from cmjax.io.safetensors_files import read_metadata, read_safetensors, write_safetensors
 from cmjax.io.weights import file_tensors, load_weights
 from cmjax.models import UNet, from_nnx
 
@@ -80,6 +80,17 @@ def test_the_file_says_that_its_layout_is_torch(module, tmp_path):
     with safe_open(tmp_path / "w.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
     assert load_file(tmp_path / "w.safetensors").keys() == file_tensors(module).keys()
+
+
+def test_texts_of_the_header_are_in_order_and_kept(tmp_path):
+    said = {name: f"of {name}: ü, “a”, \n\x01\x7f" for name in "gfbdeca"}
+    write_safetensors({"w": np.arange(3.0)}, tmp_path / "w.safetensors", metadata=said)
+    assert read_metadata(tmp_path / "w.safetensors") == {**said, "format": "pt"}
+    assert load_file(tmp_path / "w.safetensors")["w"].tolist() == [0, 1, 2]
+    header = (tmp_path / "w.safetensors").read_bytes()
+    assert sorted(header.find(f'"{name}":'.encode()) for name in "abcdefg") == [
+        header.find(f'"{name}":'.encode()) for name in "abcdefg"
+    ]
 
 
 def test_old_names_of_attention_layers_are_understood(module):
