@@ -96,7 +96,7 @@ FLOORS = {
     "cli": (
         "compile_cache errors help_texts options",
         "lora_option model_parts recommended",
-        "draw labels open_model output published parser run_config sampler_path",
+        "draw labels open_model output published parser processes run_config sampler_path",
         "open_artifact prompts text_data training_run",
         "train_autoencoder train_text",
         "open_text_artifact",

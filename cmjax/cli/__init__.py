@@ -32,14 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(argv)
     except SystemExit as stop:  # --help, --version, or a mistake: argparse has said all
         if stop.code == 2 and (distributed := parse_distributed(argv)) is not None:
-            importlib.import_module("cmjax.cli.sample").refuse(distributed)  # other processes would wait for this one
+            importlib.import_module("cmjax.cli.processes").refuse(
+                distributed
+            )  # other processes would wait for this one
         return int(stop.code or 0)
     name = f"cmjax {options.program}"
     try:
         importlib.import_module(f"cmjax.cli.{options.command}").run(options)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"{name}: {as_typed(str(error), options)}", file=sys.stderr)
+        if said := as_typed(str(error), options):  # else another process says it
+            print(f"{name}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -76,4 +76,4 @@ def as_typed(message: str, options: object) -> str:
     for argument, option in _OPTIONS:
         if getattr(options, option[2:].replace("-", "_"), None) is not None:
             message = re.sub(rf"(^|: ){argument}\b", rf"\1{option}", message, count=1)
-    return message
+    return re.sub(r"\w+=True \((--[\w-]+)\)", r"\1", message)  # what both say: skip_unreadable=True (--skip-unreadable)

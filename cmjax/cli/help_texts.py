@@ -221,7 +221,8 @@ run.json (recipe, network, noise levels), log.jsonl, curves.png and checkpoints/
 --resume ends with the same bits as a run that never stopped.
 
 On a CPU, up to eight cores are used as devices, each with a copy of the weights; set
-JAX_NUM_CPU_DEVICES=1 to use one.
+JAX_NUM_CPU_DEVICES=1 to use one. Several hosts train together by --distributed host0:9876 4 0 and, on the
+three others, 1 2 3.
 """
 
 _EXPORT = """\

@@ -674,6 +674,21 @@ class TrainOptions(Options):
         flag="--no-compile-cache",
         action="store_false",
     )
+    distributed: tuple[str, ...] | None = option(
+        "be one of several processes that train together, all with the same other options and one folder --out. Give "
+        "three values: HOST:PORT of process 0, the number of processes, and the number of this one, from 0; or none on "
+        "a cluster (Slurm, Open MPI, a TPU pod)",
+        group=SPEED,
+        nargs="*",
+        metavar="VALUE",
+    )
+    wait: int = option(
+        "seconds to wait for the other processes (default %(default)s)",
+        default=300,
+        group=SPEED,
+        type=_count,
+        metavar="S",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

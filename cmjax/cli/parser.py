@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from cmjax._version import __version__
 from cmjax.cli import help_texts, options
-from cmjax.cli.options import GROUPS, Options, SampleOptions
+from cmjax.cli.options import GROUPS, Options, SampleOptions, TrainOptions
 
 __all__ = ["parse", "parse_distributed"]
 
@@ -61,19 +61,21 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return kind(**{name: _frozen(name, value) for name, value in values.items() if name in named})
 
 
-def parse_distributed(argv: Sequence[str]) -> SampleOptions | None:
-    """Read `--distributed` and `--wait` alone off a `cmjax sample` that has a mistake elsewhere; None without them."""
-    if list(argv[:1]) != ["sample"]:
+def parse_distributed(argv: Sequence[str]) -> SampleOptions | TrainOptions | None:
+    """Read `--distributed` and `--wait` alone off a command line that has a mistake elsewhere; None without them."""
+    command = argv[0] if argv else ""
+    if command not in ("sample", "train"):
         return None
-    quiet = _Quiet(add_help=False)
-    _add_options(quiet, SampleOptions, only=("distributed", "wait"))
+    quiet, kind = _Quiet(add_help=False), SampleOptions if command == "sample" else TrainOptions
+    _add_options(quiet, kind, only=("distributed", "wait"))
     try:
         values = vars(quiet.parse_known_args(argv[1:])[0])
     except ValueError:
         return None
     if values["distributed"] is None:
         return None
-    return SampleOptions(distributed=tuple(values["distributed"]), wait=values["wait"])
+    told: dict[str, Any] = {"distributed": tuple(values["distributed"]), "wait": values["wait"]}
+    return SampleOptions(**told) if kind is SampleOptions else TrainOptions(data="", out="", **told)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +22,7 @@ from cmjax.cli.open_model import UnloadedModel, open_model
 from cmjax.cli.open_text_artifact import open_text_artifact
 from cmjax.cli.options import SampleOptions
 from cmjax.cli.output import check_out, report
+from cmjax.cli.processes import joined
 from cmjax.cli.prompts import (
     OpenedText,
     four_steps,
@@ -48,7 +46,6 @@ from cmjax.drawing import (
     compile_draw,
     default_batch,
     draw_shards,
-    join,
     plan_batch,
     read_run,
     strips,
@@ -56,7 +53,7 @@ from cmjax.drawing import (
 )
 from cmjax.io.images import to_uint8, write_npz, write_png
 
-__all__ = ["refuse", "run"]
+__all__ = ["run"]
 
 _IMAGES_A_CLASS = 8
 _IMAGES_A_PROMPT = 4
@@ -70,8 +67,7 @@ def run(options: SampleOptions) -> None:
     """Draw the images that were asked for, write them, and print what was done."""
     options, note = published_settings(options)
     use_cores_as_devices()
-    with contextlib.ExitStack() as stack:
-        hosts = _join(options, stack)
+    with joined(options) as hosts:
         out = Path(options.out)
         kind = check_out(out, (".png", ".npz"))
         if options.sharded and kind:
@@ -90,12 +86,6 @@ def run(options: SampleOptions) -> None:
             _sample_shards(options, plan, out, hosts)
         else:
             _sample(options, plan, out, kind)
-
-
-def refuse(options: SampleOptions) -> None:
-    """Tell the other processes of `--distributed` that this one has a mistake, rather than let them wait for it."""
-    with contextlib.suppress(UsageError), contextlib.ExitStack() as stack:
-        _join(options, stack).refuse()
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
@@ -254,27 +244,6 @@ def _speed(count: int, seconds: float, batch: BatchPlan) -> str:
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
-
-
-def _join(options: SampleOptions, stack: contextlib.ExitStack) -> Hosts:
-    """Meet the other processes of --distributed."""
-    given = options.distributed
-    if given is None:
-        return Hosts()
-    if len(given) not in (0, 3):
-        raise UsageError(
-            "--distributed takes three values, HOST:PORT of process 0, the number of processes, and which of them this "
-            f"is, from 0 (or none on a cluster), got {' '.join(given)}."
-        )
-    who: list[Any] = [int(text) if i and text.isascii() and text.isdecimal() else text for i, text in enumerate(given)]
-    with bad_input("--distributed"):
-        return stack.enter_context(join(*who, wait=options.wait, on_timeout=_give_up))
-
-
-def _give_up(message: str) -> NoReturn:
-    """End the process, as nothing can interrupt what waits."""
-    print(f"cmjax sample: --distributed: {message} (--wait S waits longer.)", file=sys.stderr, flush=True)
-    os._exit(2)
 
 
 def _sample_shards(options: SampleOptions, plan: _Plan, out: Path, hosts: Hosts) -> None:

@@ -14,6 +14,7 @@ import cmjax
 from cmjax import training
 from cmjax.cli.errors import bad_input
 from cmjax.cli.options import TrainOptions
+from cmjax.drawing import Hosts
 from cmjax.io import Captioned, CaptionedSource
 from cmjax.text_to_image import CaptionedBatches, LatentCache, TextToImage, bucket_sizes
 
@@ -71,8 +72,8 @@ class TextData(NamedTuple):
             return ((int(own[0, 0]), int(own[0, 1])),)
         return (pipe.native_size,)
 
-    def batches(self, pipe: TextToImage, recipe: training.Recipe, console: Console) -> CaptionedBatches:
-        """Prepare the batches; with --cache, compute what they are made of first.
+    def batches(self, pipe: TextToImage, recipe: training.Recipe, console: Console, hosts: Hosts) -> CaptionedBatches:
+        """Prepare the batches; with --cache, compute what they are made of first, each process its part.
 
         Raises:
           ValueError: as for `captioned_batches` and `precompute`.
@@ -85,7 +86,7 @@ class TextData(NamedTuple):
         if self.options.cache is None:
             batches = cmjax.text_to_image.captioned_batches(pipe, self.pictures, recipe, **skips, **told)
         else:
-            cache = _computed(pipe, self.pictures, self.options.cache, console, **skips)
+            cache = _computed(pipe, self.pictures, self.options.cache, console, hosts, **skips)
             batches = cmjax.text_to_image.captioned_batches(pipe, cache, recipe, **told)
         console.print(
             f"pictures are resized and cropped to {', '.join(f'{width}x{height}' for height, width in sizes)}"
@@ -93,7 +94,9 @@ class TextData(NamedTuple):
         return batches
 
 
-def _computed(pipe: TextToImage, pictures: CaptionedSource, out: str, console: Console, **options: Any) -> LatentCache:
+def _computed(
+    pipe: TextToImage, pictures: CaptionedSource, out: str, console: Console, hosts: Hosts, **options: Any
+) -> LatentCache:
     """Compute latents and texts into a folder, with a bar once there is something to do."""
     columns = (TextColumn("latents"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
     bar = Progress(*columns, console=console)
@@ -105,11 +108,15 @@ def _computed(pipe: TextToImage, pictures: CaptionedSource, out: str, console: C
 
     with bad_input("--cache"):
         try:
-            cache = cmjax.text_to_image.precompute(pipe, pictures, out, **options, on_progress=show)
+            part = (hosts.index, hosts.count)
+            cache = cmjax.text_to_image.precompute(pipe, pictures, out, **options, part=part, on_progress=show)
         finally:
             if bar.live.is_started:
                 bar.stop()
-    assert cache is not None  # one process computes all
+    with bad_input("--distributed"):
+        hosts.wait_for_all()
+    with bad_input("--cache"):
+        cache = cache or LatentCache(out)  # now that the others have computed their parts
     if cache.unreadable:
         console.print(f"{len(cache.unreadable):,} pictures could not be read, and are left out")
     return cache

@@ -20,12 +20,13 @@ from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.labels import match_classes
 from cmjax.cli.open_model import load_source, model_class_names
 from cmjax.cli.options import TrainOptions
+from cmjax.cli.processes import joined
 from cmjax.cli.run_config import RUN, RunConfig, compute_dtype, run_config
 from cmjax.cli.sampler_path import own_path
-from cmjax.cli.training_run import check_out, draw_curves, train_with_bar
-from cmjax.drawing import class_grid, compile_draw, image_shape, use_cores_as_devices
+from cmjax.cli.training_run import agree, begin, check_out, console_of, draw_curves, train_with_bar
+from cmjax.drawing import Hosts, class_grid, compile_draw, image_shape, use_cores_as_devices
 from cmjax.io import Checkpoint, ImageData
-from cmjax.io.configs import read_json, write_json
+from cmjax.io.configs import read_json
 from cmjax.io.image_sets import read_images
 from cmjax.io.images import to_uint8, write_png
 from cmjax.models import UNet, from_nnx, with_target
@@ -39,10 +40,17 @@ _MEANING = ("prediction_type", "sigma_data")  # of what a network says: in other
 
 def run(options: TrainOptions) -> None:
     """Train a model and write the run's folder."""
-    if train_autoencoder.is_asked(options):
-        return train_autoencoder.run(options)
-    if train_text.is_asked(options):
-        return train_text.run(options)
+    with joined(options) as hosts:
+        if train_autoencoder.is_asked(options):
+            train_autoencoder.run(options, hosts)
+        elif train_text.is_asked(options):
+            train_text.run(options, hosts)
+        else:
+            _run(options, hosts)
+
+
+def _run(options: TrainOptions, hosts: Hosts) -> None:
+    """Train a model of images alone."""
     out = Path(options.out)
     check_out(out, Path(options.data), resume=options.resume, index="model_index.json")
     use_cores_as_devices()
@@ -67,13 +75,13 @@ def run(options: TrainOptions) -> None:
         names = None if names is None or classes is None or len(names) < classes else names[:classes]
     recipe = settled.recipe
     _check_fit(data, settled, teacher)
-    with bad_input("--out"):
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-        started = before["init"] if before and "init" in before else start is not None
-        write_json(settled.to_dict(data, teacher, started=started, classes=numbers), out / RUN)
+    started = before["init"] if before and "init" in before else start is not None
+    about = settled.to_dict(data, teacher, started=started, classes=numbers)
+    agree(hosts, options, recipe, about)
+    begin(out, about, hosts)
 
     model, origin = _first_model(settled, start, teacher)
-    console = Console(markup=False, highlight=False)
+    console = console_of(hosts)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     classes = settled.network.num_class_embeds
     kinds = "" if classes is None else f" of {classes:,} classes"
@@ -85,6 +93,7 @@ def run(options: TrainOptions) -> None:
         console.print("note: the teacher is taken for a denoiser, but its file does not say so (denoiser_steps)")
     train_with_bar(
         console,
+        hosts,
         model,
         settled.config,
         data.images,

@@ -18,9 +18,9 @@ from cmjax.cli import compile_cache
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.options import TrainOptions
 from cmjax.cli.run_config import RUN, compute_dtype, data_fingerprint, recipe_as_asked
-from cmjax.cli.training_run import check_out, draw_curves, train_with_bar
-from cmjax.drawing import use_cores_as_devices
-from cmjax.io.configs import read_json, write_json
+from cmjax.cli.training_run import agree, begin, check_out, console_of, draw_curves, train_with_bar
+from cmjax.drawing import Hosts, use_cores_as_devices
+from cmjax.io.configs import read_json
 from cmjax.io.image_sets import read_images
 from cmjax.io.images import grid, to_uint8, write_png
 from cmjax.models import Network, from_nnx
@@ -70,7 +70,7 @@ def is_asked(options: TrainOptions) -> bool:
     return isinstance(said, dict) and said.get("method") == _NAME
 
 
-def run(options: TrainOptions) -> None:
+def run(options: TrainOptions, hosts: Hosts) -> None:
     """Train an autoencoder and write the run's folder."""
     for name, why in _MEANINGLESS.items():
         if getattr(options, name):
@@ -84,13 +84,13 @@ def run(options: TrainOptions) -> None:
         images = read_images(options.data, classes=False).images
         settled = _settled(options, images, read_json(out / RUN) if options.resume else None)
     _check_fit(images, settled)
-    with bad_input("--out"):
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-        write_json(settled.to_dict(images), out / RUN)
+    about = settled.to_dict(images)
+    agree(hosts, options, settled.recipe, about)
+    begin(out, about, hosts)
 
     recipe, config = settled.recipe, settled.network
     model = from_nnx(Autoencoder(config, rngs=nnx.Rngs(recipe.seed), dtype=jnp.dtype(settled.dtype)))
-    console = Console(markup=False, highlight=False)
+    console = console_of(hosts)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     console.print(
         f"{len(images):,} images, {size:,} parameters (new), {config.downsampling}x{config.downsampling} pixels to "
@@ -98,6 +98,7 @@ def run(options: TrainOptions) -> None:
     )
     train_with_bar(
         console,
+        hosts,
         model,
         None,
         images,

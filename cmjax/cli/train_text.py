@@ -21,10 +21,10 @@ from cmjax.cli.prompts import of_texts
 from cmjax.cli.run_config import RUN, compute_dtype, recipe_as_asked
 from cmjax.cli.sampler_path import own_path
 from cmjax.cli.text_data import TextData, read_text_data
-from cmjax.cli.training_run import check_out, draw_curves, train_with_bar
-from cmjax.drawing import class_grid, use_cores_as_devices
+from cmjax.cli.training_run import agree, begin, check_out, console_of, draw_curves, train_with_bar
+from cmjax.drawing import Hosts, class_grid, use_cores_as_devices
 from cmjax.io.atomic import atomic_file
-from cmjax.io.configs import config_dict, read_config, read_json, write_json
+from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.io.images import to_uint8, write_png
 from cmjax.io.locate import LORA_FILE
 from cmjax.lora import LoRA
@@ -97,7 +97,7 @@ def is_asked(options: TrainOptions) -> bool:
     return False
 
 
-def run(options: TrainOptions) -> None:
+def run(options: TrainOptions, hosts: Hosts) -> None:
     """Train, and write the run's folder."""
     for name, why in _MEANINGLESS.items():
         if getattr(options, name):
@@ -146,14 +146,14 @@ def run(options: TrainOptions) -> None:
         _check_fit(settled, pipe, data)
         pipe = load(False)
         student = pipe if not _gets_told(settled, pipe) else cmjax.text_to_image.tell_guidance(pipe)
-    console = Console(markup=False, highlight=False)
+    about = {**settled.to_dict(), **about}
+    agree(hosts, options, settled.recipe, about)
+    console = console_of(hosts)
     try:
-        batches = data.batches(pipe, settled.recipe, console)
+        batches = data.batches(pipe, settled.recipe, console, hosts)
     except ValueError as error:
         raise UsageError(f"--data: {error}") from error
-    with bad_input("--out"):
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-        write_json({**settled.to_dict(), **about}, out / RUN)
+    begin(out, about, hosts)
     recipe = settled.recipe
     model = student.unet if lora is None else cmjax.lora.attach(pipe.unet, lora)
     what = f"{model!r}" if lora is None else f"{lora!r} beside {pipe.unet!r}"
@@ -163,6 +163,7 @@ def run(options: TrainOptions) -> None:
     )
     train_with_bar(
         console,
+        hosts,
         model,
         settled.config,
         batches,

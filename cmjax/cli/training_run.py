@@ -13,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import cmjax
 from cmjax import training
 from cmjax.cli.errors import UsageError, bad_input
+from cmjax.cli.options import TrainOptions
 from cmjax.cli.run_config import RUN
-from cmjax.io.atomic import atomic_file, check_writable
+from cmjax.drawing import Hosts
+from cmjax.io.atomic import atomic_file, check_writable, sweep
+from cmjax.io.configs import write_json
 
-__all__ = ["check_out", "draw_curves", "train_with_bar"]
+__all__ = ["agree", "begin", "check_out", "console_of", "draw_curves", "train_with_bar"]
 
 
 def check_out(out: Path, data: Path, *, resume: bool, index: str) -> None:
@@ -38,7 +41,8 @@ def check_out(out: Path, data: Path, *, resume: bool, index: str) -> None:
             f"--out: {out} lies in the data, {data}, which would then hold its pictures too; choose another folder."
         )
     model = out / "model"
-    if model.is_dir() and any(model.iterdir()) and not (model / index).exists():
+    shown = [path for path in model.glob("*") if path.name[0] != "."]  # a kill leaves hidden ones
+    if shown and not (model / index).exists():
         raise UsageError(f"--out: {model} holds other files than a model's; choose another folder.")
     if resume and not _has_run(out):
         raise UsageError(f"--resume: there is no checkpoint to continue from in {out}; leave out --resume to start.")
@@ -50,16 +54,66 @@ def check_out(out: Path, data: Path, *, resume: bool, index: str) -> None:
         check_writable(out)
 
 
+def agree(hosts: Hosts, options: TrainOptions, recipe: training.Recipe, about: dict[str, Any]) -> None:
+    """Refuse processes that were asked for another run than the first one, or that cannot divide the batch.
+
+    Raises:
+      UsageError: so it is, or another process has a mistake of its own.
+    """
+    if recipe.batch_size // recipe.accumulate % hosts.count:
+        raise UsageError(
+            f"--batch: batch_size / accumulate must be a multiple of {hosts.count}, the number of processes, got "
+            f"{recipe.batch_size // recipe.accumulate}."
+        )
+    with bad_input("--distributed"):
+        hosts.check_same({"run": about, "checkpoint_every": options.checkpoint_every, "resume": options.resume})
+
+
+def begin(out: Path, about: dict[str, Any], hosts: Hosts) -> None:
+    """Make the folder of a run, without what a kill left half-written there, and write what the run is.
+
+    Args:
+      out: the folder, which `check_out` found fit.
+      about: what run.json says.
+      hosts: the processes that train together; the first one writes.
+
+    Raises:
+      UsageError: it cannot be written, or this process does not see what the first one wrote.
+    """
+    with bad_input("--out"):
+        if hosts.index == 0:
+            (out / "samples").mkdir(parents=True, exist_ok=True)
+            for folder in (out, out / "samples", out / "model"):
+                sweep(folder)
+            write_json(about, out / RUN)
+    with bad_input("--distributed"):
+        hosts.wait_for_all()
+        if not (out / RUN).is_file():
+            raise ValueError(
+                f"process {hosts.index} does not see {out / RUN}, which process 0 wrote: share the folder."
+            )
+        hosts.wait_for_all()
+
+
+def console_of(hosts: Hosts) -> Console:
+    """What a run prints on: nothing, but in the first process."""
+    return Console(markup=False, highlight=False, quiet=hosts.index > 0)
+
+
 def _has_run(out: Path) -> bool:
     return training.latest_step(out / "checkpoints") is not None
 
 
-def train_with_bar(console: Console, model: Any, config: Any, *data: Any, recipe: training.Recipe, **options: Any):
-    """Call `training.train`, with a bar.
+def train_with_bar(
+    console: Console, hosts: Hosts, model: Any, config: Any, *data: Any, recipe: training.Recipe, **options: Any
+) -> None:
+    """Call `training.train`, with a bar; then let the other processes go.
 
     Raises:
-      UsageError: it cannot begin, it diverged, or files cannot be written.
+      UsageError: it cannot begin, it diverged, or files cannot be written. In the first process only where it is so in
+        all.
     """
+    who = f"process {hosts.index}: " if hosts.index else ""
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=recipe.steps, figures="compiling")
@@ -70,13 +124,16 @@ def train_with_bar(console: Console, model: Any, config: Any, *data: Any, recipe
             bar.update(task, completed=progress.step, figures=said)
 
         try:
-            training.train(model, config, *data, recipe=recipe, on_progress=on_progress, **options)
+            with hosts.in_step():
+                training.train(model, config, *data, recipe=recipe, on_progress=on_progress, **options)
+            hosts.part()
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(f"{who}{error}") from error
         except FloatingPointError as error:
-            raise UsageError(f"the run has diverged: {error} The last checkpoint is intact.") from error
+            said = f"the run has diverged: {error} The last checkpoint is intact."
+            raise UsageError("" if who else said) from error  # all find the same
         except OSError as error:
-            raise UsageError(f"--out: {error}") from error
+            raise UsageError(f"{who}--out: {error}") from error
         except KeyboardInterrupt:
             if _has_run(options["out"]):
                 console.print("stopped; the same command with --resume goes on from the last checkpoint")

@@ -43,7 +43,7 @@ from cmjax.drawing.batches import (
 )
 from cmjax.drawing.devices import BatchPlan, choose_devices, plan_batch, use_cores_as_devices
 from cmjax.drawing.grids import class_grid, strips
-from cmjax.drawing.hosts import Hosts, join
+from cmjax.drawing.hosts import Hosts, Repeated, join
 from cmjax.drawing.shards import Shards, draw_shards, read_run
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "Batches",
     "Drawn",
     "Hosts",
+    "Repeated",
     "Shards",
     "choose_devices",
     "class_grid",

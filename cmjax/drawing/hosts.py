@@ -1,8 +1,9 @@
-"""Several processes that divide one set of images: who takes part, and what they agree on.
+"""Several processes that divide one set of images, or train together: who takes part, and what they agree on.
 
-Processes synchronize once, at start-up, through `jax.distributed`: each says what it was asked to draw and which shards
-it finds done. Then they run independently, each on its own devices: one that dies does not stop the others, and nobody
-waits for a slow one.
+Those that draw synchronize once, at start-up, through `jax.distributed`: each says what it was asked to draw and which
+shards it finds done (`agree`). Then they run independently, each on its own devices: one that dies does not stop the
+others, and nobody waits for a slow one. Those that train stay together until the end (`check_same`, `wait_for_all`,
+`in_step`, `part`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-__all__ = ["Hosts", "join"]
+__all__ = ["Hosts", "Repeated", "join"]
 
 _MESSAGE = 32  # bytes
-_REFUSED = np.full(_MESSAGE, 255, np.uint8)  # in the place of any message
+_REFUSED = np.full(8, 255, np.uint8)  # how a message begins in the place of any other
 _MOST, _LONGEST = 1 << 16, 86_400  # processes; seconds
 _GONE = "another process is gone"
+
+
+class Repeated(Exception):
+    """Another process fails with the same words, and says them."""
 
 
 def exit_process(message: str) -> NoReturn:
@@ -84,18 +89,58 @@ class Hosts:
         """
         if self.count == 1:
             return done
-        digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).digest()
-        digests = self._exchange(np.frombuffer(digest, np.uint8))
-        if others := [i for i, one in enumerate(digests) if not np.array_equal(one, digests[0])]:
+        if message := self._difference(run):
             self._disconnect()
-            raise ValueError(
-                f"process {others[0]} was started with another model or other options than process 0: "
-                "all but the process number must be the same."
-            )
+            raise ValueError(message)
         with self._time_limit(), _quiet():
             there = multihost_utils.process_allgather(done).any(axis=0)
         self._disconnect()
         return there
+
+    def check_same(self, run: Mapping[str, Any]) -> None:
+        """Refuse processes that were asked for something else; all stay connected.
+
+        Args:
+          run: values of JSON's types, which must be the same everywhere.
+
+        Raises:
+          ValueError: another process was asked for something else, or has refused.
+        """
+        if self.count > 1 and (message := self._difference(run)):
+            raise ValueError(message)
+
+    def wait_for_all(self) -> None:
+        """Wait until every process is here, however long that takes; JAX ends the wait if one of them dies.
+
+        Raises:
+          ValueError: another process has refused.
+        """
+        if self.count > 1:
+            self._exchange(np.zeros(_MESSAGE, np.uint8), limited=False)
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Mark what all processes compute together: what fails in there fails in all, or ends the others."""
+        connected, self._connected = self._connected, False
+        yield
+        self._connected = connected
+
+    def part(self) -> None:
+        """Let the others go, once all are here; from then on, no process needs another."""
+        if self.count > 1:
+            self._disconnect(limited=False)
+
+    def _difference(self, run: Mapping[str, Any]) -> str | None:
+        """Who was asked for something else than process 0."""
+        digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).digest()
+        digests = self._exchange(np.frombuffer(digest, np.uint8))
+        others = [i for i, one in enumerate(digests) if not np.array_equal(one, digests[0])]
+        if not others:
+            return None
+        return (
+            f"process {others[0]} was started with another model or other options than process 0: "
+            "all but the process number must be the same."
+        )
 
     def share(self, done: np.ndarray) -> list[int]:
         """List this process's part of what is missing: every `count`-th item.
@@ -105,30 +150,44 @@ class Hosts:
         """
         return np.flatnonzero(~done)[self.index :: self.count].tolist()
 
-    def refuse(self) -> None:
-        """Tell the others, who may be waiting, that this process will not take part; once disconnected, do nothing."""
-        if self._connected:
-            with contextlib.suppress(ValueError):
-                self._exchange(_REFUSED)
+    def refuse(self, words: str = "") -> bool:
+        """Tell the others, who may be waiting, that this process will not take part; once disconnected, do nothing.
 
-    def _exchange(self, message: np.ndarray) -> np.ndarray:
+        Args:
+          words: why.
+
+        Returns:
+          Whether a process of a lower number refuses in the same words, so that they need not be said again.
+        """
+        if not self._connected:
+            return False
+        digest = hashlib.sha256(words.encode()).digest()
+        message = np.concatenate([_REFUSED, np.frombuffer(digest, np.uint8)[len(_REFUSED) :]])
+        heard = self._heard(message)
+        self._disconnect()
+        return any(np.array_equal(one, message) for one in heard[: self.index])
+
+    def _exchange(self, message: np.ndarray, *, limited: bool = True) -> np.ndarray:
         """Send 32 bytes to all, and receive theirs, u8[count, 32]."""
-        with self._time_limit(), _quiet():
-            heard = multihost_utils.process_allgather(message)
-        if refused := [i for i, one in enumerate(heard) if np.array_equal(one, _REFUSED)]:
+        heard = self._heard(message, limited=limited)
+        if refused := [i for i, one in enumerate(heard) if np.array_equal(one[: len(_REFUSED)], _REFUSED)]:
             self._disconnect()
             raise ValueError(f"process {refused[0]} refused to take part; its own message says why.")
         return heard
 
-    def _disconnect(self) -> None:
+    def _heard(self, message: np.ndarray, *, limited: bool = True) -> np.ndarray:
+        with self._time_limit(limited), _quiet():
+            return np.asarray(multihost_utils.process_allgather(message))
+
+    def _disconnect(self, *, limited: bool = True) -> None:
         """Let the others go: from here on, no process needs another."""
         self._connected = False
-        with self._time_limit(), _quiet():
+        with self._time_limit(limited), _quiet():
             multihost_utils.sync_global_devices("cmjax drawing")
             jax.distributed.shutdown()
 
-    def _time_limit(self) -> contextlib.AbstractContextManager[None]:
-        return _time_limit(self._wait, _GONE, self._on_timeout)
+    def _time_limit(self, limited: bool = True) -> contextlib.AbstractContextManager[None]:
+        return _time_limit(self._wait, _GONE, self._on_timeout) if limited else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -155,6 +214,7 @@ def join(
       The processes that take part.
 
     Raises:
+      Repeated: the body failed, and so did that of another process, in the same words.
       ValueError: an argument makes no sense, or the processes cannot meet, or no cluster says who takes part.
 
     Example:
@@ -184,8 +244,9 @@ def join(
             if num_processes not in (None, hosts.count):
                 raise ValueError(f"process 0 waited for {hosts.count} processes, this one for {num_processes}.")
             yield hosts
-        except Exception:
-            hosts.refuse()
+        except Exception as error:
+            if hosts.refuse(str(error)):
+                raise Repeated(str(error)) from error
             raise
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_file", "atomic_folder", "check_writable", "recover_folder"]
+__all__ = ["atomic_file", "atomic_folder", "check_writable", "recover_folder", "sweep"]
+
+_HALF = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # names that `tempfile` makes of the prefixes and suffixes below
 
 
 @contextlib.contextmanager
@@ -91,6 +94,29 @@ def recover_folder(path: str | Path) -> None:
     if not path.exists():
         with contextlib.suppress(OSError):  # there is none, or another program was quicker
             _aside(path).rename(path)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove half-written files and folders that killed programs left in a folder.
+
+    Args:
+      folder: one that no other program writes in, new or existing.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> for name in (".a-0abcd_fg.txt", ".hidden.txt", "a.txt"):
+      ...     (folder / name).touch()
+      >>> sweep(folder)
+      >>> sorted(path.name for path in folder.iterdir())
+      ['.hidden.txt', 'a.txt']
+    """
+    for path in Path(folder).glob(".*-*"):
+        if _HALF.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:

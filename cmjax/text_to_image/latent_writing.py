@@ -116,9 +116,6 @@ def precompute(
         "shard_size": shard_size,
     }
     _begin(out, about, data, numbers)
-    if part == (0, 1):
-        for half in out.glob(".*.safetensors"):  # that a kill left
-            half.unlink()
     jobs: list[tuple[Path, Callable[[Path], None]]] = []
     for number in range(shard_count(len(data), shard_size)):
         span = range(number * shard_size, min((number + 1) * shard_size, len(data)))
@@ -131,6 +128,10 @@ def precompute(
             of_one = lines[number * shard_size : (number + 1) * shard_size]
             jobs.append((texts_file(out, number), functools.partial(_write_texts, pipe, of_one, batch_size)))
     mine = jobs[part[0] :: part[1]]
+    names = {path.stem for path, _ in mine}
+    for half in out.glob(".*.safetensors"):  # that a kill left; other processes may be writing theirs
+        if part == (0, 1) or half.name[1:].rpartition("-")[0] in names:
+            half.unlink()
     for done, (path, write) in enumerate(mine):
         if on_progress is not None:
             on_progress(done, len(mine))
@@ -148,6 +149,8 @@ def _begin(out: Path, about: dict[str, Any], data: CaptionedSource, numbers: dic
         for what, value in about.items():
             refuse_other(out, there, value, what)
     elif out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        if read_index(out) is not None:  # of another process, which began in this moment
+            return _begin(out, about, data, numbers)
         raise ValueError(f"out must be a new folder, but {out} holds other files.")
     out.mkdir(parents=True, exist_ok=True)
     if there is None:

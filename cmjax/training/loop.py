@@ -148,6 +148,9 @@ def train(
     following = next(source) if step < recipe.steps else None  # complaints about data come before anything is written
     mesh = hosts.mesh_of(recipe.batch_size // recipe.accumulate)
     hosts.agree("recipe and config", [recipe.words(), repr(config)])
+    hosts.agree(
+        "report_every, checkpoint_every and divide_weights", repr((report_every, checkpoint_every, divide_weights))
+    )
     hosts.agree("step to begin with", step)
     hosts.agree("data", following)
     written = folder if hosts.is_first() else None
