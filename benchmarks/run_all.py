@@ -33,6 +33,7 @@ PROGRAMS = (
     "scaling",
     "precision",
     "throughput",
+    "serving",
     "estimate",
 )
 WITH_DATA = ("sample_quality", "editing_quality")
@@ -86,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         "scaling": ["--batch", "8", "--rounds", "1", "--processes", "1", "2", "--seconds", "1"],
         "precision": ["--batch", "10", "--rounds", "1"],
         "throughput": ["--batches", "1", "--rounds", "1", "--no-compiled"],
+        "serving": ["--quick"],
         "estimate": ["--batches", "1"],
     }
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
