@@ -2,9 +2,10 @@
 
 Two-step samples of a network, noise drawn in the loop, in one compiled call; beside `ConsistencyModelPipeline`'s own
 loop on PyTorch: its scheduler and its UNet, eager and through `torch.compile`, both with channels last, in turn in one
-run. Also n = 1, 2, 4, 8 steps of ours over n forward calls. The networks are the embedded one and, with `--imagenet64`,
-the published one of 296M parameters (random weights). On a CPU in float32; on a GPU in float32 (matrix products in
-TF32) and bfloat16, larger batches.
+run. On a CPU each core is a device and draws its part of the batch, as in every command; *one device* has all cores as
+its threads. Also n = 1, 2, 4, 8 steps of ours over n forward calls, on one device. The networks are the embedded one
+and, with `--imagenet64`, the published one of 296M parameters (random weights). On a CPU in float32; on a GPU in
+float32 (matrix products in TF32) and bfloat16, larger batches.
 
 The floor is the network: a loop of n steps cannot take less than n calls of it.
 """
@@ -23,9 +24,11 @@ from common import conclude, interleaved, machine, parser, print_table, ratio, t
 from unet_forward import reference
 
 import cmjax
+from cmjax.drawing import compile_draw, use_cores_as_devices
 
 STEPS = (1, 2, 4, 8)
-EAGER, COMPILED, OURS = "diffusers, eager", "diffusers, compiled", "cmjax"
+EAGER, COMPILED = "diffusers, eager", "diffusers, compiled"
+OURS, ONE = "cmjax", "cmjax, one device"
 EMBEDDED = Path(cmjax.__file__).parent / "pretrained" / "fashion-mnist-cm"
 
 
@@ -78,6 +81,13 @@ def pipeline(torch: Any, unet: Any, config: Any, shape: tuple[int, ...], device:
     return loop
 
 
+def divided(model: Any, state: Any, shape: tuple[int, ...], classes: int | None) -> Callable[[], Any]:
+    """Draw a batch on as many devices as it divides among, as the commands do, up to arrays on the host."""
+    drawn = compile_draw(model, state, shape, classes=None if classes is None else range(classes), seed=0)
+    placed = drawn.place(model)
+    return lambda: drawn(0, placed)
+
+
 def measure(
     name: str, batch: int, dtype: str, torch: Any, device: str, rounds: int, *, compiled: bool
 ) -> tuple[dict[str, Any], list[Any]]:
@@ -95,7 +105,8 @@ def measure(
         programs[f"{n} steps"] = functools.partial(sample, model, state, x * state.init_noise_sigma, key, cond)
     state = cmjax.cm.init(config, num_steps=2)
     generate = jax.jit(cmjax.generate, static_argnames="shape")
-    programs[OURS] = functools.partial(generate, model, state, key, shape=shape, cond=cond)
+    programs[ONE] = functools.partial(generate, model, state, key, shape=shape, cond=cond)
+    programs[OURS] = divided(model, state, shape, classes)
     if torch is not None:
         unet = theirs(torch, name, device, dtype)
         programs[EAGER] = pipeline(torch, unet, config, shape, device, dtype)
@@ -109,8 +120,8 @@ def measure(
         "dtype": dtype,
         "seconds": timing,
         "over_forward": over,
-        "images_per_second": {k: batch / timing[k].median for k in (OURS, EAGER, COMPILED) if k in timing},
-        "faster": {k: ratio(seconds[k], seconds[OURS]) for k in (EAGER, COMPILED) if k in timing},
+        "images_per_second": {k: batch / timing[k].median for k in (OURS, ONE, EAGER, COMPILED) if k in timing},
+        "faster": {k: ratio(seconds[k], seconds[OURS]) for k in (ONE, EAGER, COMPILED) if k in timing},
     }
     limit = 1.01 if jax.default_backend() == "gpu" else 1.03
     where = f"{name}, batch {batch}, {dtype}"
@@ -123,6 +134,7 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__)
+    use_cores_as_devices()
     on_gpu = jax.default_backend() == "gpu"
     options.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256] if on_gpu else [1, 16, 64])
     options.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"] if on_gpu else ["float32"])
@@ -143,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             targets += verdicts
             print(f"{name}, batch {batch}, {dtype}: measured", flush=True)
-    kinds = [kind for kind in (OURS, EAGER, COMPILED) if kind in rows[0]["images_per_second"]]
+    kinds = [kind for kind in (OURS, ONE, EAGER, COMPILED) if kind in rows[0]["images_per_second"]]
     print_table(
         "Two-step images a second (medians), how many times diffusers' rate, and loops over forward calls",
         ["", *kinds, *(f"over {kind}" for kind in kinds[1:]), *(f"{n} steps" for n in STEPS)],
