@@ -14,7 +14,7 @@ from flax import nnx
 
 from cmjax.types import Array, Cond
 
-__all__ = ["Network", "combine", "from_function", "from_linen", "from_nnx", "partition", "train_only"]
+__all__ = ["Network", "combine", "from_function", "from_linen", "from_nnx", "partition", "rebuilt", "train_only"]
 
 ModelT = TypeVar("ModelT")
 
@@ -262,6 +262,12 @@ def _layers(names: Sequence[str]) -> list[str]:
     """The names of leaves, and of everything that has some."""
     words = [name.split(".") for name in names]
     return sorted({".".join(one[:end]) for one in words for end in range(1, len(one) + 1)})
+
+
+def rebuilt(network: Network, module: nnx.Module) -> Network:
+    """A network around its nnx module, of which something static was changed; its arrays and what is trained stay."""
+    again = from_nnx(module, trained=nnx.filterlib.Everything())
+    return Network(network._leaves, again._spec.training(network.is_trained))
 
 
 # ---- wrappers --------------------------------------------------------------------------------------------------------

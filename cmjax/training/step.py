@@ -13,6 +13,7 @@ from flax import nnx
 from cmjax._numerics import f32
 from cmjax._struct import Struct
 from cmjax.models.network import combine, partition
+from cmjax.models.remat import remat
 from cmjax.training.methods import Learner
 
 if TYPE_CHECKING:
@@ -101,11 +102,12 @@ def train_step(
 
     def objective(trained: Any, images: Array, cond: Cond, key: Key) -> Array:
         model = combine(trained, beside)
+        student = remat(model) if recipe.remat else model
         flip_key, loss_key = jax.random.split(key)
         x0 = images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else f32(images)
         x0 = _flipped(x0, flip_key) if recipe.flip else x0
         target = model if state.target is None else combine(partition(state.target)[0], beside)
-        learner = Learner(model, target, config, None if teacher is None else (teacher, teacher_config))
+        learner = Learner(student, target, config, None if teacher is None else (teacher, teacher_config))
         return recipe.method.loss(learner, x0, cond, loss_key, state.step, recipe.steps).mean()
 
     loss, grads = _accumulated(jax.value_and_grad(objective), trained, (images, cond), key, recipe.accumulate)

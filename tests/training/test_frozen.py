@@ -142,6 +142,28 @@ def test_a_stopped_run_of_factors_resumes_to_the_same_bits(tmp_path):
     assert toy.bits(resumed) == toy.bits(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [{"name": "adafactor"}, {"name": "lion", "mu_dtype": "bfloat16"}, {"name": "adamw", "mu_dtype": "bfloat16"}],
+)
+def test_small_optimizers_resume_to_the_same_bits_and_learn(given, tmp_path):
+    optimizer = training.Optimizer(**given, warmup_steps=0)
+    options = {"recipe": dataclasses.replace(RECIPE, optimizer=optimizer), "checkpoint_every": 3}
+    whole = run(with_lora(base()), base(), **options)
+
+    def stop(state):
+        if int(state.step) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(with_lora(base()), base(), **options, out=tmp_path, on_checkpoint=stop)
+    assert toy.bits(run(with_lora(base()), base(), **options, out=tmp_path, resume=True)) == toy.bits(whole)
+    before = with_lora(base()).leaves()
+    for name, leaf in whole.model.leaves().items():
+        assert name.endswith(("down", "up")) == (not np.array_equal(leaf, before[name])), name
+
+
 def test_checkpoints_hold_what_is_trained_alone():
     from cmjax.training.checkpoints import _named
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,6 +99,7 @@ def test_what_no_recipe_has_is_refused(changes, message):
         (Optimizer, "hold", 1.5),
         (Optimizer, "name", "sgd"),
         (Optimizer, "b2", 1.0),
+        (Optimizer, "mu_dtype", "float16"),
         (EasyConsistencyTuning, "stages", (10, 0)),
         (EasyConsistencyTuning, "stages", ()),
         (EasyConsistencyTuning, "initial_gap", 2.0),
@@ -125,6 +128,37 @@ def test_an_average_wider_than_a_run_is_refused():
 
 
 def test_weight_decay_needs_an_optimizer_that_has_it():
-    with pytest.raises(ValueError, match="weight_decay is for 'adamw', but the optimizer is 'adam'"):
+    with pytest.raises(ValueError, match="weight_decay is for 'adamw' and 'lion', but the optimizer is 'adam'"):
         Optimizer(weight_decay=0.01)
     assert dataclasses.replace(Optimizer(), name="adamw", weight_decay=0.01).transformation(10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "adafactor", "weight_decay": 0.1}, "weight_decay is for 'adamw' and 'lion', but .* 'adafactor'"),
+        ({"name": "adafactor", "mu_dtype": "bfloat16"}, "mu_dtype must be 'float32' for 'adafactor', got 'bfloat16'"),
+        ({"name": "radam", "mu_dtype": "bfloat16"}, "mu_dtype must be 'float32' for 'radam', .* adam, adamw, lion"),
+        ({"name": "adafactor", "b2": 0.999}, "b2 must be left out for 'adafactor', which has none, got 0.999"),
+    ],
+)
+def test_what_an_optimizer_does_not_have_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Optimizer(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers", "coarse"),
+    [
+        ({"name": "adamw"}, 2 * 64 * 48, 0),
+        ({"name": "adamw", "mu_dtype": "bfloat16"}, 2 * 64 * 48, 64 * 48),
+        ({"name": "lion"}, 64 * 48, 0),
+        ({"name": "lion", "mu_dtype": "bfloat16", "weight_decay": 0.1}, 64 * 48, 64 * 48),
+        ({"name": "adafactor"}, 64 + 48, 0),
+    ],
+)
+def test_the_state_of_an_optimizer_is_as_small_as_it_says(given, numbers, coarse):
+    state = jax.eval_shape(Optimizer(**given).transformation(10).init, {"w": jnp.zeros((64, 48)), "frozen": None})
+    leaves = [leaf for leaf in jax.tree.leaves(state) if leaf.size > 1]
+    assert sum(leaf.size for leaf in leaves) == numbers
+    assert sum(leaf.size for leaf in leaves if leaf.dtype == jnp.bfloat16) == coarse

@@ -15,6 +15,7 @@ from cmjax.models.layers.initial import fan_in_uniform
 from cmjax.models.layers.layout import Layout, Stored
 from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
 from cmjax.models.layers.norm import AdaGroupNorm, GroupNorm, LayerNorm
+from cmjax.models.layers.remat import Block, again
 from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, resize_nearest, upsample_nearest
 from cmjax.models.layers.resnet import ResnetBlock
 from cmjax.models.layers.transformer import FeedForward, Transformer2D, TransformerBlock
@@ -22,6 +23,7 @@ from cmjax.models.layers.transformer import FeedForward, Transformer2D, Transfor
 __all__ = [
     "AdaGroupNorm",
     "Attention",
+    "Block",
     "ClassEmbedding",
     "Conv",
     "Downsample2D",
@@ -41,6 +43,7 @@ __all__ = [
     "TransformerBlock",
     "Upsample2D",
     "activation",
+    "again",
     "attend",
     "avg_pool",
     "dropout",

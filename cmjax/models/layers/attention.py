@@ -10,6 +10,7 @@ from cmjax.models.layers.linear import Dtype, Linear
 from cmjax.models.layers.long_attention import attend_long, is_long, square
 from cmjax.models.layers.norm import GroupNorm
 from cmjax.models.layers.on_cpu import attend_by_heads
+from cmjax.models.layers.remat import Block, again
 from cmjax.types import Array
 
 __all__ = ["Attention", "PixelAttention", "attend"]
@@ -88,7 +89,7 @@ class Attention(nnx.Module):
         return y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2)
 
 
-class PixelAttention(Attention):
+class PixelAttention(Attention, Block):
     """Attention of a picture's pixels to each other, after a norm and beside a residual connection.
 
     Args:
@@ -117,6 +118,7 @@ class PixelAttention(Attention):
         self.group_norm = None if groups is None else GroupNorm(channels, groups, eps=eps)
         self.scale = scale
 
+    @again
     def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map f[B, H, W, C] to the same shape."""
         y = x if self.group_norm is None else self.group_norm(x)

@@ -11,6 +11,7 @@ from cmjax.models.layers.convolution import Conv
 from cmjax.models.layers.dropout import dropout
 from cmjax.models.layers.linear import Dtype, Linear
 from cmjax.models.layers.norm import GroupNorm
+from cmjax.models.layers.remat import Block, again
 from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, upsample_nearest
 from cmjax.types import Array, Key
 
@@ -19,7 +20,7 @@ __all__ = ["ResnetBlock"]
 _RESIZE = {"down": avg_pool, "fir_up": fir_double, "fir_down": fir_halve}
 
 
-class ResnetBlock(nnx.Module):
+class ResnetBlock(Block):
     """A residual block: x + conv(act(norm(conv(act(norm(x))) + time))), with optional resampling in between.
 
     Args:
@@ -70,6 +71,7 @@ class ResnetBlock(nnx.Module):
         self.resample = resample
         self.scale = scale
 
+    @again
     def __call__(self, x: Array, emb: Array | None = None, key: Key | None = None) -> Array:
         """Map x f[B, H, W, c_in] and the time embedding f32[B, time_width] to f[B, H', W', c_out]."""
         h = self.act(self.norm1(x))

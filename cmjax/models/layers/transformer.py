@@ -9,6 +9,7 @@ from flax import nnx
 from cmjax.models.layers.attention import Attention
 from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
 from cmjax.models.layers.norm import GroupNorm, LayerNorm
+from cmjax.models.layers.remat import Block, again
 from cmjax.types import Array
 
 __all__ = ["FeedForward", "Transformer2D", "TransformerBlock"]
@@ -51,7 +52,7 @@ class FeedForward(nnx.Module):
         return linear(gated(x))
 
 
-class TransformerBlock(nnx.Module):
+class TransformerBlock(Block):
     """Attention of tokens to themselves, attention to a context, and a feed-forward layer, each beside x.
 
     Args:
@@ -84,6 +85,7 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
         self.only_context = only_context
 
+    @again
     def __call__(self, x: Array, context: Array) -> Array:
         """Map x f[B, N, C], with a context f[B, M, context_width], to the shape of x."""
         x = x + self.attn1(self.norm1(x), context if self.only_context else None)
@@ -91,7 +93,7 @@ class TransformerBlock(nnx.Module):
         return x + self.ff(self.norm3(x))
 
 
-class Transformer2D(nnx.Module):
+class Transformer2D(Block):
     """Transformer blocks over the pixels of a picture, between a norm and two projections, beside x.
 
     Args:
@@ -141,7 +143,15 @@ class Transformer2D(nnx.Module):
 
     def __call__(self, x: Array, context: Array) -> Array:
         """Map x f[B, H, W, C], with a context f[B, M, context_width], to the shape of x."""
-        y = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        y = self._tokens(x)
         for block in self.transformer_blocks:
             y = block(y, context)
+        return self._added(x, y)
+
+    @again
+    def _tokens(self, x: Array) -> Array:
+        return self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+
+    @again
+    def _added(self, x: Array, y: Array) -> Array:
         return x + self.proj_out(y).reshape(x.shape)

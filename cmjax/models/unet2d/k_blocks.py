@@ -11,7 +11,7 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models.layers import AdaGroupNorm, Conv, Dtype, activation, dropout, fir_double, fir_halve
+from cmjax.models.layers import AdaGroupNorm, Block, Conv, Dtype, activation, again, dropout, fir_double, fir_halve
 from cmjax.models.unet2d.block_types import k_groups
 from cmjax.models.unet2d.blocks import Keys, Maker
 from cmjax.models.unet2d.config import UNetConfig
@@ -20,7 +20,7 @@ from cmjax.types import Array, Key
 __all__ = ["KDownBlock", "KUpBlock"]
 
 
-class KResnetBlock2D(nnx.Module):
+class KResnetBlock2D(Block):
     """A residual block: x + conv(act(norm(conv(act(norm(x, time))), time))).
 
     Args:
@@ -44,6 +44,7 @@ class KResnetBlock2D(nnx.Module):
         self.act = activation(config.act_fn)
         self.dropout = config.dropout
 
+    @again
     def __call__(self, x: Array, emb: Array, key: Key | None = None) -> Array:
         """Map x f[B, H, W, c_in] and the time embedding f32[B, E] to f[B, H, W, c_out]."""
         h = self.conv1(self.act(self.norm1(x, emb)))
