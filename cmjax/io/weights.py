@@ -160,7 +160,7 @@ def cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
 
 def _place(name: str, value: np.ndarray, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
     if sharding is None:
-        return jax.numpy.asarray(cast(name, value, dtype))
+        return jax.device_put(cast(name, value, dtype))  # `asarray` would compile a program for each shape
     return jax.make_array_from_callback(value.shape, sharding, lambda index: cast(name, value[index], dtype))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -114,7 +115,7 @@ def _turned(name: str, value: np.ndarray) -> Array:
 
 
 def _array(value: np.ndarray) -> Array:
-    return jnp.asarray(np.ascontiguousarray(value))
+    return jax.device_put(np.array(value, order="C"))  # `asarray` would compile a program for each shape
 
 
 def _checked(product: Product) -> Product:
