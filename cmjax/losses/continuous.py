@@ -61,8 +61,9 @@ def continuous_consistency(
     before the `jax.jvp`, so that no part of the derivative is infinite at either end of t.
 
     Args:
-      net: F(x_t / σ_d, t, cond), an ordinary network of the angle t (f32[B], from 0 to π/2), or a sigma-space model by
-        `parameterization.trigflow_fn`. It must have a forward derivative, as all networks of `cmjax.models` have.
+      net: F(x_t / σ_d, t, cond), an ordinary network of the angle t (f32[B], from 0 to π/2), a sigma-space model by
+        `parameterization.trigflow_fn`, or one of timesteps by `models.trigflow_of_vp`, with σ_d = 1. It must have a
+        forward derivative, as all networks of `cmjax.models` have, with LoRAs or without.
       x0: f[B, *S], data.
       key: one key, for noise levels, noise and dropout.
       teacher: the diffusion model to distil, of the same form as net; None trains from data alone. It gets no dropout
