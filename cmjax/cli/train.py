@@ -40,6 +40,7 @@ _MEANING = ("prediction_type", "sigma_data")  # of what a network says: in other
 
 def run(options: TrainOptions) -> None:
     """Train a model and write the run's folder."""
+    use_cores_as_devices()
     with joined(options) as hosts:
         if train_autoencoder.is_asked(options):
             train_autoencoder.run(options, hosts)
@@ -53,7 +54,6 @@ def _run(options: TrainOptions, hosts: Hosts) -> None:
     """Train a model of images alone."""
     out = Path(options.out)
     check_out(out, Path(options.data), resume=options.resume, index="model_index.json")
-    use_cores_as_devices()
     if options.compile_cache:
         compile_cache.enable()
     with bad_input():

@@ -19,7 +19,7 @@ from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.options import TrainOptions
 from cmjax.cli.run_config import RUN, compute_dtype, data_fingerprint, recipe_as_asked
 from cmjax.cli.training_run import agree, begin, check_out, console_of, draw_curves, train_with_bar
-from cmjax.drawing import Hosts, use_cores_as_devices
+from cmjax.drawing import Hosts
 from cmjax.io.configs import read_json
 from cmjax.io.image_sets import read_images
 from cmjax.io.images import grid, to_uint8, write_png
@@ -77,7 +77,6 @@ def run(options: TrainOptions, hosts: Hosts) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: {why}; leave it out.")
     out = Path(options.out)
     check_out(out, Path(options.data), resume=options.resume, index="config.json")
-    use_cores_as_devices()
     if options.compile_cache:
         compile_cache.enable()
     with bad_input():

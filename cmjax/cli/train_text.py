@@ -22,7 +22,7 @@ from cmjax.cli.run_config import RUN, compute_dtype, recipe_as_asked
 from cmjax.cli.sampler_path import own_path
 from cmjax.cli.text_data import TextData, read_text_data
 from cmjax.cli.training_run import agree, begin, check_out, console_of, draw_curves, train_with_bar
-from cmjax.drawing import Hosts, class_grid, use_cores_as_devices
+from cmjax.drawing import Hosts, class_grid
 from cmjax.io.atomic import atomic_file
 from cmjax.io.configs import config_dict, read_config, read_json
 from cmjax.io.images import to_uint8, write_png
@@ -118,7 +118,6 @@ def run(options: TrainOptions, hosts: Hosts) -> None:
             f"--model: {model_name} is no text-to-image model, or is not there: give the folder, file or hub id of "
             "Stable Diffusion or one like it, or emoji."
         )
-    use_cores_as_devices()
     if options.compile_cache:
         compile_cache.enable()
     with bad_input("--data"):
