@@ -134,4 +134,7 @@ def read_text_data(options: TrainOptions) -> TextData:
         return TextData(source, options)
     if len(np.unique(source.sizes, axis=0)) > 1 and (source.sizes > 0).all():
         return TextData(source, options)
-    return TextData(cmjax.io.read_captions(options.data), options)
+    try:
+        return TextData(cmjax.io.read_captions(options.data), options)
+    except ValueError as error:  # of a picture: captions have been read
+        raise ValueError(f"{error} To leave such pictures out: --skip-unreadable.") from error

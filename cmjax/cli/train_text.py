@@ -152,6 +152,7 @@ def run(options: TrainOptions, hosts: Hosts) -> None:
         batches = data.batches(pipe, settled.recipe, console, hosts)
     except ValueError as error:
         raise UsageError(f"--data: {error}") from error
+    _check_texts(batches)
     begin(out, about, hosts)
     recipe = settled.recipe
     model = student.unet if lora is None else cmjax.lora.attach(pipe.unet, lora)
@@ -313,15 +314,18 @@ def _settled(
         for what, old, new in (
             ("recipe", was.to_dict(), asked.to_dict()),
             ("lora", before["lora"] or {}, lora or {}),
-            ("base", {"model": before["model"]}, {"model": about["model"]}),
-            ("data", before["data"], about["data"]),
         ):
-            for key in {**old, **new}:  # in order: the method first
-                if old.get(key) != new.get(key):
-                    raise ValueError(
-                        f"--resume: the run to resume has {what} {key} = {old.get(key)}, not {new.get(key)}: "
-                        "give what the run began with, or another --out."
-                    )
+            if fault := _first_difference(old, new):
+                raise ValueError(
+                    f"--resume: the run to resume has {what} {fault}: give what the run began with, or another --out."
+                )
+        if before["model"] != about["model"]:
+            raise ValueError("--resume: the run to resume began with another --model: give that one, or another --out.")
+        if before["data"] != about["data"]:
+            raise ValueError(
+                "--resume: the run to resume has other pictures or captions, or the same in other files or sizes: give "
+                "--data and --buckets as then, or another --out."
+            )
         recipe, prompts = was, tuple(before["prompts"])
     kind = recipe.method.kind_of(pipe.config)
     if not issubclass(kind, VPConfig):
@@ -333,6 +337,18 @@ def _settled(
             f"--model: the recipe is for models of timesteps, but this one is a {type(pipe.config).__name__}."
         )
     return _Settled(recipe, lora, read_config(config_dict(pipe.config), as_=kind), dtype, prompts)
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+    """Where a run's numbers and those that are asked for differ first, in words; the method comes first."""
+    for key in {**old, **new}:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            if fault := _first_difference(was, now, f"{prefix}{key} "):
+                return fault
+        elif was != now:
+            return f"{prefix}{key} = {was}, not {now}"
+    return None
 
 
 def _described(table: Any, options: TrainOptions, source: str) -> dict[str, Any]:
@@ -387,6 +403,17 @@ def _check_fit(settled: _Settled, pipe: Any, data: TextData) -> None:
         )
     if pipe.unet.config.time_cond_proj_dim is not None and recipe.method.needs_teacher:
         raise ValueError("--model: the network is told the guidance scale, and is distilled already: give its teacher.")
+
+
+def _check_texts(batches: Any) -> None:
+    """Refuse text encoders whose numbers are not finite, of captions or of no text, which guides a teacher."""
+    with bad_input("--data"):
+        _, told = batches.batch(0)
+    for what, cond in (("no text", told.null_cond), ("captions", told.cond)):
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(cond)):
+            raise UsageError(
+                f"--model: its text encoders make of {what} numbers that are not finite: fetch its files again."
+            )
 
 
 def _prompts(options: TrainOptions, data: TextData) -> tuple[str, ...]:

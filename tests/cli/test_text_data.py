@@ -105,7 +105,7 @@ def test_a_run_on_shards_in_buckets_with_a_cache(tmp_path, monkeypatch, capsys):
     assert all(np.allclose(a, b, atol=2e-3) for a, b in zip(one, two, strict=True))
     capsys.readouterr()
     other = complaint(capsys, "train", "tiny.toml", "--model", "base", "--data", "*.tar", "--out", "run", "--resume")
-    assert "the run to resume has data" in other
+    assert "the run to resume has other pictures or captions" in other
     one_size = [option for option in argv[1:] if option != "--buckets"]
     said = complaint(capsys, "train", *one_size, "--cache", "latents", "--out", "other")
     assert "was made with buckets = [[20, 12], [16, 16]], not [[16, 16]]" in said

@@ -93,7 +93,7 @@ def test_from_captioned_pictures_to_a_lora_that_draws(capsys, monkeypatch):
         write_png(np.zeros((8, 8, 3), np.uint8), f"data/{i}.png")
         with open(f"data/{i}.txt", "w") as file:
             file.write("fox")
-    assert "the run to resume has data crc32 = " in complaint(capsys, "train", *resume)
+    assert "the run to resume has other pictures or captions" in complaint(capsys, "train", *resume)
 
 
 def stopped_at(step, monkeypatch):
