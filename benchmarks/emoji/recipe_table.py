@@ -123,12 +123,14 @@ def _cell(row: dict[str, Any], *names: str) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """Write the figures as markdown; a cell has one for each number of steps."""
-    head = ("", "subject", "style", "colour, place, number", "all", "to the teacher", "diversity", "hours of a core")
+    head = ("", "subject", "style", "colour, place, number", "all of it", "to the teacher", "diversity")
+    head += ("sharpness", "minutes of a core")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in found["rows"].items():
         cells = [_cell(row, "subject"), _cell(row, "style"), _cell(row, "colour", "place", "number"), _cell(row, "all")]
         cells += [_cell(row, "features_to_teacher"), _cell(row, "diversity")]
-        cells.append(f"{row['processor_hours']:.3f}" if "hours" in row else "")
+        cells.append(", ".join(f"{one['sharpness']['edges']:.2f}" for one in row["steps"].values()))
+        cells.append(f"{60 * row['processor_hours']:.1f}" if "hours" in row else "")
         lines.append(f"| {' | '.join([f'`{name}`', *cells])} |")
     return "\n".join(lines)
 
@@ -154,7 +156,7 @@ def main() -> None:
     add("--prompts", type=int, default=100)
     add("--again", type=int, default=25)
     add("--grid", type=Path, help="where a picture of what was drawn goes (.png)")
-    add("--shown", type=int, nargs="*", default=list(range(12)), help="the prompts in it")
+    add("--shown", type=int, nargs="*", default=list(range(10)), help="the prompts in it")
     args = parser.parse_args()
     if args.work is None:
         print(table(json.loads(args.json.read_text())))
