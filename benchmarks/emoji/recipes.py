@@ -179,7 +179,7 @@ def grey(pictures: np.ndarray) -> np.ndarray:
 def asked(args: argparse.Namespace) -> tuple[list[str], list[jax.Array]]:
     """What is drawn: the prompts, then the first of them again; and a key for each picture."""
     lines = texts(prompts(args.prompts)[0])
-    keys = [cmjax.image_keys(seed, range(n)) for seed, n in enumerate((args.prompts, args.again))]
+    keys = [cmjax.image_keys(seed, np.arange(n)) for seed, n in enumerate((args.prompts, args.again))]
     return lines + lines[: args.again], [key for some in keys for key in some]
 
 
