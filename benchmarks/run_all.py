@@ -34,6 +34,7 @@ PROGRAMS = (
     "scaling",
     "precision",
     "throughput",
+    "growth",
     "serving",
     "estimate",
 )
