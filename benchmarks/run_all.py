@@ -28,6 +28,7 @@ PROGRAMS = (
     "published_models",
     "text_to_image",
     "lora",
+    "lora_training",
     "training",
     "training_memory",
     "runtime_steps",
@@ -84,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         "published_models": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
         "text_to_image": ["--tiny"],
         "lora": ["--tiny"],
+        "lora_training": ["--tiny"],
         "training": ["--quick"],
         "training_memory": ["--tiny"],
         "runtime_steps": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
@@ -91,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         "precision": ["--batch", "10", "--rounds", "1"],
         "throughput": ["--batches", "1", "--rounds", "1", "--no-compiled"],
         "serving": ["--quick"],
+        "growth": ["--batches", "1", "2", "--sizes", "64", "128", "--devices", "1", "2", "--rounds", "1"],
         "estimate": ["--batches", "1"],
     }
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
