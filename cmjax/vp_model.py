@@ -149,11 +149,11 @@ def trigflow_of_vp(model: ModelFn, config: VPConfig) -> TrigFlowOfVP:
 
     x = α_t x0 + σ_t ε lies on the circle x = cos a x0 + sin a ε of TrigFlow with σ_d = 1: the angle of timestep t is
     arctan(σ_t / α_t), and F is v = α_t ε - σ_t x0, whatever the network predicts. So a network of v-prediction is a
-    TrigFlow network already, but for its time. Between two timesteps the network is told a broken one, by linear
+    TrigFlow network already, but for its time. Between two timesteps the network is told a fraction, by linear
     interpolation of the table; all networks of `cmjax.models` take it.
 
-    The network is told the first timestep below its angle, and the last one above. There x0 = cos a x - sin a F is the
-    network's estimate at the last timestep. A text-to-image network of epsilon has 1.502, arctan 14.6, as the last
+    For angles below the table it is told the first timestep, and for angles above it the last. There
+    x0 = cos a x - sin a F is the network's estimate at the last timestep. A text-to-image network of epsilon has 1.502, arctan 14.6, as the last
     angle, and a published sampler of angles begins with 1.571.
 
     Args:

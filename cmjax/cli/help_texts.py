@@ -21,12 +21,12 @@ examples:
   cmjax sample --num 50000 --out samples.npz      arrays: images u8[N, H, W, C], labels i32[N]
   cmjax sample --model openai/diffusers-cd_imagenet64_l2 --labels 145 --out penguins/
   cmjax sample --num 50000 --shard-size 1000 --out drawn/     fifty files; rerun it to resume
-  cmjax sample --num 50000 --out drawn/ --distributed host0:9876 4 0     and on three more hosts, 1 2 3
+  cmjax sample --num 50000 --out drawn/ --distributed host0:9876 4 0     and 4 1, 4 2, 4 3 on three more hosts
   cmjax sample --artifact exported/ --steps 4     what cmjax export wrote
 
 Image i and its label depend only on the seed and on i. Drawing more images, or using another batch
-size or more devices, does not change the images that you had before. Shards drawn on a CPU use up to
-eight cores as devices; set JAX_NUM_CPU_DEVICES=1 to use one.
+size or more devices, does not change the images that you had before. On a CPU, up to eight cores are
+used as devices; set JAX_NUM_CPU_DEVICES=1 to use one.
 """
 
 _EDIT = """\
@@ -221,8 +221,8 @@ run.json (recipe, network, noise levels), log.jsonl, curves.png and checkpoints/
 --resume ends with the same bits as a run that never stopped.
 
 On a CPU, up to eight cores are used as devices, each with a copy of the weights; set
-JAX_NUM_CPU_DEVICES=1 to use one. Several hosts train together by --distributed host0:9876 4 0 and, on the
-three others, 1 2 3.
+JAX_NUM_CPU_DEVICES=1 to use one. Several hosts train together by --distributed host0:9876 4 0 on
+the first, and host0:9876 4 1, 4 2, 4 3 on the others.
 """
 
 _EXPORT = """\

@@ -163,7 +163,8 @@ class Hosts:
             return False
         digest = hashlib.sha256(words.encode()).digest()
         message = np.concatenate([_REFUSED, np.frombuffer(digest, np.uint8)[len(_REFUSED) :]])
-        heard = self._heard(message)
+        with _time_limit(self._wait, words or _GONE, self._on_timeout), _quiet():  # others may be at work for long
+            heard = np.asarray(multihost_utils.process_allgather(message))
         self._disconnect()
         return any(np.array_equal(one, message) for one in heard[: self.index])
 
