@@ -153,8 +153,8 @@ def trigflow_of_vp(model: ModelFn, config: VPConfig) -> TrigFlowOfVP:
     interpolation of the table; all networks of `cmjax.models` take it.
 
     For angles below the table it is told the first timestep, and for angles above it the last. There
-    x0 = cos a x - sin a F is the network's estimate at the last timestep. A text-to-image network of epsilon has 1.502, arctan 14.6, as the last
-    angle, and a published sampler of angles begins with 1.571.
+    x0 = cos a x - sin a F is the network's estimate at the last timestep. A text-to-image network of epsilon has 1.502,
+    arctan 14.6, as the last angle, and a published sampler of angles begins with 1.571.
 
     Args:
       model: a callable pytree `model(x, t, cond)`, guided or not; options as `key=` are passed on.
