@@ -66,14 +66,22 @@ def network(model: str, narrow: int) -> Any:
     return dataclasses.replace(config, block_out_channels=tuple(c // narrow for c in config.block_out_channels))
 
 
+def pooled_width(config: Any) -> int:
+    """The width of the pooled text that a network like XL's is told; 0 for others."""
+    if config.addition_embed_type is None:
+        return 0
+    return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+
+
 # ---- ours ------------------------------------------------------------------------------------------------------------
 
 
 def ours(
-    config: Any, rank: int, side: int, batch: int, *, remat: bool
+    config: Any, rank: int, side: int, batch: int, *, remat: bool, dtype: str = "float32"
 ) -> tuple[Callable[[], float], Callable[[], dict[str, Any]]]:
-    """A training step, and what there is to say of it."""
+    """A training step, and what there is to say of it. The base computes and lies in `dtype`, factors in float32."""
     from shapes import shaped
+    from unet_forward import multiplications
 
     from cmjax import recipes, training
     from cmjax.guidance import WithNull
@@ -82,11 +90,11 @@ def ours(
     from cmjax.models.unet2d_condition import UNetCondition
     from cmjax.text_to_image import TextCond
 
-    abstract = from_nnx(shaped(lambda rngs: UNetCondition(config, rngs=rngs)))
+    abstract = from_nnx(shaped(lambda rngs: UNetCondition(config, rngs=rngs, dtype=jnp.dtype(dtype))))
     leaves = {
-        name: jnp.asarray(
-            drawn(leaf.shape) if leaf.ndim > 1 else np.full(leaf.shape, name.endswith("scale")), jnp.float32
-        )
+        name: jnp.asarray(drawn(leaf.shape), dtype)
+        if leaf.ndim > 1
+        else jnp.full(leaf.shape, name.endswith("scale"), jnp.float32)
         for name, leaf in abstract.leaves().items()
     }
     base = abstract.replace(leaves)
@@ -105,13 +113,18 @@ def ours(
     numbers, factors = sum(leaf.size for leaf in jax.tree.leaves(trained)), len(factors)
     del leaves, trained
     text = jax.random.normal(jax.random.key(1), (batch, TOKENS, config.cross_attention_dim))
-    cond = WithNull(TextCond(text), TextCond(jnp.zeros_like(text)))
+    more = {}
+    if pooled := pooled_width(config):
+        more = {"pooled": jnp.zeros((batch, pooled)), "sizes": jnp.full((batch, 6), 8.0 * side)}
+    cond = WithNull(TextCond(text, **more), TextCond(jnp.zeros_like(text), **more))
     x0 = jax.random.normal(jax.random.key(2), (batch, side, side, config.in_channels))
     rest = x0, cond, jax.random.key(0), base, frozen
     start = time.perf_counter()
     static = {"recipe": recipe, "config": levels, "teacher_config": levels}
-    compiled = training.train_step.lower(state, *rest, **static).compile()
+    traced = training.train_step.trace(state, *rest, **static)
+    compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
+    operations = 2 * multiplications(traced.jaxpr.jaxpr, jax.default_backend())
 
     def step() -> float:
         nonlocal state
@@ -124,6 +137,7 @@ def ours(
             "trained_numbers": numbers,
             "modules": factors,
             "compile_seconds": seconds,
+            "operations": operations,
             "arguments_bytes": memory.argument_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
         }
@@ -135,9 +149,16 @@ def ours(
 
 
 def theirs(
-    config: Any, rank: int, side: int, batch: int, *, compiled: bool = False
+    config: Any,
+    rank: int,
+    side: int,
+    batch: int,
+    *,
+    compiled: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
 ) -> tuple[Callable[[], float], Callable[[], dict[str, Any]]]:
-    """The same step in PyTorch."""
+    """The same step in PyTorch. PEFT keeps factors in float32."""
     import diffusers
     import torch
     from peft import LoraConfig
@@ -145,7 +166,8 @@ def theirs(
 
     from cmjax.schedules import training_grid
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if device == "cpu":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     with torch.device("meta"):
         net = diffusers.UNet2DConditionModel.from_config(config.to_dict())
     net = net.to_empty(device="cpu").eval()
@@ -154,7 +176,9 @@ def theirs(
             one = "norm" in name and name.endswith("weight")
             kind = drawn(tuple(parameter.shape)) if parameter.ndim > 1 else np.full(parameter.shape, one, np.float32)
             parameter.copy_(torch.from_numpy(kind))
-    net.requires_grad_(False)
+    net = net.to(device, getattr(torch, dtype)).requires_grad_(False)
+    if device != "cpu":
+        net = net.to(memory_format=torch.channels_last)
     chosen = [
         name
         for name, module in net.named_modules()
@@ -164,22 +188,33 @@ def theirs(
     factors = [parameter for parameter in net.parameters() if parameter.requires_grad]
     averages = [factor.detach().clone() for factor in factors]
     optimizer = torch.optim.AdamW(factors, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, fused=True)
-    levels = torch.from_numpy(np.union1d([0], training_grid(1000, 50)))
-    generator = torch.Generator().manual_seed(0)
-    x0 = torch.randn(batch, config.in_channels, side, side, generator=generator)
-    text = torch.randn(batch, TOKENS, config.cross_attention_dim, generator=generator)
-    null = torch.zeros_like(text)
-    call = torch.compile(lambda *given: net(*given).sample, dynamic=False) if compiled else lambda *g: net(*g).sample
+    torch.manual_seed(0)
+    levels = torch.from_numpy(np.union1d([0], training_grid(1000, 50))).to(device)
+    x0 = torch.randn(batch, config.in_channels, side, side, device=device)
+    text = torch.randn(batch, TOKENS, config.cross_attention_dim, device=device).to(net.dtype)
+    null, width = torch.zeros_like(text), pooled_width(config)
+
+    def call(x: Any, t: Any, text: Any) -> Any:
+        told = {}
+        if width:
+            zeros = torch.zeros(len(x), width, dtype=net.dtype, device=device)
+            told["added_cond_kwargs"] = {
+                "text_embeds": zeros,
+                "time_ids": torch.full((len(x), 6), 8.0 * side, dtype=net.dtype, device=device),
+            }
+        return net(x.to(net.dtype), t, text, **told).sample.float()
+
+    call = torch.compile(call, dynamic=False) if compiled else call
 
     def ddim(eps: Any, x: Any, t: Any, s: Any) -> Any:
         (alpha, sigma), (alpha_s, sigma_s) = rates(t), rates(s)
         return alpha_s * (x - sigma * eps) / alpha + sigma_s * eps
 
     def step() -> float:
-        i = 1 + (torch.rand(batch) * (len(levels) - 1)).long()
+        i = 1 + (torch.rand(batch, device=device) * (len(levels) - 1)).long()
         t, n = levels[i], levels[i - 1]
-        m = levels[(torch.rand(batch) * i).long()]
-        scales = wide(2 + 12 * torch.rand(batch))
+        m = levels[(torch.rand(batch, device=device) * i).long()]
+        scales = wide(2 + 12 * torch.rand(batch, device=device))
         alpha, sigma = rates(t)
         x_t = alpha * x0 + sigma * torch.randn_like(x0)
         with torch.no_grad():
