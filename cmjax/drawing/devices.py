@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cmjax._mesh import Device, dividing
+from cmjax._mesh import Device, devices_for, dividing
 
 __all__ = ["BatchPlan", "choose_devices", "plan_batch", "use_cores_as_devices"]
 
 _MOST_CORES = 8  # a batch should still be a batch on each
-_MOST_WEIGHTS = 1 << 28  # bytes of which each core may hold a copy: they all share one memory
 
 
 class BatchPlan(NamedTuple):
@@ -53,9 +52,8 @@ def choose_devices(count: int | None = None, model: Any = None) -> tuple[Device,
     """Take the first devices of this process.
 
     Args:
-      count: how many; None for all.
-      model: of which each has a copy, with weights or abstract. Where `count` is None and devices are cores of a CPU,
-        a model of more than 256 MiB has one of them, since they share one memory.
+      count: how many; None for all, or for one core of a CPU where the model has more than 256 MiB.
+      model: of which each has a copy, with weights or abstract.
 
     Raises:
       ValueError: this process has fewer.
@@ -71,10 +69,7 @@ def choose_devices(count: int | None = None, model: Any = None) -> tuple[Device,
         raise ValueError(
             f"devices must be at most {len(local)}, the number of {kind} devices of this process, got {count}.{hint}"
         )
-    if count is None and local[0].platform == "cpu":
-        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
-        count = 1 if weights > _MOST_WEIGHTS else None
-    return tuple(local[:count])
+    return tuple(devices_for(model) if count is None else local[:count])
 
 
 def plan_batch(

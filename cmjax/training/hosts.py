@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmjax._mesh import batch_mesh, dividing
+from cmjax._mesh import batch_mesh, devices_for, dividing
 
 __all__ = ["agree", "gathered", "is_first", "mesh_of", "place", "place_batch", "together"]
 
@@ -28,20 +28,24 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def mesh_of(batch_size: int) -> Mesh:
+def mesh_of(batch_size: int, model: Any = None) -> Mesh:
     """Line up the devices that share a batch: as many as divide it, the same number in every process.
+
+    Args:
+      batch_size: images at once.
+      model: what each device has a copy of; a large one is on one core of a CPU alone.
 
     Raises:
       ValueError: the batch does not divide among the processes.
     """
     count = jax.process_count()
     if count == 1:
-        return batch_mesh(batch_size)
+        return batch_mesh(batch_size, devices_for(model))
     if batch_size % count:
         raise ValueError(
             f"batch_size / accumulate must be a multiple of the number of processes, {count}, got {batch_size}."
         )
-    each = dividing(batch_size // count, jax.local_device_count())
+    each = dividing(batch_size // count, len(devices_for(model)))
     chosen = [device for i in range(count) for device in jax.local_devices(i)[:each]]
     return Mesh(np.array(chosen), (_AXIS,), axis_types=(AxisType.Auto,))
 

@@ -146,7 +146,7 @@ def train(
     step = int(state.step)
     source = batches(images, labels, recipe, step)
     following = next(source) if step < recipe.steps else None  # complaints about data come before anything is written
-    mesh = hosts.mesh_of(recipe.batch_size // recipe.accumulate)
+    mesh = hosts.mesh_of(recipe.batch_size // recipe.accumulate, None if divide_weights else (model, teacher))
     hosts.agree("recipe and config", [recipe.words(), repr(config)])
     hosts.agree(
         "report_every, checkpoint_every and divide_weights", repr((report_every, checkpoint_every, divide_weights))

@@ -132,7 +132,7 @@ class Recipe:
       batch_size: images per step.
       accumulate: the number of parts of a batch whose gradients are computed in turn and averaged, to save memory.
       remat: whether gradients compute the blocks of the network again, rather than keep all that they computed
-        (`models.remat`): less memory, and about a fifth to a third more time. Targets and teachers keep nothing anyway.
+        (`models.remat`): less memory, for another forward pass of it. Targets and teachers keep nothing anyway.
       flip: whether to mirror each image left to right with probability 1/2.
       ema_decays: decays of averages of the weights; each is warmed up (`curricula.ema_decay`).
       ema_stds: widths of power-function averages, as shares of the run so far (`curricula.power_ema_decay`). The first

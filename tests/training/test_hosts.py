@@ -130,3 +130,10 @@ def test_a_tree_that_shares_leaves_shares_them_on_devices_and_large_ones_are_div
     assert placed["a"] is placed["b"]
     assert placed["a"].sharding.shard_shape((64, 512)) == (64, 512 // mesh.size)
     assert placed["c"].sharding.is_fully_replicated
+
+
+def test_a_large_model_is_on_one_core_alone():
+    large = {"weights": jax.ShapeDtypeStruct((1 << 27,), "float32")}
+    assert [hosts.mesh_of(8, model).size for model in (None, large, (large["weights"],) * 2)] == [8, 1, 1]
+    half = jax.ShapeDtypeStruct((3 << 24,), "float32")  # 192 MiB
+    assert hosts.mesh_of(8, (half, {"teacher": half})).size == 8  # there once
