@@ -32,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(argv)
     except SystemExit as stop:  # --help, --version, or a mistake: argparse has said all
         if stop.code == 2 and (distributed := parse_distributed(argv)) is not None:
-            importlib.import_module("cmjax.cli.processes").refuse(
-                distributed
-            )  # other processes would wait for this one
+            processes = importlib.import_module("cmjax.cli.processes")
+            processes.refuse(distributed)  # the others would wait for this one
         return int(stop.code or 0)
     name = f"cmjax {options.program}"
     try:

@@ -181,6 +181,23 @@ def _seed(text: str) -> int:
 # ---- what commands share ---------------------------------------------------------------------------------------------
 
 
+def _distributed(about: str, group: str) -> Any:
+    """`--distributed` of a command."""
+    where = "HOST:PORT of process 0, the number of processes, and the number of this one, from 0"
+    return option(
+        f"{about}. Give three values: {where}; or none on a cluster (Slurm, Open MPI, a TPU pod)",
+        group=group,
+        nargs="*",
+        metavar="VALUE",
+    )
+
+
+def _wait(group: str) -> Any:
+    """`--wait` of a command."""
+    about = "seconds to wait for the other processes (default %(default)s)"
+    return option(about, default=300, group=group, type=_count, metavar="S")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What a command was asked for."""
@@ -400,20 +417,8 @@ class SampleOptions(TextOptions, PathOptions, ModelOptions):
         group=SHARDS,
         choices=("npz", "png"),
     )
-    distributed: tuple[str, ...] | None = option(
-        "be one of several processes that divide the shards. Give three values: HOST:PORT of process 0, the number of "
-        "processes, and the number of this one, from 0; or none on a cluster (Slurm, Open MPI, a TPU pod)",
-        group=SHARDS,
-        nargs="*",
-        metavar="VALUE",
-    )
-    wait: int = option(
-        "seconds to wait for the other processes (default %(default)s)",
-        default=300,
-        group=SHARDS,
-        type=_count,
-        metavar="S",
-    )
+    distributed: tuple[str, ...] | None = _distributed("be one of several processes that divide the shards", SHARDS)
+    wait: int = _wait(SHARDS)
 
     @property
     def sharded(self) -> bool:
@@ -674,21 +679,10 @@ class TrainOptions(Options):
         flag="--no-compile-cache",
         action="store_false",
     )
-    distributed: tuple[str, ...] | None = option(
-        "be one of several processes that train together, all with the same other options and one folder --out. Give "
-        "three values: HOST:PORT of process 0, the number of processes, and the number of this one, from 0; or none on "
-        "a cluster (Slurm, Open MPI, a TPU pod)",
-        group=SPEED,
-        nargs="*",
-        metavar="VALUE",
+    distributed: tuple[str, ...] | None = _distributed(
+        "be one of several processes that train together, all with the same other options and one folder --out", SPEED
     )
-    wait: int = option(
-        "seconds to wait for the other processes (default %(default)s)",
-        default=300,
-        group=SPEED,
-        type=_count,
-        metavar="S",
-    )
+    wait: int = _wait(SPEED)
 
 
 @dataclass(frozen=True, kw_only=True)

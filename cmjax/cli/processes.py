@@ -18,7 +18,7 @@ __all__ = ["joined", "refuse"]
 
 @contextlib.contextmanager
 def joined(options: SampleOptions | TrainOptions) -> Iterator[Hosts]:
-    """Meet the other processes of `--distributed`; without it, be one alone.
+    """Meet the other processes of `--distributed`; without it, be one alone. Cores of a CPU become devices.
 
     Yields:
       The processes that take part.
@@ -26,6 +26,7 @@ def joined(options: SampleOptions | TrainOptions) -> Iterator[Hosts]:
     Raises:
       UsageError: they cannot meet, or the body failed; without words where another process says the same ones.
     """
+    use_cores_as_devices()  # before JAX looks for devices
     given = options.distributed
     if given is None:
         yield Hosts()
@@ -36,7 +37,6 @@ def joined(options: SampleOptions | TrainOptions) -> Iterator[Hosts]:
             f"is, from 0 (or none on a cluster), got {' '.join(given)}."
         )
     who: list[Any] = [int(text) if i and text.isascii() and text.isdecimal() else text for i, text in enumerate(given)]
-    use_cores_as_devices()  # before JAX looks for devices
     try:
         with contextlib.ExitStack() as stack:
             with bad_input("--distributed"):

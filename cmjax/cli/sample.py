@@ -49,7 +49,6 @@ from cmjax.drawing import (
     plan_batch,
     read_run,
     strips,
-    use_cores_as_devices,
 )
 from cmjax.io.images import to_uint8, write_npz, write_png
 
@@ -66,7 +65,6 @@ _MOST = 1 << 16  # images that a device may draw at once
 def run(options: SampleOptions) -> None:
     """Draw the images that were asked for, write them, and print what was done."""
     options, note = published_settings(options)
-    use_cores_as_devices()
     with joined(options) as hosts:
         out = Path(options.out)
         kind = check_out(out, (".png", ".npz"))

@@ -24,7 +24,7 @@ from cmjax.cli.processes import joined
 from cmjax.cli.run_config import RUN, RunConfig, compute_dtype, run_config
 from cmjax.cli.sampler_path import own_path
 from cmjax.cli.training_run import agree, begin, check_out, console_of, draw_curves, train_with_bar
-from cmjax.drawing import Hosts, class_grid, compile_draw, image_shape, use_cores_as_devices
+from cmjax.drawing import Hosts, class_grid, compile_draw, image_shape
 from cmjax.io import Checkpoint, ImageData
 from cmjax.io.configs import read_json
 from cmjax.io.image_sets import read_images
@@ -40,7 +40,6 @@ _MEANING = ("prediction_type", "sigma_data")  # of what a network says: in other
 
 def run(options: TrainOptions) -> None:
     """Train a model and write the run's folder."""
-    use_cores_as_devices()
     with joined(options) as hosts:
         if train_autoencoder.is_asked(options):
             train_autoencoder.run(options, hosts)
