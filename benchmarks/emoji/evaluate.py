@@ -113,19 +113,18 @@ def reconstruct(pipe: Any, pictures: np.ndarray) -> np.ndarray:
 
 
 def draw_latents(
-    pipe: Any, lines: list[str], steps: int, eta: float, guidance: float | None, seed: int = 0
+    pipe: Any, lines: list[str], state: Any, guidance: float | None = None, keys: jax.Array | None = None
 ) -> np.ndarray:
-    """Draw the latents of one picture for each prompt, picture i from key i."""
-    state = cmjax.tcd.init(pipe.config, num_steps=steps, eta=eta)
+    """Draw the latents of one picture for each prompt, picture i from `keys[i]`; without keys, from those of seed 0."""
+    keys = cmjax.image_keys(0, np.arange(len(lines))) if keys is None else keys
     parts = []
     for i in range(0, len(lines), _BATCH):
         cond = pipe.encode(pipe.tokenize(lines[i : i + _BATCH]))
         model = pipe.model
         if guidance is not None:
             model = cmjax.guidance.classifier_free(model, guidance, pipe.without_text(cond))
-        batch = cond.context.shape[0]
-        keys = cmjax.image_keys(seed, range(i, i + batch))
-        parts.append(np.asarray(cmjax.generate(model, state, keys, pipe.latent_shape(batch), cond)))
+        some = keys[i : i + _BATCH]
+        parts.append(np.asarray(cmjax.generate(model, state, some, pipe.latent_shape(len(some)), cond)))
     return np.concatenate(parts)
 
 
@@ -154,7 +153,8 @@ def latents_of(args: argparse.Namespace, pipe: Any, name: str, lines: list[str])
         return found[: len(lines)]
     if teacher:
         pipe = load_teacher(args.pipeline)
-    latents = draw_latents(pipe, lines, steps, eta, GUIDANCE if teacher else None)
+    path = cmjax.tcd.init(pipe.config, num_steps=steps, eta=eta)
+    latents = draw_latents(pipe, lines, path, GUIDANCE if teacher else None)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, latents)
@@ -273,7 +273,8 @@ def main() -> None:
     if args.lora:
         fast = cmjax.lora.merge(load_teacher(args.pipeline), cmjax.lora.read(args.lora))
         for name, (steps, eta) in LORA_ROWS.items():
-            take(name, decode(fast, draw_latents(fast, lines[: args.teacher_prompts], steps, eta, None)))
+            path = cmjax.tcd.init(fast.config, num_steps=steps, eta=eta)
+            take(name, decode(fast, draw_latents(fast, lines[: args.teacher_prompts], path)))
     result["by_subject"] = by_subject
     if args.json:
         args.json.write_text(json.dumps(result | {"targets": _targets(rows)}, indent=1) + "\n")

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from captions import Tokenizer
-from evaluate import GUIDANCE, decode, load_teacher, prompts, texts
+from evaluate import GUIDANCE, decode, draw_latents, load_teacher, prompts, texts
 
 import cmjax
 from cmjax import recipes, training
@@ -44,7 +44,6 @@ from cmjax.lora import LoRA
 from cmjax.published import Published
 
 _HERE = Path(__file__).parent
-_BATCH = 25
 
 # Of each method: the sampler, and its settings for each number of steps.
 _LAND = {n: ("tcd", {"num_steps": n, "eta": 0.0}) for n in (1, 2, 4)}
@@ -176,27 +175,19 @@ def grey(pictures: np.ndarray) -> np.ndarray:
     return np.clip((pictures + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
 
 
-def asked(args: argparse.Namespace) -> tuple[list[str], list[jax.Array]]:
+def asked(args: argparse.Namespace) -> tuple[list[str], jax.Array]:
     """What is drawn: the prompts, then the first of them again; and a key for each picture."""
     lines = texts(prompts(args.prompts)[0])
     keys = [cmjax.image_keys(seed, np.arange(n)) for seed, n in enumerate((args.prompts, args.again))]
-    return lines + lines[: args.again], [key for some in keys for key in some]
+    return lines + lines[: args.again], jnp.concatenate(keys)
 
 
 def draw(pipe: Any, path: tuple[str, dict[str, Any]], args: argparse.Namespace, guidance: float | None = None) -> Any:
     """Draw what is asked, u8[N, H, W, 3]."""
     sampler, settings = path
-    state = getattr(cmjax, sampler).init(pipe.config, **settings)
     lines, keys = asked(args)
-    parts = []
-    for i in range(0, len(lines), _BATCH):
-        cond = pipe.encode(pipe.tokenize(lines[i : i + _BATCH]))
-        model = pipe.model
-        if guidance is not None:
-            model = cmjax.guidance.classifier_free(model, guidance, pipe.without_text(cond))
-        some = jnp.stack(keys[i : i + _BATCH])
-        parts.append(np.asarray(cmjax.generate(model, state, some, pipe.latent_shape(len(some)), cond)))
-    return grey(decode(pipe, np.concatenate(parts)))
+    state = getattr(cmjax, sampler).init(pipe.config, **settings)
+    return grey(decode(pipe, draw_latents(pipe, lines, state, guidance, keys)))
 
 
 def draw_row(row: str, pipe: Any, batches: Composed, args: argparse.Namespace) -> None:
