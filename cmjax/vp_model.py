@@ -1,4 +1,4 @@
-"""Present a sigma-space model as a variance-preserving one, for TCD and LCM, and such a one as a network of angles."""
+"""Present a model in other terms: noise levels as timesteps, for TCD and LCM; timesteps as angles, for sCD and SCM."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TrigFlowOfVP(Struct):
     prediction_type: str = static()
 
     def timestep(self, angle: Array) -> Array:
-        """The timestep of an angle, broken between two of the table: f32[] or f32[B]."""
+        """The timestep of an angle, f32[] or f32[B]; between two of the table it is a fraction."""
         i = jnp.searchsorted(self.angles, angle, side="right") - 1
         i = jnp.clip(i, 0, self.angles.shape[0] - 1)
         return i + (angle - self.angles[i]) * self.slopes[i]
