@@ -29,6 +29,7 @@ _MESSAGE = 32  # bytes
 _REFUSED = np.full(8, 255, np.uint8)  # how a message begins in the place of any other
 _MOST, _LONGEST = 1 << 16, 86_400  # processes; seconds
 _GONE = "another process is gone"
+_LOCKS: dict[int, str] = {}  # what this process has locked: open files, and where they are
 
 
 class Repeated(Exception):
@@ -298,29 +299,58 @@ def _own_number(coordinator: str | None, process_id: int | None) -> Iterator[Non
         yield
         return
     name = hashlib.sha256(f"{coordinator} {process_id}".encode()).hexdigest()[:16]
-    try:
-        lock = os.open(os.path.join(tempfile.gettempdir(), f"cmjax-process-{name}"), os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError:  # another user's: whose process that is, cannot be known
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise ValueError(
-            f"process {process_id} of {coordinator} already runs on this machine: give each process its own number, "
-            "or choose another port."
-        ) from error
+    path = os.path.join(tempfile.gettempdir(), f"cmjax-process-{name}")
+    while True:
+        try:
+            lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError:  # another user's: whose process that is, cannot be known
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise ValueError(
+                f"process {process_id} of {coordinator} already runs on this machine: give each process its own "
+                "number, or choose another port."
+            ) from error
+        if _is_at(lock, path):
+            break
+        os.close(lock)  # who held it has removed it since it was opened, and another may hold a new one
+    _LOCKS[lock] = path
     try:
         yield
     finally:
-        os.close(lock)  # which unlocks it; the empty file stays, as removing it would let two processes lock
+        _remove_locks(lock)
+        os.close(lock)
+
+
+def _remove_locks(*locks: int) -> None:
+    """Remove files while they are locked, so that no other process can hold them."""
+    for lock in locks:
+        path = _LOCKS.pop(lock, None)
+        with contextlib.suppress(OSError):  # they are empty: one that cannot be removed does no harm
+            if path and _is_at(lock, path):
+                os.unlink(path)
+
+
+def _is_at(opened: int, path: str) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(opened), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
 def _time_limit(wait: int, what: str, on_timeout: Callable[[str], Any]) -> Iterator[None]:
     """Call `on_timeout` if the body takes longer."""
-    timer = threading.Timer(wait, on_timeout, (f"{what}: nobody within {wait} s.",))
+
+    def give_up() -> None:
+        _remove_locks(*_LOCKS)  # on_timeout may end the process
+        on_timeout(f"{what}: nobody within {wait} s.")
+
+    timer = threading.Timer(wait, give_up)
     timer.daemon = True
     timer.start()
     try:

@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from flax import nnx
 
 import cmjax
 from cmjax.cli import main
-from cmjax.drawing import compile_draw
+from cmjax.drawing import compile_draw, hosts
 from cmjax.drawing.shards import Shards
 from cmjax.models import UNet, from_nnx
 
@@ -46,10 +48,10 @@ def environment(devices: int = 1) -> dict[str, str]:
     return held | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
-def start(model: Path, out: Path, *more: str, devices: int = 1) -> subprocess.Popen[str]:
+def start(model: Path, out: Path, *more: str, devices: int = 1, temp: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(model, out, *more),
-        env=environment(devices),
+        env=environment(devices) | ({"TMPDIR": str(temp)} if temp else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -204,13 +206,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 def test_a_host_that_never_comes_is_given_up(model: Path, tmp_path: Path) -> None:
     for index in ("0", "1"):
         who = f"127.0.0.1:{free_port()}"
-        lonely = start(model, tmp_path / "drawn", "--distributed", who, "2", index, "--wait", "3")
+        lonely = start(model, tmp_path / "drawn", "--distributed", who, "2", index, "--wait", "3", temp=tmp_path)
         _, err = lonely.communicate(timeout=200)
         assert lonely.returncode == 2, err
         assert "cmjax sample: --distributed: not all processes came at 127.0.0.1" in err
         assert "nobody within 3 s. (--wait S waits longer.)" in err
         assert len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "drawn").exists()
+    assert not list(tmp_path.iterdir())  # no picture, and no lock
 
 
 @pytest.mark.slow
@@ -253,6 +255,43 @@ def test_a_process_that_is_started_twice_is_refused_and_the_first_goes_on(model:
     said = finish(*twice, start(model, out, "--distributed", who, "2", "1"))
     assert said.count("3 of 6 shards drawn here") == 2
     assert "[Gloo]" not in said
+
+
+def test_a_process_number_is_held_by_one_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    inside, most = [], 0
+
+    def hold(_: int) -> bool:
+        nonlocal most
+        try:
+            with hosts._own_number("host:1", 0):
+                inside.append(1)
+                most = max(most, len(inside))
+                time.sleep(0.001)
+                inside.pop()
+                return True
+        except ValueError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        holding = list(pool.map(hold, range(200)))
+    assert any(holding) and not all(holding) and most == 1
+    assert not list(tmp_path.iterdir())
+
+    lock, opened = fcntl.flock, []
+
+    def removed_before(file: int, how: int) -> None:
+        if not opened:
+            opened.append(file)
+            next(tmp_path.iterdir()).unlink()  # as by a process that ends now
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with hosts._own_number("host:1", 0):
+        assert len(list(tmp_path.iterdir())) == 1
+        assert not hold(0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
