@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 import cmjax
 from cmjax.cli.errors import bad_input
-from cmjax.lora import LoRA
+
+if TYPE_CHECKING:  # LoRAs load where one is given
+    from cmjax.lora import LoRA
 
 __all__ = ["NamedLoRA", "lora_rows", "merged", "read_loras"]
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 
 import cmjax
-from cmjax import artifact
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.open_model import UnloadedModel
 from cmjax.cli.options import PathOptions
@@ -49,7 +48,7 @@ def open_artifact(folder: str, path: PathOptions, fixed: Mapping[str, Any]) -> O
         if value is not None:
             raise UsageError(f"--{name}: an artifact runs as it was exported; export another with cmjax export.")
     with bad_input():
-        found = artifact.load(folder)
+        found = cmjax.artifact.load(folder)
         setup = _lay_out(found, folder, path)
     if len(found.held.image) != 3:
         raise UsageError(f"{folder} makes samples of shape {found.held.image}, which are not images.")
@@ -65,7 +64,7 @@ def open_artifact(folder: str, path: PathOptions, fixed: Mapping[str, Any]) -> O
     return OpenedArtifact(model, shown, generate)
 
 
-def _lay_out(found: artifact.Artifact, folder: str, path: PathOptions) -> SamplerSetup:
+def _lay_out(found: cmjax.artifact.Artifact, folder: str, path: PathOptions) -> SamplerSetup:
     """Lay out the path that was asked for; what was not asked for stays as it was at the export."""
     held = found.held
     own = cmjax.samplers.sampler_of(held.config)

@@ -10,7 +10,6 @@ import numpy as np
 from cmjax.cli.errors import UsageError, bad_input
 from cmjax.cli.open_artifact import OpenedArtifact
 from cmjax.cli.prompts import TOLD_GUIDANCE, OpenedText
-from cmjax.text_to_image.export import read_tokenizers
 
 __all__ = ["open_text_artifact"]
 
@@ -26,6 +25,8 @@ def open_text_artifact(opened: OpenedArtifact, options: Any, prompts: tuple[str,
     Raises:
       UsageError: the artifact draws no texts, or does not take an option that was given.
     """
+    from cmjax.text_to_image.export import read_tokenizers  # loads all of text to image
+
     takes: Any = opened.setup.model.held.prompt
     if takes is None:
         raise UsageError("the artifact takes no prompt: leave out --prompt.")

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from cmjax.cli.options import InpaintOptions, TextOptions
 from cmjax.io import Checkpoint, Embedding, read_embedding
 from cmjax.io.captions import caption_texts
 from cmjax.io.memory import return_freed_memory
-from cmjax.text_to_image import Prompt
-from cmjax.text_to_image.draw import check_preview
+
+if TYPE_CHECKING:  # all of text to image loads where a text is given
+    from cmjax.text_to_image import Prompt
 
 __all__ = [
     "TOLD_GUIDANCE",
@@ -139,7 +140,7 @@ def open_text_model(options: Any, *, fills: bool = False) -> OpenedText:
 
     def prompt_of(numbers: np.ndarray) -> Prompt:
         rows, first = numbers % len(prompts), np.zeros(len(numbers), int)
-        return Prompt(
+        return cmjax.text_to_image.Prompt(
             tuple(one[rows] for one in tokens),
             negative=None if negative is None else tuple(np.asarray(one)[first] for one in negative),
             guidance=_repeated(guidance, numbers),
@@ -202,6 +203,8 @@ def open_preview(options: Any, pipe: Any) -> Callable[..., Any]:
 
     def load(*, abstract: bool = False) -> Any:
         return cmjax.text_to_image.load_autoencoder(name, dtype=dtype, param_dtype=dtype, abstract=abstract)
+
+    from cmjax.text_to_image.draw import check_preview
 
     with bad_input("--preview-autoencoder"):
         check_preview(pipe, load(abstract=True))

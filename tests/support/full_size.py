@@ -93,8 +93,8 @@ def checkpoint(
       AssertionError: the network has not the published number of parameters.
     """
     full = NETWORKS[network]
-    one_key = cast(nnx.Rngs, SimpleNamespace(params=lambda: jax.random.key(0)))  # only the shapes are made
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(full.config, rngs=one_key, dtype=dtype)))
+    no_keys = cast(nnx.Rngs, SimpleNamespace(params=lambda: None))  # only the shapes are made
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(full.config, rngs=no_keys, dtype=dtype)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert parameters == full.parameters, f"{network} has {parameters:,} parameters, published are {full.parameters:,}"
     rng = np.random.default_rng(seed)

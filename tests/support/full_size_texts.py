@@ -129,8 +129,8 @@ MODELS = {
 
 
 def _network(kind: Any, config: Any, dtype: Any, param_dtype: Any) -> Any:
-    one_key = cast(nnx.Rngs, SimpleNamespace(params=lambda: jax.random.key(0)))  # only the shapes are made
-    network = from_nnx(nnx.eval_shape(lambda: kind(config, rngs=one_key, dtype=jnp.dtype(dtype))))
+    no_keys = cast(nnx.Rngs, SimpleNamespace(params=lambda: None))  # only the shapes are made
+    network = from_nnx(nnx.eval_shape(lambda: kind(config, rngs=no_keys, dtype=jnp.dtype(dtype))))
 
     def stored(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, param_dtype if leaf.ndim > 1 else jnp.float32)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from cmjax._numerics import f32, read
 from cmjax.models.layers.activation import activation
-from cmjax.models.layers.initial import fan_in_uniform
+from cmjax.models.layers.initial import fan_in_uniform, normal
 from cmjax.models.layers.layout import Layout, Stored
 from cmjax.models.layers.linear import Linear
 from cmjax.types import Array
@@ -85,7 +85,7 @@ class FourierProjection(nnx.Module):
     layout: ClassVar[Layout] = {"weight": Stored("weight")}
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (dim,), jnp.float32))
+        self.weight = nnx.Param(16.0 * normal(rngs.params(), (dim,)))
 
     def __call__(self, t: Array) -> Array:
         """Embed t f32[B], above 0, to f32[B, 2 dim]."""
