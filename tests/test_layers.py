@@ -35,7 +35,7 @@ FLOORS = {
     "models": (
         "config_files layers network text_cond",
         "autoencoder_kl autoencoder_tiny clip lora unet2d unet2d_condition",
-        "families original_names remat two_times",
+        "families original_names remat tensor_sharding two_times",
     ),
     "models/autoencoder_kl": ("names", "config", "network"),
     "models/autoencoder_tiny": ("names", "config", "network"),
@@ -43,7 +43,7 @@ FLOORS = {
     "models/unet2d_condition": ("names", "config", "conditions", "network"),
     "models/lora": ("factors", "adapted lora"),
     "models/layers": (
-        "activation dropout initial layout remat resample shapes",
+        "activation division dropout initial layout remat resample shapes",
         "linear long_attention on_cpu",
         "convolution embeddings norm",
         "attention resnet",

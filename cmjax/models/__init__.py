@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cmjax.models.layers import guidance_embedding
 from cmjax.models.network import Network, combine, from_function, from_linen, from_nnx, partition, train_only
 from cmjax.models.remat import remat
+from cmjax.models.tensor_sharding import tensor_sharding
 from cmjax.models.two_times import told_length, with_target
 from cmjax.models.unet2d import UNet, UNetConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "guidance_embedding",
     "partition",
     "remat",
+    "tensor_sharding",
     "train_only",
     "told_length",
     "trigflow_of_vp",

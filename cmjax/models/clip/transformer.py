@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flax import nnx
 
 from cmjax.models.clip.config import TextConfig, VisionConfig
-from cmjax.models.layers import Dtype, LayerNorm, Linear, activation, attend
+from cmjax.models.layers import Division, Dtype, LayerNorm, Linear, activation, attend, whole
 from cmjax.types import Array
 
 __all__ = ["Encoder"]
@@ -15,6 +17,8 @@ Config = TextConfig | VisionConfig
 
 class _Attention(nnx.Module):
     """Attention of each token to all, or to itself and those before it."""
+
+    division: ClassVar[Division] = Division(lambda self: self.heads, ("q_proj", "k_proj", "v_proj"), ("out_proj",))
 
     def __init__(self, config: Config, dtype: Dtype, rngs: nnx.Rngs, *, causal: bool):
         width = config.hidden_size
@@ -29,17 +33,19 @@ class _Attention(nnx.Module):
             project(x).reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attend(q, k, v, causal=self.causal).swapaxes(1, 2).reshape(x.shape))
+        return whole(self.out_proj(attend(q, k, v, causal=self.causal).swapaxes(1, 2).reshape(x.shape)))
 
 
 class _FeedForward(nnx.Module):
+    division: ClassVar[Division] = Division(lambda self: self.fc2.in_features, ("fc1",), ("fc2",))
+
     def __init__(self, config: Config, dtype: Dtype, rngs: nnx.Rngs):
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
         self.act = activation(config.hidden_act)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(self.act(self.fc1(x)))
+        return whole(self.fc2(self.act(self.fc1(x))))
 
 
 class _Layer(nnx.Module):

@@ -3,6 +3,7 @@
 from cmjax.models.layers.activation import activation
 from cmjax.models.layers.attention import Attention, PixelAttention, attend
 from cmjax.models.layers.convolution import Conv, Downsample2D, Upsample2D
+from cmjax.models.layers.division import Division, whole
 from cmjax.models.layers.dropout import dropout, dropout_keys
 from cmjax.models.layers.embeddings import (
     ClassEmbedding,
@@ -13,7 +14,7 @@ from cmjax.models.layers.embeddings import (
 )
 from cmjax.models.layers.initial import fan_in_uniform
 from cmjax.models.layers.layout import Layout, Stored
-from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
+from cmjax.models.layers.linear import Dtype, Linear, PixelLinear, apply_in_parts
 from cmjax.models.layers.norm import AdaGroupNorm, GroupNorm, LayerNorm
 from cmjax.models.layers.remat import Block, again
 from cmjax.models.layers.resample import avg_pool, fir_double, fir_halve, resize_nearest, upsample_nearest
@@ -26,6 +27,7 @@ __all__ = [
     "Block",
     "ClassEmbedding",
     "Conv",
+    "Division",
     "Downsample2D",
     "Dtype",
     "FeedForward",
@@ -44,6 +46,7 @@ __all__ = [
     "Upsample2D",
     "activation",
     "again",
+    "apply_in_parts",
     "attend",
     "avg_pool",
     "dropout",
@@ -55,4 +58,5 @@ __all__ = [
     "positional",
     "resize_nearest",
     "upsample_nearest",
+    "whole",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 from flax import nnx
 
+from cmjax.models.layers.division import Division, whole
 from cmjax.models.layers.linear import Dtype, Linear
 from cmjax.models.layers.long_attention import attend_long, is_long, square
 from cmjax.models.layers.norm import GroupNorm
@@ -59,6 +61,8 @@ class Attention(nnx.Module):
       rngs: keys of the initial weights.
     """
 
+    division: ClassVar[Division] = Division(lambda self: self.heads, ("to_q", "to_k", "to_v"), ("to_out.0",))
+
     def __init__(
         self,
         width: int,
@@ -82,7 +86,7 @@ class Attention(nnx.Module):
         """Map x f[B, N, C] to the same shape; the context is f[B, M, context_width], or None for x itself."""
         context = x if context is None else context
         y = attend(self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context)))
-        return self.to_out[0](y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+        return whole(self.to_out[0](y.swapaxes(1, 2).reshape(*x.shape[:2], -1)))
 
     def _split(self, y: Array) -> Array:
         """Split f[B, N, heads d] to f[B, heads, N, d]."""

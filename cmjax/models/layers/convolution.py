@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax.models.layers.division import Division, whole
 from cmjax.models.layers.initial import fan_in_uniform, zeros
 from cmjax.models.layers.layout import CONV, Layout
 from cmjax.models.layers.linear import Dtype
@@ -70,6 +71,8 @@ class Conv(nnx.Conv):
 class Downsample2D(nnx.Module):
     """Halve a picture with a 3x3 convolution of stride 2."""
 
+    division: ClassVar[Division] = Division(lambda self: self.conv.out_features, ("conv",))
+
     def __init__(self, channels: int, *, padding: int, dtype: Dtype, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, strides=2, padding=padding, dtype=dtype, rngs=rngs)
         self.padding = padding
@@ -78,11 +81,13 @@ class Downsample2D(nnx.Module):
         """Map f[B, H, W, C] to f[B, H / 2, W / 2, C]: odd sizes are rounded up, or down with a padding of 0."""
         if self.padding == 0:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
-        return self.conv(x)
+        return whole(self.conv(x))
 
 
 class Upsample2D(nnx.Module):
     """Double a picture by repeating its pixels, then a 3x3 convolution, in one (`Conv.doubled`)."""
+
+    division: ClassVar[Division] = Division(lambda self: self.conv.out_features, ("conv",))
 
     def __init__(self, channels: int, *, dtype: Dtype, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
@@ -90,5 +95,5 @@ class Upsample2D(nnx.Module):
     def __call__(self, x: Array, size: tuple[int, ...] | None = None) -> Array:
         """Map f[B, H, W, C] to f[B, 2 H, 2 W, C]; or to f[B, *size, C], where what was halved had an odd size."""
         if size is None or tuple(size) == (2 * x.shape[1], 2 * x.shape[2]):
-            return self.conv.doubled(x)
-        return self.conv(resize_nearest(x, size))
+            return whole(self.conv.doubled(x))
+        return whole(self.conv(resize_nearest(x, size)))

@@ -9,8 +9,9 @@ from flax import nnx
 
 from cmjax.models.layers.initial import fan_in_uniform, zeros
 from cmjax.models.layers.layout import LINEAR, LINEAR_AS_CONV, Layout
+from cmjax.types import Array
 
-__all__ = ["Dtype", "Linear", "PixelLinear"]
+__all__ = ["Dtype", "Linear", "PixelLinear", "apply_in_parts"]
 
 Dtype = jnp.dtype | type
 
@@ -42,6 +43,16 @@ class Linear(nnx.Linear):
         super().__init__(
             c_in, c_out, use_bias=bias, dtype=dtype, kernel_init=zeros if zero else fan_in_uniform, rngs=rngs
         )
+
+    def in_parts(self, x: Array, parts: int) -> Array:
+        """Map f[..., c_in] to f[..., parts, c_out / parts]: the same numbers, in a form whose last axis divides."""
+        y = apply_in_parts(x.astype(self.dtype), self.kernel[...].astype(self.dtype), parts)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(parts, -1)
+
+
+def apply_in_parts(x: Array, kernel: Array, parts: int) -> Array:
+    """Multiply f[..., c_in] by f[c_in, c_out] to f[..., parts, c_out / parts]."""
+    return jnp.tensordot(x, kernel.reshape(len(kernel), parts, -1), 1)
 
 
 class PixelLinear(Linear):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import f32
 from cmjax.models.layers.activation import activation
 from cmjax.models.layers.convolution import Conv
+from cmjax.models.layers.division import Division, whole
 from cmjax.models.layers.dropout import dropout
 from cmjax.models.layers.linear import Dtype, Linear
 from cmjax.models.layers.norm import GroupNorm
@@ -39,6 +42,8 @@ class ResnetBlock(Block):
       dtype: of the convolutions; norms, activations and time stay float32.
       rngs: keys of the initial weights.
     """
+
+    division: ClassVar[Division] = Division(lambda self: self.norm2.groups, ("conv1", "norm2"), ("conv2",))
 
     def __init__(
         self,
@@ -83,9 +88,9 @@ class ResnetBlock(Block):
         else:
             h = self.conv1(h)
         h = self.act(self._told(h, emb))
-        h = self.conv2(dropout(h, self.dropout, key))
+        h = whole(self.conv2(dropout(h, self.dropout, key)))
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
+            x = whole(self.conv_shortcut(x))
         total = x + h
         return total if self.scale == 1 else total / self.scale
 

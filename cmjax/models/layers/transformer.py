@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models.layers.attention import Attention
+from cmjax.models.layers.division import Division, is_divided, whole
 from cmjax.models.layers.linear import Dtype, Linear, PixelLinear
 from cmjax.models.layers.norm import GroupNorm, LayerNorm
 from cmjax.models.layers.remat import Block, again
@@ -24,7 +27,10 @@ class _GatedLinear(nnx.Module):
         self.proj = Linear(width, 2 * inner, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        y, gate = jnp.split(self.proj(x), 2, axis=-1)
+        if not is_divided():
+            y, gate = jnp.split(self.proj(x), 2, axis=-1)
+        else:  # each device computes the same channels of both
+            y, gate = jnp.unstack(self.proj.in_parts(x, 2), axis=-2)
         return y * jax.nn.gelu(gate, approximate=False)
 
 
@@ -40,6 +46,8 @@ class FeedForward(nnx.Module):
       Shazeer, GLU Variants Improve Transformer, 2020.
     """
 
+    division: ClassVar[Division] = Division(lambda self: self.net[2].in_features, rows=("net.2",))
+
     def __init__(self, width: int, *, dtype: Dtype, rngs: nnx.Rngs):
         options = {"dtype": dtype, "rngs": rngs}
         # Files count a dropout between the two.
@@ -49,7 +57,7 @@ class FeedForward(nnx.Module):
         """Map x f[B, N, C] to the same shape."""
         gated, linear = self.net[0], self.net[2]
         assert gated is not None and linear is not None
-        return linear(gated(x))
+        return whole(linear(gated(x)))
 
 
 class TransformerBlock(Block):
@@ -150,8 +158,8 @@ class Transformer2D(Block):
 
     @again
     def _tokens(self, x: Array) -> Array:
-        return self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        return whole(self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1])))
 
     @again
     def _added(self, x: Array, y: Array) -> Array:
-        return x + self.proj_out(y).reshape(x.shape)
+        return whole(x + self.proj_out(y).reshape(x.shape))

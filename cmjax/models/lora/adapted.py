@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax._numerics import expand_like, f32
-from cmjax.models.layers import Conv, Linear, PixelLinear
+from cmjax.models.layers import Conv, Linear, PixelLinear, apply_in_parts
 from cmjax.models.layers.on_cpu import Padding, convolve, convolve_doubled
 from cmjax.models.lora.factors import Factors, Product
 from cmjax.models.network import Network, from_nnx
@@ -20,6 +21,7 @@ from cmjax.types import Array
 __all__ = ["Factor", "attach", "attached", "detach", "kernels", "pixel_layers"]
 
 Apply = Callable[[Array, Array], Array]
+Ends = tuple[Apply, Apply]  # of a product of factors: how x meets `down`, and what comes of it `up`
 
 
 class Factor(nnx.Variable):
@@ -62,26 +64,27 @@ class Change(nnx.Module):
         """The change of the kernel, f32."""
         return f32(self.scale.get_value()) * self.factors.delta(kernel)
 
-    def beside(self, x: Array, kernel: Array, apply: Apply) -> Array:
+    def beside(self, x: Array, kernel: Array, apply: Apply, ends: Ends) -> Array:
         """The change of the layer's output, for x f[B, ..., c_in]."""
         factors, scale = self.factors, f32(self.scale.get_value())
         if self.is_plain:
-            return _beside(x, factors, scale, apply)
+            return _beside(x, factors, scale, ends)
         y = apply(x, factors.delta(kernel).astype(x.dtype))
         return (expand_like(_each(scale, x.shape[0]), y) * f32(y)).astype(x.dtype)
 
 
-def _beside(x: Array, factors: Factors, scale: Array, apply: Apply) -> Array:
+def _beside(x: Array, factors: Factors, scale: Array, ends: Ends) -> Array:
     """The change of a layer's output by a product of factors, without a whole kernel."""
     form, dtype = factors.form, x.dtype
     assert isinstance(form, Product)
     down, mid = form.down.astype(dtype), form.mid
-    h = apply(x, down) if mid is None else apply(x @ down, mid.astype(dtype))
-    y = h @ form.up.astype(dtype)
+    first, last = ends
+    h = first(x, down) if mid is None else first(x @ down, mid.astype(dtype))
+    y = last(h, form.up.astype(dtype))
     return (expand_like(_each(f32(scale) * factors.gain, x.shape[0]), y) * f32(y)).astype(dtype)
 
 
-def _layer_of(apply: Apply) -> Callable[[Array, Array, list[tuple[Factors, Array]]], Array]:
+def _layer_of(apply: Apply, ends: Ends) -> Callable[[Array, Array, list[tuple[Factors, Array]]], Array]:
     """A layer that adds products of factors to its kernel, and takes their derivatives beside it.
 
     To add is the least work forward. Backward it would make the gradient of a whole kernel, as much work as the layer,
@@ -106,7 +109,7 @@ def _layer_of(apply: Apply) -> Callable[[Array, Array, list[tuple[Factors, Array
             tangent = tangent + apply(x, dkernel.astype(x.dtype))
         if not all(map(_is_zero, jax.tree.leaves(dchanges, is_leaf=_is_zero))):
             dchanges = jax.tree.map(_number, dchanges, is_leaf=_is_zero)
-            beside = lambda changes: sum(_beside(x, f, s, apply) for f, s in changes)  # noqa: E731
+            beside = lambda changes: sum(_beside(x, f, s, ends) for f, s in changes)  # noqa: E731
             tangent = tangent + jax.jvp(beside, (changes,), (dchanges,))[1]
         return y, tangent
 
@@ -142,7 +145,8 @@ class _Adapted:
     bias: Any
     dtype: Any
 
-    def _changed(self, x: Array, apply: Apply) -> Array:
+    def _changed(self, x: Array, apply: Apply, ends: Ends | None = None) -> Array:
+        ends = (apply, jnp.matmul) if ends is None else ends
         x, kernel = x.astype(self.dtype), self.kernel[...]
         pixels = math.prod(x.shape[:-1])
         within = [change for change in self.changes if change.adds_within(kernel, pixels)]
@@ -152,13 +156,13 @@ class _Adapted:
             now = f32(kernel) + sum(change.within(kernel) for change in within if change not in plain)
         if plain:
             parts = [(change.factors, change.scale.get_value()) for change in plain]
-            y = _layer_of(apply)(x, now, parts)
+            y = _layer_of(apply, ends)(x, now, parts)
         else:
             y = apply(x, now.astype(self.dtype))
         for change in self.changes:
             if change not in within:
-                y = y + change.beside(x, kernel, apply)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+                y = y + change.beside(x, kernel, apply, ends)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(y.shape[x.ndim - 1 :])
 
 
 class AdaptedLinear(_Adapted, Linear):
@@ -166,6 +170,10 @@ class AdaptedLinear(_Adapted, Linear):
 
     def __call__(self, x: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._changed(x, jnp.matmul)
+
+    def in_parts(self, x: Array, parts: int) -> Array:
+        apply = functools.partial(apply_in_parts, parts=parts)
+        return self._changed(x, apply, (jnp.matmul, apply))
 
 
 class AdaptedPixelLinear(AdaptedLinear):
