@@ -28,10 +28,14 @@ def tensor_sharding(model: ModelT, mesh: Mesh, axis: str = "model") -> ModelT:
     out (attention by heads), and the last one by the channels that go in: the devices add their sums once for each.
     Convolutions that halve or double a picture are divided by the channels that come out. All other weights are on
     every device, and so is a module whose heads (or groups of a norm, or channels) the number of devices does not
-    divide: 10 heads divide among 2 devices, not among 4. Factors of a LoRA go as the kernel beside them.
+    divide: 10 heads divide among 2 devices, not among 4. The first layer of a gated feed-forward layer is on every
+    device too, which computes its part of it: a part of the weights would lack the gate of its channels. Factors of a
+    LoRA go as the kernel beside them.
 
     The values stay as they are: `jax.device_put` places the weights by what this returns, or `jax.jit` takes it in
-    `in_shardings`, and the compiler divides the program. The other axes of the mesh are free, such as for the batch.
+    `in_shardings`, and the compiler divides the program. Call the model within `jax.set_mesh(mesh)`, which lets the
+    layers say where sums must meet; without it the numbers are the same, but more is sent. The other axes of the mesh
+    are free, such as for the batch.
 
     Args:
       model: a network of this library, or any pytree of some, with weights or abstract.
@@ -50,8 +54,8 @@ def tensor_sharding(model: ModelT, mesh: Mesh, axis: str = "model") -> ModelT:
       >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,))
       >>> network, _ = cmjax.load("fashion-mnist-cm", abstract=True)
       >>> where = tensor_sharding(network, mesh).leaves()
-      >>> [where[f"mid_block.resnets.0.{name}.kernel"].spec for name in ("conv1", "conv2")]
-      [PartitionSpec(None, None, None, 'model'), PartitionSpec(None, None, 'model', None)]
+      >>> [tuple(where[f"mid_block.resnets.0.{name}.kernel"].spec) for name in ("conv1", "conv2")]
+      [(None, None, None, 'model'), (None, None, 'model', None)]
 
     References:
       Shoeybi et al., Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism, 2019,
