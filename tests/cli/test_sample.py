@@ -1,17 +1,24 @@
+import atexit
+import contextlib
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from commands import complaint
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from PIL import Image
 
 import cmjax
+from cmjax import cli
 from cmjax.cli import compile_cache, main
 from cmjax.cli.errors import UsageError
 from cmjax.cli.options import PathOptions
@@ -162,6 +169,28 @@ def test_the_picture_does_not_depend_on_the_number_of_devices(model, monkeypatch
     assert np.abs(draw(model)["images"] - four).max() <= 1
 
 
+def test_the_collector_rests_while_the_commands_own_process_imports(monkeypatch):
+    frozen, at_the_end = [], []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(atexit, "register", at_the_end.append)
+    with cli._nothing_to_collect():  # JAX is there already: somebody else's process
+        assert gc.isenabled()
+    assert not frozen and not at_the_end
+    monkeypatch.delitem(sys.modules, "jax")
+    with cli._nothing_to_collect():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert frozen == [False] and at_the_end == [gc.freeze]
+
+
+@pytest.mark.slow
+def test_what_belongs_to_texts_loads_where_a_text_is_given():
+    program = (
+        "import sys, cmjax.cli.sample; print({'cmjax.text_to_image', 'cmjax.lora', 'cmjax.artifact'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout.strip() == b"set()"
+
+
 def test_the_compile_cache_is_kept_where_xdg_says(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(jax.config, "update", lambda name, value: settings.update({name: value}))
@@ -182,6 +211,47 @@ def test_a_cache_that_cannot_be_kept_is_no_reason_to_fail(monkeypatch, tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert compile_cache.enable() is None
+
+
+def test_a_compiled_program_outlives_changes_that_do_not_touch_it(monkeypatch, tmp_path):
+    """Other lines, another file and another docstring find the kept program; other numbers do not."""
+    source = Path(cmjax.parameterization.__file__).read_text()
+
+    def kept_after(name, source):
+        module = types.ModuleType(cmjax.parameterization.__name__)
+        exec(compile(source, tmp_path / name, "exec", dont_inherit=True), vars(module))
+        jax.jit(module.c_skip).lower(2.0, 0.5).compile()
+        return {file.name for file in (tmp_path / "cmjax" / "xla").glob("*-cache")}
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with kept_settings():
+        compile_cache.enable()
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        first = kept_after("first.py", source)
+        moved = source.replace("\ndef c_skip", "\n" * 9 + "def c_skip").replace("Weight of", "What weighs")
+        assert moved != source
+        assert len(first) == 1
+        assert kept_after("moved.py", moved) == first
+        assert len(kept_after("other.py", source.replace("return sigma_data**2 /", "return sigma_data**4 /"))) == 2
+
+
+@contextlib.contextmanager
+def kept_settings():
+    """Give JAX's settings of the compile cache back at the end."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    jax_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        jax_cache.reset_cache()
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
