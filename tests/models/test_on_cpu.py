@@ -8,6 +8,7 @@ import pytest
 from cmjax import _cpu, _random
 from cmjax.models.layers import on_cpu
 from cmjax.models.layers.attention import attend
+from cmjax.models.layers.norm import group_norm
 from cmjax.models.layers.on_cpu import convolve, convolve_doubled, upsample_nearest
 
 
@@ -188,6 +189,45 @@ def test_attention_head_by_head_has_the_same_gradient(monkeypatch):
 def test_padding_is_what_it_says_for_wide_kernels_too(padding):
     x, kernel = arrays((2, 6, 8, 128), (3, 3, 128, 128))
     assert relative(convolve(x, kernel, (1, 1), padding), exact(x, kernel, padding=padding)) <= 2e-6
+
+
+def group_norm_by_hand(x, scale, bias, gain, shift, groups=3, eps=1e-5):
+    """In the dtype of x, with NumPy's or JAX's own sums."""
+    y = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    y = (y - y.mean((1, 3), keepdims=True)) / (y.var((1, 3), keepdims=True) + eps) ** 0.5
+    return (y.reshape(x.shape) * scale + bias) * (1 + gain[:, None, None]) + shift[:, None, None]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_group_norm_is_the_formula_and_its_derivatives_forward_and_backward(on, monkeypatch):
+    monkeypatch.setattr(_cpu, "WORKAROUNDS", on)
+    operands = arrays((2, 5, 3, 6), (6,), (6,), (2, 6), (2, 6))
+    tangents = [jnp.cos(3 * a) for a in operands]
+
+    def ours(x, *weights):
+        return group_norm(x, 3, 1e-5, *weights)
+
+    in_float64 = [np.asarray(a, np.float64) for a in operands]
+    assert relative(jax.jit(ours)(*operands), group_norm_by_hand(*in_float64)) <= 2e-6
+
+    def derivatives(norm):
+        loss = jax.grad(lambda *a: jnp.sin(norm(*a)).sum(), argnums=range(5))
+        return jax.jit(lambda: (jax.jvp(norm, operands, tangents), loss(*operands)))()
+
+    pairs = zip(*(jax.tree.leaves(derivatives(norm)) for norm in (ours, group_norm_by_hand)), strict=True)
+    for one, other in pairs:
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    stacked = [jnp.stack([a, 2 * a]) for a in operands]
+    np.testing.assert_allclose(jax.jit(jax.vmap(ours))(*stacked)[0], ours(*operands), atol=2e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA on CPUs")
+def test_the_numbers_of_a_norm_are_not_computed_for_each_pixel():
+    operands = arrays((2, 40, 30, 6), (6,), (6,), (2, 6), (2, 6))
+    program = jax.jit(lambda x, *weights: jax.nn.silu(group_norm(x, 3, 1e-5, *weights)))
+    text = program.lower(*operands).compile().as_text()
+    loops = [loop for loop in text.split("\n\n") if "fused_computation" in loop and "exponential(" in loop]
+    assert loops and not any("f32[2,3" in loop or "f32[2,6]{1,0} add(" in loop for loop in loops)
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="takes four devices")

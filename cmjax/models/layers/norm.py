@@ -7,22 +7,74 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from cmjax._numerics import f32
 from cmjax.models.layers.layout import NORM, Layout
 from cmjax.models.layers.linear import Linear
+from cmjax.models.layers.on_cpu import apart
 from cmjax.types import Array
 
-__all__ = ["AdaGroupNorm", "GroupNorm", "LayerNorm"]
+__all__ = ["AdaGroupNorm", "GroupNorm", "LayerNorm", "group_norm"]
 
 
-class GroupNorm(nnx.Module):
-    """Normalize groups of channels to mean 0 and variance 1, in float32 whatever comes in; returns float32.
+def group_norm(
+    x: Array, groups: int, eps: float, scale: ArrayLike, bias: ArrayLike, gain: ArrayLike = 0.0, shift: ArrayLike = 0.0
+) -> Array:
+    """Normalize groups of channels to mean 0 and variance 1; then y scale + bias, and then y (1 + gain) + shift.
 
     Mean and variance come from one pass over the pixels, the sums of d = x - a and of d^2, where a is each group's mean
     over the first row. Any a gives the same mean and variance on paper; with a = 0, the usual choice, E[d^2] - E[d]^2
     loses all its digits where the mean is large. With a from the picture itself the variance is at least (mean - a)^2
     divided by the height, so it cannot be lost in the difference, let alone be negative.
+
+    Args:
+      x: f[B, H, W, C].
+      groups: number of groups; it divides C.
+      eps: added to the variance.
+      scale: f32[C], or a number.
+      bias: f32[C], or a number.
+      gain: f32[B, C], or a number.
+      shift: f32[B, C], or a number.
+
+    Returns:
+      f32[B, H, W, C], whatever comes in.
+
+    References:
+      Wu and He 2018, equations 1 to 3; Chan, Golub and LeVeque 1983 (shifted variances).
+    """
+    x = f32(x)
+    a = jax.lax.stop_gradient(_over_groups(x[:, 0].mean(axis=1), groups=groups))
+    d = x - _over_pixels(a)
+    sums = d.mean(axis=(1, 2)), jnp.square(d).mean(axis=(1, 2))
+    mean, factor, summand = map(_over_pixels, _affine(*sums, scale, bias, gain, shift, groups=groups, eps=eps))
+    return (d - mean) * factor + summand
+
+
+@apart("groups", "eps")
+def _affine(
+    mean: Array, square: Array, scale: Array, bias: Array, gain: Array, shift: Array, *, groups: int, eps: float
+) -> tuple[Array, Array, Array]:
+    """What a channel of a picture loses, is multiplied by and gains: f32[B, C], or f32[C] where nothing says more."""
+    mean, square = _over_groups(mean, groups=groups), _over_groups(square, groups=groups)
+    factor = jax.lax.rsqrt(square - jnp.square(mean) + eps) * scale
+    return mean, factor * (1 + gain), bias * (1 + gain) + shift
+
+
+@apart("groups")
+def _over_groups(v: Array, *, groups: int) -> Array:
+    """Average f32[B, C] over each group's channels, and give each channel its group's average."""
+    b, c = v.shape
+    return jnp.repeat(v.reshape(b, groups, c // groups).mean(axis=-1), c // groups, axis=-1)
+
+
+def _over_pixels(v: Array) -> Array:
+    """Lay f[..., C] over the pixels of pictures: f[..., 1, 1, C]."""
+    return v[..., None, None, :]
+
+
+class GroupNorm(nnx.Module):
+    """A group norm with a scale and a bias for each channel; float32 whatever comes in.
 
     Args:
       channels: channels of x.
@@ -31,9 +83,6 @@ class GroupNorm(nnx.Module):
 
     Raises:
       ValueError: `groups` does not divide `channels`.
-
-    References:
-      Wu and He 2018, equations 1 to 3; Chan, Golub and LeVeque 1983 (shifted variances).
     """
 
     layout: ClassVar[Layout] = NORM
@@ -46,21 +95,9 @@ class GroupNorm(nnx.Module):
         self.groups = groups
         self.eps = eps
 
-    def _over_groups(self, v: Array) -> Array:
-        """Average f32[B, C] over each group's channels and spread it over them again: f32[B, 1, 1, C]."""
-        b, c = v.shape
-        mean = v.reshape(b, self.groups, c // self.groups).mean(axis=-1)
-        return jnp.repeat(mean, c // self.groups, axis=-1)[:, None, None, :]
-
-    def __call__(self, x: Array) -> Array:
-        """Normalize x f[B, H, W, C]; returns f32[B, H, W, C]."""
-        x = f32(x)
-        a = jax.lax.stop_gradient(self._over_groups(x[:, 0].mean(axis=1)))
-        d = x - a
-        mean = self._over_groups(d.mean(axis=(1, 2)))
-        variance = self._over_groups(jnp.square(d).mean(axis=(1, 2))) - jnp.square(mean)
-        gain = jax.lax.rsqrt(variance + self.eps) * self.scale[...][None, None, None, :]
-        return (d - mean) * gain + self.bias[...][None, None, None, :]
+    def __call__(self, x: Array, gain: ArrayLike = 0.0, shift: ArrayLike = 0.0) -> Array:
+        """Normalize x f[B, H, W, C], then scale by 1 + gain and add shift, each f32[B, C]; returns f32[B, H, W, C]."""
+        return group_norm(x, self.groups, self.eps, self.scale[...], self.bias[...], gain, shift)
 
 
 class AdaGroupNorm(nnx.Module):
@@ -81,12 +118,7 @@ class AdaGroupNorm(nnx.Module):
 
     def __call__(self, x: Array, emb: Array) -> Array:
         """Map x f[B, H, W, C] and the time embedding f32[B, E] to f32[B, H, W, C]."""
-        gain, shift = jnp.split(self.linear(emb)[:, None, None, :], 2, axis=-1)
-        b, h, w, c = x.shape
-        y = f32(x).reshape(b, h, w, self.groups, c // self.groups)
-        y = y - y.mean(axis=(1, 2, 4), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=(1, 2, 4), keepdims=True) + self.eps)
-        return y.reshape(x.shape) * (1 + gain) + shift
+        return group_norm(x, self.groups, self.eps, 1.0, 0.0, *jnp.split(self.linear(emb), 2, axis=-1))
 
 
 class LayerNorm(nnx.Module):

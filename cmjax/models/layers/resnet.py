@@ -99,8 +99,7 @@ class ResnetBlock(Block):
         if self.time_emb_proj is None:
             return self.norm2(h)
         assert emb is not None
-        time = self.time_emb_proj(self.act(emb))[:, None, None, :]
+        time = self.time_emb_proj(self.act(emb))
         if not self.scale_shift:
-            return self.norm2(f32(h) + time)
-        gain, shift = jnp.split(time, 2, axis=-1)
-        return self.norm2(h) * (1 + gain) + shift
+            return self.norm2(f32(h) + time[:, None, None])
+        return self.norm2(h, *jnp.split(time, 2, axis=-1))
