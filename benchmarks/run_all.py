@@ -31,6 +31,7 @@ PROGRAMS = (
     "lora_training",
     "training",
     "training_memory",
+    "roofline",
     "runtime_steps",
     "scaling",
     "precision",
