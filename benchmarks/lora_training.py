@@ -85,6 +85,7 @@ def ours(
 
     from cmjax import recipes, training
     from cmjax.guidance import WithNull
+    from cmjax.io.memory import return_freed_memory
     from cmjax.models import from_nnx, lora, partition
     from cmjax.models.lora import Factors, Product
     from cmjax.models.unet2d_condition import UNetCondition
@@ -124,6 +125,7 @@ def ours(
     traced = training.train_step.trace(state, *rest, **static)
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
+    return_freed_memory()  # as `cmjax.training.train` does after its first step
     operations = 2 * multiplications(traced.jaxpr.jaxpr, jax.default_backend())
 
     def step() -> float:

@@ -16,7 +16,6 @@ command. PyTorch's calls and steps of the same network stand beside, under its o
 
 from __future__ import annotations
 
-import collections
 import functools
 import gzip
 import json
@@ -112,7 +111,7 @@ def in_products(program: Any) -> float:
                 jax.block_until_ready(program())
         (path,) = Path(folder).rglob("*.trace.json.gz")
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    seconds: dict[bool, float] = collections.Counter()
+    seconds = {True: 0.0, False: 0.0}
     for event in events:
         operation = event.get("args", {}).get("hlo_op") if event.get("ph") == "X" else None
         if operation is not None and operation not in outer and not operation.startswith("all-reduce"):  # it waits

@@ -41,6 +41,7 @@ from unet_forward import labelled, multiplications, reference, shares
 import cmjax
 from cmjax._mesh import batch_mesh
 from cmjax.drawing import use_cores_as_devices
+from cmjax.io.memory import return_freed_memory
 from cmjax.training import METHODS, Learner, Recipe, init, train, train_step
 
 use_cores_as_devices()  # before JAX begins: in this process, and in the fresh ones that import it
@@ -97,6 +98,7 @@ class Step:
         static = {"recipe": recipe, "config": config, "teacher_config": teacher_config}
         with labelled():
             self.compiled = train_step.lower(self.state, *self.given, **static).compile()
+        return_freed_memory()  # as `train` does after its first step
 
     def __call__(self) -> jax.Array:
         self.state, loss = self.compiled(self.state, *self.given)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.io.memory import return_freed_memory
 from cmjax.models.network import partition
 from cmjax.training import checkpoints, hosts, log
 from cmjax.training.data import Batch, batches
@@ -168,12 +169,14 @@ def train(
         whole = kept(state)
         if hosts.is_first():
             on_checkpoint(whole)
-    losses, last, since = [], step, time.perf_counter()
+    first, losses, last, since = step, [], step, time.perf_counter()
     while step < recipe.steps:
         batch = hosts.place_batch(following, mesh)
         state, loss = train_step(
             state, *batch, key, weights, frozen, recipe=recipe, config=config, teacher_config=teacher_config
         )
+        if step == first:
+            return_freed_memory()  # what the compiler leaves of gigabytes
         losses.append(loss)
         step += 1
         following = next(source) if step < recipe.steps else None

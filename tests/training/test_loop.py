@@ -247,6 +247,13 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(model):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), states[0], other)
 
 
+def test_what_the_compiler_leaves_is_returned_once_a_run(model, monkeypatch):
+    loop, returned = importlib.import_module("cmjax.training.loop"), []
+    monkeypatch.setattr(loop, "return_freed_memory", lambda: returned.append(True))
+    training.train(model, CONFIG, IMAGES, LABELS, recipe=dataclasses.replace(RECIPE, steps=3))
+    assert returned == [True]
+
+
 def test_flips_mirror_about_half_of_the_images_whole(model):
     seen = []
 
