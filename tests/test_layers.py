@@ -102,6 +102,7 @@ FLOORS = {
         "open_text_artifact",
         "convert edit evaluate export inspect lora sample train",
     ),
+    "cli/options": ("field read", "shared", "sample edit train evaluate lora files"),
     "cli/edit": ("inputs interpolate outputs", "tasks", "walks"),
     "cli/evaluate": ("inputs", "measure report text_inputs", "text_measure", "text_report", "texts"),
 }
