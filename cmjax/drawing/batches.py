@@ -133,6 +133,8 @@ class Batches:
 
     def place(self, model: Any) -> Any:
         """Copy a model to every device. Pass the result to later calls, so that the weights move once."""
+        if all(getattr(leaf, "sharding", None) == self._everywhere for leaf in jax.tree.leaves(model)):
+            return model  # to find that nothing moves would take JAX milliseconds
         return jax.device_put(model, self._everywhere)
 
     def __call__(self, first: int, model: Any) -> Any:
@@ -170,8 +172,10 @@ def compile_batches(
     mesh = batch_mesh(size, choose_devices(model=model) if devices is None else devices)
     everywhere, split_up = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
+    shared = jax.device_put(shared, everywhere)
+
     def arguments(numbers: np.ndarray) -> Any:
-        return jax.device_put(shared, everywhere), jax.device_put(rows(numbers), split_up)
+        return shared, jax.device_put(rows(numbers), split_up)
 
     parts = P(), P(), P("batch")
     spread = jax.shard_map(draw, mesh=mesh, in_specs=parts, out_specs=P("batch"), check_vma=False)
