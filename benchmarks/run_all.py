@@ -39,6 +39,8 @@ PROGRAMS = (
     "growth",
     "serving",
     "estimate",
+    "estimate_texts",
+    "sharding",
 )
 WITH_DATA = ("sample_quality", "editing_quality")
 
@@ -96,6 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         "serving": ["--quick"],
         "growth": ["--batches", "1", "2", "--sizes", "64", "128", "--devices", "1", "2", "--rounds", "1"],
         "estimate": ["--batches", "1"],
+        "estimate_texts": ["--tiny"],
+        "sharding": ["--tiny"],
     }
     commands: dict[str, list[str]] = {name: [] for name in PROGRAMS}
     if device == "gpu":

@@ -177,8 +177,8 @@ def test_many_devices_and_an_artifact() -> None:
     assert len(names["images"].sharding.device_set) == jax.device_count()
     kernels = [leaf for leaf in jax.tree.leaves(names["spread"]) if leaf.ndim == 4]
     assert any(leaf.addressable_shards[0].data.size * jax.device_count() == leaf.size for leaf in kernels)
-    np.testing.assert_allclose(names["fully_sharded"], names["images"][:8], rtol=0, atol=2e-3)
-    np.testing.assert_allclose(names["images_in_chunks"][:8], names["fully_sharded"], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(names["divided"], names["images"][:8], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(names["images_in_chunks"][:8], names["divided"], rtol=0, atol=2e-3)
     assert names["images_in_chunks"].shape == (32, 28, 28, 1)
     live = names["generate"](
         names["tcd_model"],

@@ -39,6 +39,11 @@ class Sent(NamedTuple):
     of: str
 
     @property
+    def shapes(self) -> str:
+        """The shapes of its arrays."""
+        return ", ".join(f"[{sizes}]" for _, sizes in ARRAY.findall(self.array))
+
+    @property
     def wire(self) -> float:
         """Bytes that one device sends once, by the algorithm that sends least."""
         n = self.devices
@@ -91,7 +96,13 @@ def group(rest: str, devices: int) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     if listed:
         return len(listed[1].split(","))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", named[2]))
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", rest)
+    if counted is None and "replica_groups={}" not in rest and "replica_groups" in rest:
+        raise ValueError(f"a collective does not say who takes part: {rest:.200}")
     return int(counted[1]) if counted else devices
 
 
