@@ -109,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.quick:
         for name in ("precision", "throughput", "estimate"):
             commands[name] += ["--imagenet64"]
+        commands["sharding"] += ["--untold"]
     if args.quick:
         for name, extra in commands.items():
             extra += few.get(name, ["--rounds", "3"])

@@ -23,6 +23,7 @@ import os
 os.environ["CMJAX_CPU_WORKAROUNDS"] = "0"  # the program as accelerators have it
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
@@ -63,7 +64,7 @@ def abstract(name: str, depth: list[int] | None) -> Any:
     return network
 
 
-def compiled(network: Any, cond: Any, devices: list[Any], layout: str, side: int) -> tuple[Any, int]:
+def compiled(network: Any, cond: Any, devices: list[Any], layout: str, side: int, *, told: bool) -> tuple[Any, int]:
     """Compile one call for devices, and say the bytes of the weights that one of them has."""
     mesh = Mesh(np.array(devices).reshape(LAYOUTS[layout]), ("batch", "model"), axis_types=(AxisType.Auto,) * 2)
     split, batch = NamedSharding(mesh, P("batch")), cond.context.shape[0]
@@ -78,13 +79,13 @@ def compiled(network: Any, cond: Any, devices: list[Any], layout: str, side: int
     x = jax.ShapeDtypeStruct((batch, side, side, network.config.in_channels), jnp.float32, sharding=split)
     t = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, P()))
     cond = jax.tree.map(lambda leaf: placed(leaf, split), cond)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh) if told else contextlib.nullcontext():
         call = jax.jit(lambda network, x, t, cond: network(x, t, cond), out_shardings=split)
         lowered = call.trace(network, x, t, cond).lower(lowering_platforms=(devices[0].platform,))
         return lowered.compile(), held
 
 
-def count(name: str, batch: int, layout: str, args: Any) -> dict[str, Any]:
+def count(name: str, batch: int, layout: str, args: Any, *, told: bool = True) -> dict[str, Any]:
     """Count for one division."""
     import full_size_texts
     from collectives import collectives
@@ -92,7 +93,7 @@ def count(name: str, batch: int, layout: str, args: Any) -> dict[str, Any]:
     network, devices = abstract(name, args.depth), chips(args.topology)
     side = network.config.sample_size
     start = time.perf_counter()
-    program, held = compiled(network, full_size_texts.given(name, batch), devices, layout, side)
+    program, held = compiled(network, full_size_texts.given(name, batch), devices, layout, side, told=told)
     seconds = time.perf_counter() - start
     widened = 2 if devices[0].platform == "cpu" else 1  # bfloat16 in float32
     kinds: dict[tuple[str, str, int], dict[str, float]] = collections.defaultdict(
@@ -110,7 +111,8 @@ def count(name: str, batch: int, layout: str, args: Any) -> dict[str, Any]:
     memory = program.memory_analysis()
     return {
         "network": name, "batch": batch, "layout": layout, "topology": args.topology or "simulated on the CPU",
-        "depth": args.depth, "weight_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(network)),
+        "depth": args.depth, "within_set_mesh": told,
+        "weight_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(network)),
         "weight_bytes_of_a_device": held, "sent_by_a_device": sum(row["sent"] for row in rows),
         "collectives": rows, "temporary_bytes": memory.temp_size_in_bytes, "compile_seconds": round(seconds),
     }  # fmt: skip
@@ -125,17 +127,21 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument(
         "--topology", help="of a TPU with four chips or more, such as v5e:2x2; none: simulated devices"
     )
+    options.add_argument("--untold", action="store_true", help="by model also without jax.set_mesh")
     options.add_argument("--tiny", action="store_true", help="a tiny network: does it run?")
     args = options.parse_args(arguments)
     jax.config.update("jax_num_cpu_devices", DEVICES)
     here = machine()
+    networks = ["tiny-xl"] if args.tiny else args.networks
     found = [
         count(name, batch, layout, args)
-        for name in (["tiny-xl"] if args.tiny else args.networks)
+        for name in networks
         for layout in args.layouts
         for batch in args.batches
         if batch % LAYOUTS[layout][0] == 0
     ]
+    if args.untold:
+        found += [count(name, args.batches[0], "model", args, told=False) for name in networks]
     cells = []
     for one in found:
         kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0])
@@ -144,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
             kinds[row["kind"]][1] += row["bytes"]
         said = ", ".join(f"{n:.0f} {kind} of {size / 1e9:.2f} GB" for kind, (n, size) in kinds.items()) or "none"
         name = f"{one['network']}, {one['layout']}, batch {one['batch']}"
+        name += "" if one["within_set_mesh"] else ", not within set_mesh"
         cells.append(
             [name, f"{one['weight_bytes_of_a_device'] / 1e9:.2f}", said, f"{one['sent_by_a_device'] / 1e9:.2f}"]
         )

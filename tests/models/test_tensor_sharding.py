@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import cmjax
 from cmjax import _cpu, text_to_image
-from cmjax.models import combine, lora, partition, tensor_sharding
+from cmjax.models import combine, lora, partition, remat, tensor_sharding
 from cmjax.models.lora import Factors, Hadamard, Kronecker, Product
 
 NAME = "four-heads"  # Stable Diffusion XL in small: heads that four devices divide at each level
@@ -195,3 +195,20 @@ def test_a_whole_picture_is_that_of_one_device():
     expected = draw(pipe)
     with jax.set_mesh(mesh):
         near(draw(jax.device_put(pipe, tensor_sharding(pipe, mesh))), expected)
+
+
+@pytest.mark.slow
+def test_one_picture_of_an_odd_size_under_vmap_and_recomputed():
+    network = full_size_texts.random(NAME).unet
+    mesh = mesh_of(1, 4)
+    _, _, cond = told(1)
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 10, 6, 4)), jnp.float32)
+
+    def both(network, x, t, cond):
+        slope = jax.grad(lambda x: jnp.square(network(x, t[0], cond)).mean())(x)
+        return jax.vmap(lambda t: network(x, t, cond))(t), slope
+
+    t = jnp.asarray([10.0, 900.0])
+    expected = jax.jit(both)(network, x, t, cond)
+    with jax.set_mesh(mesh):
+        near(jax.jit(both)(remat(jax.device_put(network, tensor_sharding(network, mesh))), x, t, cond), expected)

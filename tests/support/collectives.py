@@ -114,10 +114,10 @@ def collectives(text: str, devices: int) -> list[Sent]:
         devices: of the program.
     """
     entry, found = computations(text)
-    return list(_of(entry, 1, found, devices))
+    return list(_of(entry, 1, found, devices, set()))
 
 
-def _of(name: str, times: int, found: dict[str, list[str]], devices: int) -> Iterator[Sent]:
+def _of(name: str, times: int, found: dict[str, list[str]], devices: int, seen: set[str]) -> Iterator[Sent]:
     types: dict[str, str] = {}
     for line in found[name]:
         match = LINE.match(line)
@@ -126,6 +126,11 @@ def _of(name: str, times: int, found: dict[str, list[str]], devices: int) -> Ite
         here, kind, op, rest = match.groups()
         types[here] = kind
         plain = op.removesuffix("-start")
+        channel = re.search(r"channel_id=(\d+)", rest)
+        if plain in KINDS and channel:  # TPUs send while they compute: what is sent stands in several fusions
+            if channel[1] in seen:
+                continue
+            seen.add(channel[1])
         if plain in KINDS:
             operands = rest.split(")", 1)[0]
             given = (
@@ -136,7 +141,7 @@ def _of(name: str, times: int, found: dict[str, list[str]], devices: int) -> Ite
         inner = CALLED.findall(rest) + [one.strip(" %") for one in ",".join(BRANCHES.findall(rest)).split(",") if one]
         again = times * trips(line, found) if op == "while" else times
         for called in inner if plain not in KINDS else ():
-            yield from _of(called, again, found, devices)
+            yield from _of(called, again, found, devices, seen)
 
 
 def totals(sent: list[Sent]) -> dict[str, dict[str, Any]]:
