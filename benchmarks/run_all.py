@@ -24,6 +24,7 @@ PROGRAMS = (
     "editing",
     "bandwidth",
     "start_up",
+    "compile_time",
     "unet_forward",
     "published_models",
     "text_to_image",
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     few = {
         "loop_cost": ["--rounds", "3", "--compile-rounds", "1"],
         "editing": ["--rounds", "1", "--batches", "1", "--masks", "4"],
-        "start_up": ["--rounds", "1", "--import-rounds", "2"],
+        "start_up": ["--rounds", "1", "--text-rounds", "1", "--import-rounds", "2"],
+        "compile_time": ["--models", "tiny", "--pixels", "64"],
         "unet_forward": ["--batches", "1", "--rounds", "1", "--no-compiled"],
         "published_models": ["--batches", "1", "--rounds", "1", "--process-rounds", "1"],
         "text_to_image": ["--tiny"],
