@@ -67,7 +67,7 @@ def program(name: str, part: str, pixels: int, steps: int = STEPS, dtype: str = 
 
     from cmjax.text_to_image import Prompt, TextToImage, draw_prompt
 
-    pipe = full_size_texts.abstract(name, dtype=dtype, param_dtype=dtype)
+    pipe = _pipe(name, dtype)
     tokens = tuple(jax.ShapeDtypeStruct((1, 77), jnp.int32) for _ in pipe.text_encoders)
     shape = pipe.latent_shape(1, (pixels, pixels))
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -85,6 +85,13 @@ def program(name: str, part: str, pixels: int, steps: int = STEPS, dtype: str = 
         return draw_prompt(pipe, state, key, shape, prompt)
 
     return picture, (pipe, state, jax.random.key(0), Prompt(tokens))
+
+
+@functools.cache
+def _pipe(name: str, dtype: str) -> Any:
+    import full_size_texts
+
+    return full_size_texts.abstract(name, dtype=dtype, param_dtype=dtype)
 
 
 def operations(text: str) -> int:
