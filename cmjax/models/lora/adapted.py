@@ -84,12 +84,13 @@ def _beside(x: Array, factors: Factors, scale: Array, ends: Ends) -> Array:
     return (expand_like(_each(f32(scale) * factors.gain, x.shape[0]), y) * f32(y)).astype(dtype)
 
 
-def _layer_of(apply: Apply, ends: Ends) -> Callable[[Array, Array, list[tuple[Factors, Array]]], Array]:
+def _layer_of(apply: Apply, ends: Ends | None = None) -> Callable[[Array, Array, list[tuple[Factors, Array]]], Array]:
     """A layer that adds products of factors to its kernel, and takes their derivatives beside it.
 
     To add is the least work forward. Backward it would make the gradient of a whole kernel, as much work as the layer,
     only to multiply it by small factors: with the change beside the kernel, gradients of factors need none.
     """
+    first_and_last = (apply, jnp.matmul) if ends is None else ends
 
     def added(x: Array, kernel: Array, changes: list[tuple[Factors, Array]]) -> Array:
         return (f32(kernel) + sum(f32(scale) * factors.delta(kernel) for factors, scale in changes)).astype(x.dtype)
@@ -109,7 +110,7 @@ def _layer_of(apply: Apply, ends: Ends) -> Callable[[Array, Array, list[tuple[Fa
             tangent = tangent + apply(x, dkernel.astype(x.dtype))
         if not all(map(_is_zero, jax.tree.leaves(dchanges, is_leaf=_is_zero))):
             dchanges = jax.tree.map(_number, dchanges, is_leaf=_is_zero)
-            beside = lambda changes: sum(_beside(x, f, s, ends) for f, s in changes)  # noqa: E731
+            beside = lambda changes: sum(_beside(x, f, s, first_and_last) for f, s in changes)  # noqa: E731
             tangent = tangent + jax.jvp(beside, (changes,), (dchanges,))[1]
         return y, tangent
 
