@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ FLOORS = {
 }
 
 
+@cache
 def imports(file: Path) -> set[str]:
     """Everything that a file imports, as dotted names: on import or later, or for type checkers only."""
     found = set()
@@ -120,7 +122,7 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-FILES = {file: imports(file) for file in sorted(ROOT.rglob("*.py"))}
+FILES = dict.fromkeys(sorted(ROOT.rglob("*.py")))  # in order, and quick to look up
 
 
 def target(name: str) -> Path | None:
@@ -138,7 +140,7 @@ def target(name: str) -> Path | None:
 def test_imports_point_down(file: Path) -> None:
     part = file.relative_to(ROOT).parts[0].removesuffix(".py")
     assert part in LAYER, f"{part} has no layer yet: give it one"
-    for name in FILES[file]:
+    for name in imports(file):
         top, _, rest = name.partition(".")
         assert not (LAYER[part] <= 3 and top in HEAVY), f"{part} imports {name}"
         assert not (part == "schedules" and top == "jax")
@@ -164,7 +166,7 @@ def test_within_a_folder_imports_point_down(said: str) -> None:
             continue
         room = file.relative_to(folder).parts[0].removesuffix(".py")
         assert room in floor, f"{said}/{room} has no floor yet: give it one in FLOORS"
-        for name in FILES[file]:
+        for name in imports(file):
             found = target(name)
             assert found != folder / "__init__.py", f"{said}/{room} imports {name}, which stands above it"
             if found and folder in found.parents:
@@ -176,7 +178,7 @@ def test_nothing_imports_in_a_circle() -> None:
     def visit(file: Path, above: tuple[Path, ...]) -> None:
         assert file not in above, f"{' -> '.join(str(f.relative_to(ROOT)) for f in (*above, file))}"
         if file not in done:
-            for other in {target(name) for name in FILES[file] if name.split(".")[0] == "cmjax"} - {None, file}:
+            for other in {target(name) for name in imports(file) if name.split(".")[0] == "cmjax"} - {None, file}:
                 visit(other, (*above, file))
             done.add(file)
 

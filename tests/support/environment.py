@@ -1,5 +1,7 @@
 """What JAX reads when it is imported: eight CPU devices, quick compilation, one cache of compiled programs for a run.
 
+CMJAX_TESTS_CACHE names a folder for that cache, which then stays for the runs after this one.
+
 Worker processes, and the commands that tests start, inherit all of it from the first process.
 """
 
@@ -31,7 +33,8 @@ if not is_worker:
     quick = () if is_optimized else (*QUICK, *(QUICK_OLD if is_old else ()))
     os.environ["XLA_FLAGS"] = " ".join([*FLAGS, *quick, os.environ.get("XLA_FLAGS", "")]).strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # numbers are compared bit for bit: all machines run the same kernels
-    CACHE = tempfile.TemporaryDirectory(prefix="cmjax-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    shared = os.environ.get("CMJAX_TESTS_CACHE")
+    CACHE = None if shared else tempfile.TemporaryDirectory(prefix="cmjax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name if CACHE else str(shared)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # reading any program is less work than compiling it
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
