@@ -10,13 +10,14 @@ no other work of the machine disturbs. Lines:
 - devices: where they share the cores of one CPU, seconds constant; the memory of each falls as its part of the batch;
 - LoRAs: seconds and memory rise by their own matrix products.
 
-`--curves FILE.png` draws them. `--sizes 64 128 256 512` takes larger pictures than the default.
+`--curves FILE.png` draws them. The largest pictures are compiled, not drawn: they have memory, and no seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -67,33 +68,40 @@ def with_loras(pipe: Any, count: int) -> Any:
     return pipe
 
 
-def measure(axis: str, programs: dict[int, Drawn], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    axis: str, programs: dict[int, Drawn], rounds: int, compiled_only: Mapping[int, Drawn] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Time the programs of one axis in turn."""
     timing, _ = interleaved({str(n): call for n, (call, _) in programs.items()}, rounds=rounds)
     rows = [
         {"axis": axis, "at": n, "seconds": timing[str(n)].median, "timing": timing[str(n)], "memory": memory}
         for n, (_, memory) in programs.items()
     ]
+    rows += [{"axis": axis, "at": n, "seconds": None, "memory": memory} for n, (_, memory) in compiled_only.items()]
     print_table(
         f"Over {NAMES[axis]}: seconds a call, MiB of temporary arrays",
         [axis, "seconds", "MiB"],
-        [[row["at"], row["seconds"], f"{row['memory'] / 2**20:.1f}"] for row in rows],
+        [[row["at"], "" if row["seconds"] is None else row["seconds"], f"{row['memory'] / 2**20:.1f}"] for row in rows],
     )
     return rows
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Hold the upper end of each curve to its line; where there is one point alone, there is none."""
-    axes = [row["axis"] for row in rows]
-    measured = {axis for axis in NAMES if axes.count(axis) > 1}
+
+    def points(axis: str, what: str = "memory") -> list[dict[str, Any]]:
+        return [row for row in rows if row["axis"] == axis and row[what] is not None]
 
     def last(axis: str, what: str) -> tuple[float, float, float, float]:
-        one, two = [row for row in rows if row["axis"] == axis][-2:]
+        one, two = points(axis, what)[-2:]
         return one["at"], two["at"], two[what] / one[what], two["at"] / one["at"]
 
+    measured = {axis for axis in NAMES if len(points(axis)) > 1}
     found = []
     for axis, power in (("batch", 1), ("size", 2)):
-        for what, slack in (("seconds", 1.15), ("memory", 1.1)) if axis in measured else ():
+        for what, slack in (("seconds", 1.15), ("memory", 1.1)):
+            if len(points(axis, what)) < 2:
+                continue
             low, high, grew, by = last(axis, what)
             rule = f"{what} from {low} to {high} {NAMES[axis]}, over the line"
             found.append(target(grew / by**power, slack, rule))
@@ -106,7 +114,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         low, high, grew, by = last("devices", "memory")
         found.append(target(grew * by, 1.25, f"memory of each from {low} to {high} devices, over the line"))
     if "loras" in measured:
-        bare, *_, most = [row for row in rows if row["axis"] == "loras"]
+        bare, *_, most = points("loras")
         rule = f"seconds with {most['at']} LoRAs of rank {RANK} over {bare['at']}"
         found.append(target(most["seconds"] / bare["seconds"], 1.5, rule))
     return found
@@ -119,9 +127,9 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(2, len(NAMES), figsize=(3 * len(NAMES), 5), sharex="col", layout="constrained")
     lines = {"batch": (1, 1), "size": (2, 2), "steps": (1, 0), "devices": (0, -1), "loras": (0, 0)}
     for column, axis in enumerate(NAMES):
-        own = [row for row in rows if row["axis"] == axis]
-        at = np.array([row["at"] for row in own], float)
         for row, what, scale in ((0, "seconds", 1.0), (1, "memory", 2.0**20)):
+            own = [point for point in rows if point["axis"] == axis and point[what] is not None]
+            at = np.array([point["at"] for point in own], float)
             values, panel = np.array([one[what] for one in own]) / scale, axes[row, column]
             panel.plot(at, values, "o-", color="#2a6f97", label="measured")
             if axis != "loras":
@@ -139,8 +147,9 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    options.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     options.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
+    options.add_argument("--compiled-sizes", type=int, nargs="*", default=[512, 1024, 2048], help="compiled, not drawn")
     options.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 25, 50])
     options.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
     options.add_argument("--loras", type=int, nargs="+", default=[0, 1, 2, 4])
@@ -158,7 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
         return lambda: call(pipe, path, *given)
 
     rows = measure("batch", {n: drawn(pipe, state(2), n) for n in args.batches}, args.rounds)
-    rows += measure("size", {n: drawn(pipe, state(2), 1, n) for n in args.sizes}, args.rounds)
+    large = {n: drawn(pipe, state(2), 1, n) for n in args.compiled_sizes}
+    rows += measure("size", {n: drawn(pipe, state(2), 1, n) for n in args.sizes}, args.rounds, large)
     any_steps = jax.jit(cmjax.text_to_image.draw)
     given = jax.random.key(0), pipe.encode(pipe.tokenize(["a red apple"]))
     known = {n: drawn(pipe, state(n), 1)[1] for n in args.steps}
