@@ -217,6 +217,8 @@ def test_a_group_norm_is_the_formula_and_its_derivatives_forward_and_backward(on
     pairs = zip(*(jax.tree.leaves(derivatives(norm)) for norm in (ours, group_norm_by_hand)), strict=True)
     for one, other in pairs:
         np.testing.assert_allclose(one, other, atol=2e-5)
+    by_numbers = ours(operands[0], 2.0, 1.0)
+    np.testing.assert_allclose(by_numbers, ours(operands[0], jnp.full(6, 2.0), jnp.ones(6)), atol=2e-6)
     stacked = [jnp.stack([a, 2 * a]) for a in operands]
     np.testing.assert_allclose(jax.jit(jax.vmap(ours))(*stacked)[0], ours(*operands), atol=2e-6)
 

@@ -55,7 +55,10 @@ def group_norm(
 def _affine(
     mean: Array, square: Array, scale: Array, bias: Array, gain: Array, shift: Array, *, groups: int, eps: float
 ) -> tuple[Array, Array, Array]:
-    """What a channel of a picture loses, is multiplied by and gains: f32[B, C], or f32[C] where nothing says more."""
+    """Return a mean, a factor and a summand, so that the norm of d is (d - mean) factor + summand.
+
+    Each is f32[B, C]; the summand is f32[C] or a number if bias, gain and shift are.
+    """
     mean, square = _over_groups(mean, groups=groups), _over_groups(square, groups=groups)
     factor = jax.lax.rsqrt(square - jnp.square(mean) + eps) * scale
     return mean, factor * (1 + gain), bias * (1 + gain) + shift
@@ -69,8 +72,8 @@ def _over_groups(v: Array, *, groups: int) -> Array:
 
 
 def _over_pixels(v: Array) -> Array:
-    """Lay f[..., C] over the pixels of pictures: f[..., 1, 1, C]."""
-    return v[..., None, None, :]
+    """Lay f[..., C], or a number, over the pixels of pictures: f[..., 1, 1, C]."""
+    return jnp.atleast_1d(v)[..., None, None, :]
 
 
 class GroupNorm(nnx.Module):
