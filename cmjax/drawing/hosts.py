@@ -29,7 +29,7 @@ _MESSAGE = 32  # bytes
 _REFUSED = np.full(8, 255, np.uint8)  # how a message begins in the place of any other
 _MOST, _LONGEST = 1 << 16, 86_400  # processes; seconds
 _GONE = "another process is gone"
-_LOCKS: dict[int, str] = {}  # what this process has locked: open files, and where they are
+_LOCKS: dict[int, str] = {}  # the files that this process has locked: descriptors and paths
 
 
 class Repeated(Exception):
@@ -299,11 +299,11 @@ def _own_number(coordinator: str | None, process_id: int | None) -> Iterator[Non
         yield
         return
     name = hashlib.sha256(f"{coordinator} {process_id}".encode()).hexdigest()[:16]
-    path = os.path.join(tempfile.gettempdir(), f"cmjax-process-{name}")
     while True:
         try:
+            path = os.path.join(tempfile.gettempdir(), f"cmjax-process-{name}")
             lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        except OSError:  # another user's: whose process that is, cannot be known
+        except OSError:  # no folder, or the file of another user, whose processes we cannot know
             yield
             return
         try:
@@ -316,7 +316,7 @@ def _own_number(coordinator: str | None, process_id: int | None) -> Iterator[Non
             ) from error
         if _is_at(lock, path):
             break
-        os.close(lock)  # who held it has removed it since it was opened, and another may hold a new one
+        os.close(lock)  # its holder removed it after we opened it, and another process may hold a new one
     _LOCKS[lock] = path
     try:
         yield
@@ -326,16 +326,16 @@ def _own_number(coordinator: str | None, process_id: int | None) -> Iterator[Non
 
 
 def _remove_locks(*locks: int) -> None:
-    """Remove files while they are locked, so that no other process can hold them."""
+    """Remove files while this process holds their locks, so that no other process can hold them."""
     for lock in locks:
         path = _LOCKS.pop(lock, None)
-        with contextlib.suppress(OSError):  # they are empty: one that cannot be removed does no harm
+        with contextlib.suppress(OSError):  # an empty file that cannot be removed does no harm
             if path and _is_at(lock, path):
                 os.unlink(path)
 
 
 def _is_at(opened: int, path: str) -> bool:
-    """Whether an open file still has its name."""
+    """Whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(opened), os.stat(path))
     except FileNotFoundError:

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -278,6 +279,10 @@ def test_a_process_number_is_held_by_one_and_leaves_no_file(tmp_path: Path, monk
         holding = list(pool.map(hold, range(200)))
     assert any(holding) and not all(holding) and most == 1
     assert not list(tmp_path.iterdir())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "gettempdir", Mock(side_effect=FileNotFoundError("no usable temporary directory")))
+        assert hold(0)
 
     lock, opened = fcntl.flock, []
 
