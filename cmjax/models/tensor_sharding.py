@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmjax.models.layers import Division
@@ -16,7 +16,7 @@ __all__ = ["tensor_sharding"]
 
 ModelT = TypeVar("ModelT")
 
-_OUT = ("kernel", "bias", "scale", "up", "magnitude")  # leaves with an axis of the channels that come out: the last
+_OUT = ("kernel", "bias", "scale", "up")  # leaves with an axis of the channels that come out: the last
 _IN = ("kernel", "down")  # leaves with an axis of the channels that go in: the last but one
 _NUMBERS = ("alpha", "scale")  # of a LoRA
 
@@ -29,16 +29,16 @@ def tensor_sharding(model: ModelT, mesh: Mesh, axis: str = "model") -> ModelT:
     Convolutions that halve or double a picture are divided by the channels that come out. All other weights are on
     every device, and so is a module whose heads (or groups of a norm, or channels) the number of devices does not
     divide: 10 heads divide among 2 devices, not among 4. The first layer of a gated feed-forward layer is on every
-    device too, which computes its part of it: a part of the weights would lack the gate of its channels. Factors of a
-    LoRA go as the kernel beside them.
+    device too, and each device computes its part of the output: a part of the weights would hold channels without their
+    gates. Factors of a LoRA go where the kernel beside them goes.
 
     The values stay as they are: `jax.device_put` places the weights by what this returns, or `jax.jit` takes it in
     `in_shardings`, and the compiler divides the program. Call the model within `jax.set_mesh(mesh)`, which lets the
-    layers say where sums must meet; without it the numbers are the same, but more is sent. The other axes of the mesh
-    are free, such as for the batch.
+    layers say where sums must meet; without it the numbers are the same, but the devices send more. The other axes of
+    the mesh are free, such as for the batch.
 
     Args:
-      model: a network of this library, or any pytree of some, with weights or abstract.
+      model: a network of this library, or any pytree that holds some, with weights or abstract.
       mesh: the devices; its axes are of type Auto.
       axis: the axis of the mesh that divides the weights.
 
@@ -46,7 +46,8 @@ def tensor_sharding(model: ModelT, mesh: Mesh, axis: str = "model") -> ModelT:
       The model with a `NamedSharding` in the place of each leaf.
 
     Raises:
-      ValueError: the mesh has no such axis, or no network in the model has layers that it divides.
+      ValueError: the mesh has no such axis, or one that is not of type Auto; or no network in the model has layers that
+        this function divides.
 
     Example:
       >>> import cmjax, jax
@@ -61,8 +62,13 @@ def tensor_sharding(model: ModelT, mesh: Mesh, axis: str = "model") -> ModelT:
       Shoeybi et al., Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism, 2019,
       section 3.
     """
-    if axis not in mesh.shape:
+    if axis not in mesh.axis_names:
         raise ValueError(f"axis must be one of the mesh's, {', '.join(map(repr, mesh.axis_names))}, got {axis!r}.")
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"mesh must have axes of type Auto, so that the compiler divides the program, got {mesh.axis_types}: "
+            f"make it with jax.make_mesh(..., axis_types=(AxisType.Auto,) * {len(mesh.axis_names)})."
+        )
     has_some = False
 
     def placed(part: Any) -> Any:
@@ -77,14 +83,15 @@ def tensor_sharding(model: ModelT, mesh: Mesh, axis: str = "model") -> ModelT:
     where = jax.tree.map(placed, model, is_leaf=lambda node: isinstance(node, Network))
     if not has_some:
         raise ValueError(
-            "tensor_sharding needs a network with layers that it divides, such as models.UNet, and found none: place "
-            "the weights of your own module with a function of their names and shapes."
+            "tensor_sharding needs a network with layers that it divides, such as cmjax.load returns, and found none: "
+            "wrap a module of this library in models.from_nnx; for a module of your own, choose the sharding of each "
+            "weight by its name and shape."
         )
     return where
 
 
 def _divided(module: Any, parts: int) -> tuple[dict[str, str], bool]:
-    """How the layers of a module divide, "columns" or "rows", by their names; and whether it knows of any."""
+    """Map names of layers to how they divide, "columns" or "rows"; and say whether any module has a `Division`."""
     divided, found = {}, False
     for path, one in nnx.iter_modules(module) if isinstance(module, nnx.Module) else ():
         division = getattr(one, "division", None)
@@ -92,13 +99,13 @@ def _divided(module: Any, parts: int) -> tuple[dict[str, str], bool]:
             continue
         found = True
         if division.units(one) % parts == 0:
-            names = [(".".join([*map(str, path), name]), "columns") for name in division.columns]
-            divided.update([*names, *((".".join([*map(str, path), name]), "rows") for name in division.rows)])
+            for kind, names in (("columns", division.columns), ("rows", division.rows)):
+                divided |= {".".join([*map(str, path), name]): kind for name in names}
     return divided, found
 
 
 def _spec(name: str, leaf: Any, divided: dict[str, str], axis: str) -> P:
-    """Where one leaf goes."""
+    """Choose the axis of one leaf that is divided, if any."""
     words = name.split(".")
     ends = [end for end in range(len(words), 0, -1) if ".".join(words[:end]) in divided]
     if not ends:
@@ -107,9 +114,12 @@ def _spec(name: str, leaf: Any, divided: dict[str, str], axis: str) -> P:
     of_lora = rest[0] == "changes"
     if of_lora and (rest[-1] in _NUMBERS or "outer" in rest or "inner" in rest):  # a Kronecker product mixes channels
         return P()
+    last: str = rest[-1]
+    if last == "magnitude":
+        last = "up" if leaf.ndim == 1 else "down"  # f[c_out], or f[c_in, 1]
     spec: list[str | None] = [None] * leaf.ndim
-    if kind == "columns" and rest[-1] in _OUT and not (rest[-1] == "magnitude" and leaf.ndim > 1):
+    if kind == "columns" and last in _OUT:
         spec[-1] = axis
-    elif kind == "rows" and (rest[-1] in _IN or (rest[-1] == "magnitude" and leaf.ndim > 1)):
+    elif kind == "rows" and last in _IN:
         spec[-2] = axis
     return P(*spec)

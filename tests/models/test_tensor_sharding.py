@@ -128,6 +128,9 @@ def test_what_it_cannot_divide_is_refused():
     network = abstract()
     with pytest.raises(ValueError, match=r"axis must be one of the mesh's, 'batch', 'model', got 'heads'"):
         tensor_sharding(network, mesh_of(1, 4), axis="heads")
+    explicit = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
+    with pytest.raises(ValueError, match=r"mesh must have axes of type Auto.*axis_types=\(AxisType.Auto,\) \* 1"):
+        tensor_sharding(network, explicit)
     with pytest.raises(ValueError, match=r"needs a network with layers that it divides"):
         tensor_sharding({"w": np.ones(3)}, mesh_of(1, 4))
 
