@@ -134,7 +134,7 @@ class Batches:
     def place(self, model: Any) -> Any:
         """Copy a model to every device. Pass the result to later calls, so that the weights move once."""
         if all(getattr(leaf, "sharding", None) == self._everywhere for leaf in jax.tree.leaves(model)):
-            return model  # to find that nothing moves would take JAX milliseconds
+            return model  # device_put takes milliseconds to find that out
         return jax.device_put(model, self._everywhere)
 
     def __call__(self, first: int, model: Any) -> Any:

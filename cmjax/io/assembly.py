@@ -81,7 +81,7 @@ class _NoKeys:
     """A stand-in for the keys of weights when only their shapes are made.
 
     `nnx.Rngs` counts the keys it gives, and under a trace each count takes 13 ms: seconds for a large network. Without
-    a key nothing is drawn, which would have to be traced too.
+    a key, layers draw nothing, and JAX has no draws to trace.
     """
 
     def params(self) -> None:

@@ -176,7 +176,7 @@ def train(
             state, *batch, key, weights, frozen, recipe=recipe, config=config, teacher_config=teacher_config
         )
         if step == first:
-            return_freed_memory()  # what the compiler leaves of gigabytes
+            return_freed_memory()  # the compiler leaves gigabytes of it
         losses.append(loss)
         step += 1
         following = next(source) if step < recipe.steps else None

@@ -28,7 +28,7 @@ class Sent(NamedTuple):
         bytes: of the arrays that one device gives to it, once.
         devices: how many take part together.
         array: their types, as the program writes them.
-        of: what the program says where it comes from.
+        of: the operation of JAX that it comes from, as the program says.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""How the layers of a module divide among devices, so that each computes a part and sums meet once."""
+"""How the layers of a module divide among devices, so that each computes a part and they add sums once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ __all__ = ["Division", "is_divided", "whole"]
 class Division:
     """Which layers of a module are divided by their outputs, and which by their inputs.
 
-    Columns make a part of the channels each, which nothing after them mixes before the rows do. Rows take these parts
-    and give a part of each sum: the sums of all devices are added once, after the rows.
+    With a part of the columns, a device computes a part of the channels, and no operation mixes channels before the
+    rows. With a part of the rows, a device computes a part of each sum from these channels. The devices add their sums
+    once, after the rows.
 
     Args:
-      units: how many parts of the channels are independent of each other (heads, groups of a norm, channels), of a
-        module; the number of devices must divide it.
+      units: maps a module to the number of parts of its channels that are independent of each other (heads, groups of
+        a norm, channels); the number of devices must divide it.
       columns: names, from the module on, of layers divided by the channels that come out.
       rows: names of layers divided by the channels that go in.
 
@@ -39,19 +40,21 @@ class Division:
 
 
 def is_divided() -> bool:
-    """Whether the compiler is told of several devices: within `jax.set_mesh`, where all axes are of type Auto."""
+    """Whether the program is traced for several devices: within `jax.set_mesh`, if all axes are of type Auto."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
 
 
 def whole(x: Array) -> Array:
-    """Tell the compiler that each device has all channels here: what the devices have of them is brought together.
+    """Tell the compiler that each device needs all channels here, so that the devices add or gather their parts.
 
-    Without it the compiler may carry parts through a network, and bring them together where that costs most. It acts
-    where `is_divided`; anywhere else x is returned as it is.
+    Without it the compiler may carry parts through a network, and gather them where that costs most.
 
     Args:
-      x: f[..., C]. All axes but the last are left to the compiler.
+      x: f[..., C]. The compiler chooses for all axes but the last.
+
+    Returns:
+      x, with a constraint of its sharding if `is_divided`.
     """
     spec = P(*[P.UNCONSTRAINED] * (x.ndim - 1), None)
     return jax.lax.with_sharding_constraint(x, spec) if is_divided() else x

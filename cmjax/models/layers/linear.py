@@ -45,7 +45,7 @@ class Linear(nnx.Linear):
         )
 
     def in_parts(self, x: Array, parts: int) -> Array:
-        """Map f[..., c_in] to f[..., parts, c_out / parts]: the same numbers, in a form whose last axis divides."""
+        """Map f[..., c_in] to f[..., parts, c_out / parts]: the output in parts, each of which devices can divide."""
         y = apply_in_parts(x.astype(self.dtype), self.kernel[...].astype(self.dtype), parts)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(parts, -1)
 

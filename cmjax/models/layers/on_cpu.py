@@ -151,7 +151,10 @@ def apart(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     XLA fuses small sums and products into the loop that uses them, where they are computed again for each pixel.
 
     Args:
-      *static: names of the arguments that are no arrays; they are given by keyword.
+      *static: names of the arguments that are no arrays; callers give them by keyword.
+
+    Returns:
+      A decorator of a function of arrays.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

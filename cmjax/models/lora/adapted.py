@@ -21,7 +21,7 @@ from cmjax.types import Array
 __all__ = ["Factor", "attach", "attached", "detach", "kernels", "pixel_layers"]
 
 Apply = Callable[[Array, Array], Array]
-Ends = tuple[Apply, Apply]  # of a product of factors: how x meets `down`, and what comes of it `up`
+Ends = tuple[Apply, Apply]  # how a product of factors applies `down` to x, and then `up` to the result
 
 
 class Factor(nnx.Variable):
