@@ -18,10 +18,10 @@ Beside them stand the public ceilings of chips (`estimate.py`): for each part th
 and its bytes over the bandwidth. It is no bound: a compiler that keeps arrays on the chip moves fewer bytes, and real
 programs reach a part of either ceiling.
 
-`--topology v5e:2x2` asks the compiler for TPUs, where it is installed (`pip install libtpu`, in the version that jax
-wants), what becomes of blocks that follow each other: a residual block, two transformer blocks and a residual block of
-each level of XL that attends. Which copies and transposes stand in the compiled program? No chip is needed. `--whole`
-asks it for what the whole program holds on one chip, too, which takes many minutes.
+`--topology v5e:2x2` compiles a row of blocks (a residual block, two transformer blocks and a residual block) for each
+level of XL that attends, with the compiler for TPUs where it is installed (`pip install libtpu`, in the version that
+jax wants), and lists the copies and transposes of the compiled program. No chip is needed. `--whole` also compiles the
+whole program, and says what it holds on one chip; this takes many minutes.
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ class Blocks(nnx.Module):
     def __init__(self, channels: int, heads: int, rngs: Any):
         options: Any = {"groups": 32, "dtype": jnp.bfloat16, "rngs": rngs}
         self.first = layers.ResnetBlock(channels, channels, time_width=1280, eps=1e-5, **options)
-        self.pixels = layers.Transformer2D(
-            channels, heads=heads, context_width=2048, blocks=2, linear=True, **options
-        )  # fmt: skip
+        self.pixels = layers.Transformer2D(channels, heads=heads, context_width=2048, blocks=2, linear=True, **options)
         self.last = layers.ResnetBlock(channels, channels, time_width=1280, eps=1e-5, **options)
 
     def __call__(self, x: Any, emb: Any, context: Any) -> Any:
@@ -142,8 +140,8 @@ class Blocks(nnx.Module):
 
 def blocks(topology: str, side: int, channels: int, heads: int) -> dict[str, Any]:
     """Compile blocks that follow each other, and list the copies and transposes that stand between their operations."""
-    spec, keys = jax.ShapeDtypeStruct, SimpleNamespace(params=lambda: jax.random.key(0))
-    net = from_nnx(nnx.eval_shape(lambda: Blocks(channels, heads, keys)))
+    spec, no_keys = jax.ShapeDtypeStruct, SimpleNamespace(params=lambda: None)  # only the shapes are made
+    net = from_nnx(nnx.eval_shape(lambda: Blocks(channels, heads, no_keys)))
     net = jax.tree.map(lambda leaf: spec(leaf.shape, jnp.bfloat16 if leaf.ndim > 1 else jnp.float32), net)
     given = (net, spec((1, side, side, channels), jnp.bfloat16), spec((1, 1280), jnp.float32))
     given += (spec((1, TOKENS, 2048), jnp.bfloat16),)
