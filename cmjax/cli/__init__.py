@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     name = f"cmjax {options.program}"
     try:
-        with _nothing_to_collect():
+        with _without_garbage_collector():
             command = importlib.import_module(f"cmjax.cli.{options.command}")
         command.run(options)
         sys.stdout.flush()
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _nothing_to_collect() -> Iterator[None]:
+def _without_garbage_collector() -> Iterator[None]:
     """Switch the collector of cyclic garbage off during imports, where it would look through a million new objects.
 
     These objects stay until the process ends. `gc.freeze` keeps them out of later collections, and out of the last one

@@ -173,11 +173,11 @@ def test_the_collector_rests_while_the_commands_own_process_imports(monkeypatch)
     frozen, at_the_end = [], []
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
     monkeypatch.setattr(atexit, "register", at_the_end.append)
-    with cli._nothing_to_collect():  # JAX is there already: somebody else's process
+    with cli._without_garbage_collector():  # JAX is there already: somebody else's process
         assert gc.isenabled()
     assert not frozen and not at_the_end
     monkeypatch.delitem(sys.modules, "jax")
-    with cli._nothing_to_collect():
+    with cli._without_garbage_collector():
         assert not gc.isenabled()
     assert gc.isenabled()
     assert frozen == [False] and at_the_end == [gc.freeze]
