@@ -181,6 +181,9 @@ def shares(
             continue
         if found[3] in ("while", "call", "conditional"):  # their bodies are counted
             outer.add(found[1])
+        if found[3].startswith("all-reduce"):  # named by all that it sums
+            parts[found[1]] = "sums over devices, with the wait for the slowest"
+            continue
         if name := re.search(r'op_name="([^"]*)"', line):
             labels = re.findall(r"part=([^/\")]*)", name[1])
             backward = ", backward" if "transpose(" in name[1] else ""
