@@ -47,7 +47,8 @@ def group_norm(
     a = jax.lax.stop_gradient(_over_groups(x[:, 0].mean(axis=1), groups=groups))
     d = x - _over_pixels(a)
     sums = d.mean(axis=(1, 2)), jnp.square(d).mean(axis=(1, 2))
-    mean, factor, summand = map(_over_pixels, _affine(*sums, scale, bias, gain, shift, groups=groups, eps=eps))
+    told = map(jnp.atleast_2d, (scale, bias, gain, shift))
+    mean, factor, summand = map(_over_pixels, _affine(*sums, *told, groups=groups, eps=eps))
     return (d - mean) * factor + summand
 
 
@@ -57,7 +58,7 @@ def _affine(
 ) -> tuple[Array, Array, Array]:
     """Return a mean, a factor and a summand, so that the norm of d is (d - mean) factor + summand.
 
-    Each is f32[B, C]; the summand is f32[C] or a number if bias, gain and shift are.
+    Each is f32[B, C]; the summand has axes of 1 where bias, gain and shift have them.
     """
     mean, square = _over_groups(mean, groups=groups), _over_groups(square, groups=groups)
     factor = jax.lax.rsqrt(square - jnp.square(mean) + eps) * scale
@@ -72,8 +73,8 @@ def _over_groups(v: Array, *, groups: int) -> Array:
 
 
 def _over_pixels(v: Array) -> Array:
-    """Lay f[..., C], or a number, over the pixels of pictures: f[..., 1, 1, C]."""
-    return jnp.atleast_1d(v)[..., None, None, :]
+    """Lay f[B, C] over the pixels of pictures: f[B, 1, 1, C]."""
+    return v[:, None, None]
 
 
 class GroupNorm(nnx.Module):
